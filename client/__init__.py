@@ -1,0 +1,1 @@
+"""One institution: its data, its steward and the untrusted shim that Flower runs."""

@@ -1,0 +1,1 @@
+"""What client, server and simulations share; pure, without Flower."""

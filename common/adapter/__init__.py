@@ -1,0 +1,1 @@
+"""Stable Diffusion base models, LoRA injection, adapter layout and its vector form."""

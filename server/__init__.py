@@ -1,0 +1,1 @@
+"""The coordinator: rounds, server optimiser, checkpoints and the release."""

@@ -1,0 +1,1 @@
+"""Many virtual institutions on one machine: scenarios, engines, comparisons, benchmarks."""

@@ -1,0 +1,1 @@
+"""The small Stable Diffusion base that ships with the project, and the recipe that makes it."""

@@ -1,0 +1,76 @@
+"""Resumable training loops of the base model: a step counter, an atomic checkpoint, a progress bar."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+SAVE_EVERY: Final = 200
+"""Steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: what is saved, how many steps it takes, and where it keeps its checkpoint."""
+
+    name: str
+    steps: int
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    checkpoint: Path
+
+    def restore(self) -> int:
+        """Load the checkpoint if there is one; returns the number of steps already done."""
+        if not self.checkpoint.exists():
+            return 0
+        saved = torch.load(self.checkpoint, weights_only=True)
+        for key, module in self.modules.items():
+            module.load_state_dict(saved[key])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["step"])
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint beside itself and rename, so that a kill leaves the old or the new one."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {key: module.state_dict() for key, module in self.modules.items()}
+        torch.save({**state, "optimizer": self.optimizer.state_dict(), "step": step}, partial)
+        os.replace(partial, self.checkpoint)
+
+
+def run_stage(stage: Stage, step: Callable[[int], float]) -> None:
+    """Call ``step(i)`` (which trains and returns a loss) for every remaining step, saving as it goes."""
+    done = stage.restore()
+    with tqdm(total=stage.steps, initial=done, desc=stage.name, mininterval=10) as bar:
+        smooth = 0.0
+        for index in range(done, stage.steps):
+            loss = step(index)
+            smooth = loss if index == done else 0.98 * smooth + 0.02 * loss
+            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            bar.update()
+            if (index + 1) % SAVE_EVERY == 0 or index + 1 == stage.steps:
+                stage.save(index + 1)
+
+
+def cosine_rate(peak: float, step: int, steps: int, warmup: int = 100) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share)))))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
