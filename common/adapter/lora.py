@@ -96,12 +96,13 @@ def inject_lora(unet: UNet2DConditionModel, config: AdapterConfig, *, base_diges
     if getattr(unet, "peft_config", None):
         raise AdapterError("this UNet has an adapter already; load a fresh one, or write another vector into it")
     modules = _adapted_modules(unet, config)
-    with torch.random.fork_rng(devices=[]):  # PEFT draws values that are overwritten below
+    with torch.random.fork_rng(devices=[]):  # new layers draw values that are overwritten at once
         unet.add_adapter(_peft_config(config), adapter_name=ADAPTER_NAME)
+        for name in modules:
+            _set_factors(unet.get_submodule(name), name, config)
     unet.requires_grad_(requires_grad=False)
     tensors: list[TensorSpec] = []
     for name in modules:
-        _set_factors(unet.get_submodule(name), name, config)
         for factor in TRAINED[config.train]:
             weight = trained_layer(unet, name, factor).weight.requires_grad_()
             tensors.append(TensorSpec(f"{name}.{factor}", tuple(weight.shape)))
@@ -143,9 +144,7 @@ def _set_factors(adapted: LoraLayer, name: str, config: AdapterConfig) -> None:
         left, right = principal_factors(adapted.base_layer.weight, config.rank)
         a.copy_(right.reshape(a.shape))
         b.copy_(left.reshape(b.shape))
-        cored = CoredFactor(adapted.lora_B[ADAPTER_NAME])
-        cored.requires_grad_(requires_grad=False)
-        adapted.lora_B[ADAPTER_NAME] = cored
+        adapted.lora_B[ADAPTER_NAME] = CoredFactor(adapted.lora_B[ADAPTER_NAME])
         return
     draw = orthonormal_rows if config.train == "B" else kaiming_rows
     a.copy_(draw(tuple(a.shape), config.seed, name))
