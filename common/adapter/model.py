@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from common.diffusion import PredictionType
+
 __all__ = ["BaseModel", "Family", "content_digest", "open_base"]
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -44,7 +46,7 @@ class BaseModel:
     directory: Path
     digest: str
     family: Family
-    prediction_type: str
+    prediction_type: PredictionType
     """``epsilon`` or ``v_prediction``."""
     resolution: int
     """Pixels per side that the UNet was trained for."""
