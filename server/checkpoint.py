@@ -19,7 +19,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.config import RunConfig
 from common.errors import CheckpointError
 from server.files import write_atomically
 from server.optimizer import OptimizerState
@@ -29,6 +28,8 @@ from server.versions import package_versions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from common.config import RunConfig
 
 _Array: TypeAlias = Any
 """A numpy array of any type; safetensors carries no types."""
@@ -49,7 +50,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     round: int
     optimizer_steps: int
     spec_digest: str
-    config: RunConfig
+    config: dict[str, Any]
     versions: dict[str, str]
 
 
@@ -60,7 +61,8 @@ class Checkpoint:
     round: int
     adapter: Vector
     optimizer: OptimizerState
-    config: RunConfig
+    config: dict[str, Any]
+    """The run configuration as plain values, as it was at the time."""
     spec_digest: str
 
     def check_belongs(self, config: RunConfig, *, spec_digest: str) -> None:
@@ -71,7 +73,7 @@ class Checkpoint:
                 further than the run is long.
 
         """
-        differing = list(_differences(msgspec.to_builtins(self.config), msgspec.to_builtins(config)))
+        differing = list(_differences(self.config, msgspec.to_builtins(config)))
         if self.spec_digest != spec_digest:
             differing.append(f"adapter spec: checkpoint {self.spec_digest}, this run {spec_digest}")
         if differing:

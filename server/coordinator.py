@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from common.errors import CheckpointError, ProtocolError
@@ -133,7 +134,7 @@ class Coordinator:
                 round=ready.round - 1,
                 adapter=ready.adapter,
                 optimizer=ready.optimizer,
-                config=self._config,
+                config=msgspec.to_builtins(self._config),
                 spec_digest=self._rules.spec_digest,
             ),
         )
@@ -163,18 +164,21 @@ class Coordinator:
 
     def _collect(self, ready: ReadyForRound, clock: Clock) -> Collecting:
         """One attempt: every participant has answered or failed."""
-        collecting, requests = ready.create_requests(self._transport.nodes())
+        collecting, requests = ready.create_requests(self._nodes(self._rules.minimum))
         outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
         for node, answer in timed_answers(outcomes, clock):
             collecting = take_contribution(collecting, node, answer)
         return collecting
+
+    def _nodes(self, at_least: int) -> tuple[int, ...]:
+        return self._transport.nodes(at_least=at_least, timeout_s=self._config.server.round_timeout_s)
 
     def _evaluate(self, ready: ReadyForRound) -> None:
         """Ask every node for its hold-out loss; without a single answer the run goes on all the same."""
         clock = Clock()
         number = ready.round - 1
         request = Evaluate(round=number, spec_digest=self._rules.spec_digest, adapter=to_bytes(ready.adapter))
-        requests = dict.fromkeys(self._transport.nodes(), encode(request))
+        requests = dict.fromkeys(self._nodes(1), encode(request))
         outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
         rows: list[InstitutionLoss] = []
         failures: dict[int, str] = {}
@@ -189,6 +193,7 @@ class Coordinator:
             losses=tuple(sorted(rows, key=lambda row: row.node)),
             failures=failures,
             seconds=clock.seconds,
+            adapter=ready.adapter,
         )
         _log_evaluation(report)
         self._observer.on_evaluation(report)

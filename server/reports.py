@@ -68,6 +68,8 @@ class EvaluationReport:
     """By node."""
     failures: Mapping[int, str]
     seconds: float
+    adapter: Vector
+    """float32[d]: what was evaluated."""
 
     @property
     def loss(self) -> float:

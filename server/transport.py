@@ -50,8 +50,8 @@ class Failure:
 class Transport(Protocol):
     """Requests to nodes, each named by an integer that stays the same when a run is resumed."""
 
-    def nodes(self) -> tuple[int, ...]:
-        """Nodes that can be asked now, sorted."""
+    def nodes(self, *, at_least: int, timeout_s: float) -> tuple[int, ...]:
+        """Nodes that can be asked, sorted; fewer than ``at_least`` only once ``timeout_s`` has passed."""
         ...
 
     def exchange(self, requests: Mapping[int, bytes], *, timeout_s: float) -> Iterator[tuple[int, bytes | Failure]]:
@@ -70,8 +70,6 @@ class GridTransport:
         grid: Grid,
         *,
         addresses: Callable[[], Mapping[int, int]] | None = None,
-        wait_for: int = 1,
-        wait_s: float = 120.0,
         deadline: Callable[[float], Callable[[], bool]] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -80,23 +78,24 @@ class GridTransport:
         Args:
             grid: Flower's grid.
             addresses: Gives Flower's id of each node by our name for it; absent: its id is its name.
-            wait_for: Nodes that must be there before :meth:`nodes` answers.
-            wait_s: Seconds to wait for them.
             deadline: Gives, for a time in seconds, the question whether it has passed; absent: by the clock.
             stop: Asked at every look; True ends all waiting with :class:`RoundFailed`.
 
         """
         self._grid = grid
         self._addresses = addresses or (lambda: {node: node for node in grid.get_node_ids()})
-        self._wait_for = wait_for
-        self._wait_s = wait_s
         self._deadline = deadline or wall_clock_deadline
         self._stop = stop
 
-    def nodes(self) -> tuple[int, ...]:
-        """Nodes that can be asked now, sorted; fewer than ``wait_for`` once ``wait_s`` has passed."""
-        is_late = wall_clock_deadline(self._wait_s)
-        while len(found := self._addresses()) < self._wait_for and not is_late():
+    def nodes(self, *, at_least: int, timeout_s: float) -> tuple[int, ...]:
+        """See :class:`Transport`.
+
+        Raises:
+            RoundFailed: ``stop`` said so.
+
+        """
+        is_late = self._deadline(timeout_s)
+        while len(found := self._addresses()) < at_least and not is_late():
             self._pause()
         return tuple(sorted(found))
 
