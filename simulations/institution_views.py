@@ -46,7 +46,7 @@ _THIRDS: Final = {
     "sagittal": ("near the middle", "halfway out", "outer part"),
 }
 
-_TISSUE_HOLDOUT: Final[Extent] = ((244, 444), (290, 512))
+_TISSUE_HOLDOUT: Final[Extent] = ((40, 208), (112, 368))
 _FUNDUS_HOLDOUT: Final[Extent] = ((800, 1411), (760, 1411))
 _DISC: Final[Extent] = ((188, 288), (599, 699))
 """The heart of the optic disc, which is some 170 pixels wide."""
@@ -81,7 +81,7 @@ def pathology(cache: Path, resolution: int) -> Iterator[View]:
     Guarantee: a held-out window lies :data:`PIXEL_GAP` pixels or more from every training window.
     """
     tissue = _picture(TISSUE, cache)
-    yield from _patches(tissue, TISSUE, _TISSUE_HOLDOUT, ((96, 18, 17),), resolution, _tissue_caption(tissue))
+    yield from _patches(tissue, TISSUE, _TISSUE_HOLDOUT, ((96, 18, 16),), resolution, _tissue_caption(tissue))
 
 
 def ophthalmology(cache: Path, resolution: int) -> Iterator[View]:
