@@ -56,7 +56,7 @@ def prepare_store(scenario: Scenario, base: BaseModel, cache: Path, warn: Callab
         DataError: Pictures or captions that cannot be used; all of them are listed.
 
     """
-    sites = medical_sites(scenario, base, cache) if scenario.institutions.source == "medical" else _own_sites(scenario)
+    sites = sites_of(scenario, base, cache)
     plan = EncodingPlan(
         resolution=scenario.training.resolution or base.resolution,
         horizontal_flips=scenario.training.horizontal_flips,
@@ -71,7 +71,12 @@ def prepare_store(scenario: Scenario, base: BaseModel, cache: Path, warn: Callab
     return _dealt(scenario, sites, train, holdout)
 
 
-def medical_sites(scenario: Scenario, base: BaseModel, cache: Path) -> tuple[Site, ...]:
+def sites_of(scenario: Scenario, base: BaseModel, cache: Path) -> tuple[Site, ...]:
+    """The scenario's sources of pictures; the demonstration's are built on first use."""
+    return _medical_sites(scenario, base, cache) if scenario.institutions.source == "medical" else _own_sites(scenario)
+
+
+def _medical_sites(scenario: Scenario, base: BaseModel, cache: Path) -> tuple[Site, ...]:
     """The three demonstration institutions, built on first use."""
     resolution = scenario.training.resolution or base.resolution
     folders = build_institutions(cache / f"institutions-{resolution}", cache / "sources", resolution=resolution)

@@ -53,12 +53,10 @@ class RunPlan:
     engine: Engine
     resume: bool
     threads: int
-    pictures: bool = True
-    """Whether sample sheets are drawn; they take a second or two each."""
 
 
-def run_scenario(plan: RunPlan, say: Callable[[str], None]) -> Path:
-    """Run the scenario to its end; returns the run's directory.
+def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
+    """Run the scenario to its end.
 
     Raises:
         DarkroomError: Anything wrong with the configuration, base, pictures or checkpoint.
@@ -67,46 +65,66 @@ def run_scenario(plan: RunPlan, say: Callable[[str], None]) -> Path:
     torch.set_num_threads(plan.threads)
     config = plan.scenario.run_config()
     base = open_base(plan.scenario.base_path(), digest=config.base.digest, family=config.base.family)
-    store = prepare_store(plan.scenario, base, plan.cache, say)
+    store = prepare_store(plan.scenario, base, plan.cache, warn)
     trainer = build_trainer(base, config)
-    final = _coordinate(plan, config, trainer, store)
+    if plan.engine == "inprocess":
+        final = federate(
+            Federation(config, trainer, store, plan.directory), _observers(plan, trainer), resume=plan.resume
+        )
+    else:
+        final = _federate_on_ray(plan, config, trainer, store)
     write_vector(trainer.unet, trainer.spec, final)
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
-    return plan.directory
 
 
-def _coordinate(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> Vector:
-    """The federated run itself, under the plan's engine; the final adapter, float32 [d]."""
-    members: tuple[RunObserver, ...] = (RunDirectory(plan.directory), Progress(), Curves(plan.directory))
-    if plan.pictures:
-        members += (Gallery(trainer, config, plan.directory),)
+def _observers(plan: RunPlan, trainer: Trainer) -> tuple[RunObserver, ...]:
+    """In this order: the metrics are on disk before the curves are drawn from them."""
+    config = plan.scenario.run_config()
+    return (
+        RunDirectory(plan.directory),
+        Progress(),
+        Curves(plan.directory),
+        Gallery(trainer, config, plan.directory),
+    )
 
-    def coordinate(transport: Transport) -> None:
-        Coordinator(
-            config=config,
-            spec=trainer.spec,
-            initial=initial_vector(trainer.spec),
+
+@dataclass(frozen=True)
+class Federation:
+    """Virtual institutions of one run in this process, on one frozen base."""
+
+    config: RunConfig
+    trainer: Trainer
+    store: InstitutionStore
+    directory: Path
+
+    def connect(self, context: Context) -> StewardPort:
+        """The steward of the institution that Flower's node plays."""
+        return self.store.steward(int(context.node_config["partition-id"]), self.config, self.trainer)
+
+    def coordinator(self, transport: Transport, observers: tuple[RunObserver, ...]) -> Coordinator:
+        """The run's coordinator on this transport."""
+        spec = self.trainer.spec
+        return Coordinator(
+            config=self.config,
+            spec=spec,
+            initial=initial_vector(spec),
             transport=transport,
-            observer=Observers(members),
-            directory=plan.directory,
-        ).run(resume=plan.resume)
-
-    count = len(store.institutions)
-    if plan.engine == "inprocess":
-        run_inprocess(coordinate, make_client_app(_SharedStewards(config, trainer, store).connect), count)
-    else:
-        _on_ray(plan, config, trainer, store, coordinate)
-    return load_checkpoint(plan.directory / CHECKPOINTS).adapter
+            observer=Observers(observers),
+            directory=self.directory,
+        )
 
 
-def _on_ray(
-    plan: RunPlan,
-    config: RunConfig,
-    trainer: Trainer,
-    store: InstitutionStore,
-    coordinate: Callable[[Transport], None],
-) -> None:
-    """Worker processes read base and store from disk; only paths and configuration travel."""
+def federate(federation: Federation, observers: tuple[RunObserver, ...], *, resume: bool) -> Vector:
+    """Run in this process; the final adapter, float32 [d]."""
+    return run_inprocess(
+        lambda transport: federation.coordinator(transport, observers).run(resume=resume),
+        make_client_app(federation.connect),
+        len(federation.store.institutions),
+    )
+
+
+def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> Vector:
+    """Run with worker processes, which read base and store from disk: only paths and configuration travel."""
     store.save(plan.directory / STORE)
     worker = WorkerPlan(
         run_config=msgspec.json.encode(config),
@@ -114,17 +132,10 @@ def _on_ray(
         store=(plan.directory / STORE).resolve(),
         threads=1,
     )
+    federation = Federation(config, trainer, store, plan.directory)
+
+    def coordinate(transport: Transport) -> None:
+        federation.coordinator(transport, _observers(plan, trainer)).run(resume=plan.resume)
+
     run_ray(coordinate, worker.connect, len(store.institutions))
-
-
-@dataclass(frozen=True)
-class _SharedStewards:
-    """Every institution's steward in this process, on one frozen base."""
-
-    config: RunConfig
-    trainer: Trainer
-    store: InstitutionStore
-
-    def connect(self, context: Context) -> StewardPort:
-        """The steward of the institution that Flower's node plays."""
-        return self.store.steward(int(context.node_config["partition-id"]), self.config, self.trainer)
+    return load_checkpoint(plan.directory / CHECKPOINTS).adapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ from common.adapter.spec import Family
 from common.errors import BadModelDirectory, DigestMismatch, WrongFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -172,7 +173,8 @@ class BaseModel:
         variant = "fp16" if ".fp16" in weight_files(self.directory, component)[0] else None
         options |= {"variant": variant, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
         try:
-            model, found = kind.from_pretrained(folder, **options)
+            with _no_progress_bars():
+                model, found = kind.from_pretrained(folder, **options)
         except _LOADING_ERRORS as error:
             raise BadModelDirectory(f"{folder}: cannot be loaded: {error}") from error
         for fault in ("missing_keys", "mismatched_keys"):
@@ -217,6 +219,19 @@ def open_base(
             f"{directory}: wanted content {digest}, got {base.digest}; get the very model that the run names"
         )
     return base
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar on standard error for every part that is loaded."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _locate(path: str, *, allow_download: bool) -> Path:
