@@ -271,7 +271,8 @@ def test_a_shard_outside_its_directory_is_refused(copied: Callable[..., Path]) -
     directory = copied()
     (directory / UNET).unlink()
     index = directory / f"{UNET}.index.json"
-    for table in ({"a": "../../secret.safetensors"}, {"a": 3}, {"a": []}, {}, None):
+    tables: list[Any] = [{"a": "../../secret.safetensors"}, {"a": 3}, {"a": []}, {}, None]
+    for table in tables:
         index.write_text(json.dumps({"weight_map": table}))
         with pytest.raises(BadModelDirectory, match="weight_map of file names"):
             open_base(directory)

@@ -8,6 +8,7 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from common.adapter.model import BaseModel, Family, open_base
@@ -89,12 +90,12 @@ def test_a_schedule_that_cannot_be_made_is_refused(copied: Callable[..., Path]) 
         opened.load_sampler()
 
 
-def test_the_pipeline_draws_and_says_nothing(base: BaseModel, capfd: pytest.CaptureFixture[str]) -> None:
-    pipeline = base.pipeline()
+def test_the_pipeline_loads_and_draws_without_a_word(base: BaseModel, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
-    pictures = pipeline("a cat", num_inference_steps=2, output_type="np").images
+    pictures = base.pipeline()("a cat", num_inference_steps=2, output_type="np").images
     assert pictures.shape == (1, 32, 32, 3)
     assert capfd.readouterr() == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
 
 def test_the_pipeline_takes_the_parts_it_is_given(base: BaseModel) -> None:

@@ -126,7 +126,7 @@ def test_the_gradient_predicts_what_a_step_changes(base: BaseModel, probe: Calla
         write_vector(unet, spec, at)
         return probe(unet).square().mean()
 
-    loss(start).backward()
+    torch.autograd.backward(loss(start))
     gradient = gradient_vector(unet, spec)
     length = float(np.linalg.norm(gradient))
     step, steepest = np.float32(2**-8), gradient / np.float32(length)
