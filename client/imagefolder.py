@@ -2,7 +2,7 @@
 
 ``metadata.jsonl`` lies at the top of the folder, one JSON object a line::
 
-    {"file_name": "ward-3/0001.png", "text": "an axial mri slice of a brain", "subject_id": "p17", "label": "axial"}
+    {"file_name": "ward-3/0001.png", "text": "an axial brain mri, upper part", "subject_id": "p17", "label": "axial"}
 
 ``file_name`` and ``text`` (or ``caption``) are needed; the rest is optional, and other keys are ignored. An empty
 caption is a picture that is learnt without one. Pixels are read one picture at a time, by :func:`load_pixels`.

