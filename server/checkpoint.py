@@ -62,7 +62,7 @@ class Checkpoint:
     adapter: Vector
     optimizer: OptimizerState
     config: dict[str, Any]
-    """The run configuration as plain values, as it was at the time."""
+    """The run configuration as it was at the time, by :func:`plain_values`."""
     spec_digest: str
 
     def check_belongs(self, config: RunConfig, *, spec_digest: str) -> None:
@@ -73,7 +73,7 @@ class Checkpoint:
                 further than the run is long.
 
         """
-        differing = list(_differences(self.config, msgspec.to_builtins(config)))
+        differing = list(_differences(self.config, plain_values(config)))
         if self.spec_digest != spec_digest:
             differing.append(f"adapter spec: checkpoint {self.spec_digest}, this run {spec_digest}")
         if differing:
@@ -86,6 +86,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"the checkpoint has {self.round} rounds behind it, the run is {config.rounds} long; raise rounds"
             )
+
+
+def plain_values(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON would give it back, all defaults spelt out."""
+    values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    return values
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
 import numpy as np
 
 from common.errors import CheckpointError, ProtocolError
 from common.messages import Evaluate, encode
 from server.answers import Clock, evaluation_row, take_contribution, timed_answers
-from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
+from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.optimizer import initial_state
 from server.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart
 from server.rounds import ReadyForRound, Rules
@@ -134,7 +133,7 @@ class Coordinator:
                 round=ready.round - 1,
                 adapter=ready.adapter,
                 optimizer=ready.optimizer,
-                config=msgspec.to_builtins(self._config),
+                config=plain_values(self._config),
                 spec_digest=self._rules.spec_digest,
             ),
         )

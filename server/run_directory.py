@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from server.checkpoint import plain_values
 from server.files import write_atomically
 from server.versions import package_versions
 
@@ -122,7 +123,7 @@ def _description(start: RunStart) -> dict[str, Any]:
         "spec_digest": start.spec_digest,
         "dimension": start.dimension,
         "seeds": {"run": config.seed, "adapter": config.adapter.seed, "samples": config.evaluation.sample_seed},
-        "config": msgspec.to_builtins(config),
+        "config": plain_values(config),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -13,7 +14,9 @@ def package_versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
+@functools.cache
 def _version(name: str) -> str:
+    """Read once a process: it takes a millisecond, and every checkpoint asks."""
     try:
         return version(name)
     except PackageNotFoundError:
