@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,18 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         run_ray(lambda _transport: None, ToyConnect(), 2)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the ray extra is not installed")
+@pytest.mark.filterwarnings("ignore")  # of Ray's own imports
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.environ.get("FLWR_TELEMETRY_ENABLED")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="no Ray answers there"):
+            run_ray(lambda _transport: None, ToyConnect(), 2)
+    assert os.environ.get("FLWR_TELEMETRY_ENABLED") == before, "the environment is left as it was"
+
+
 def test_a_worker_process_with_other_code_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
     context = Context(run_id=1, node_id=2, node_config={"partition-id": 0}, state=RecordDict(), run_config={})
     with caplog.at_level(logging.INFO):
@@ -143,12 +156,15 @@ def test_a_worker_process_with_other_code_does_not_answer(caplog: pytest.LogCapt
 RAY_RUN = """
 import json, logging, sys
 from pathlib import Path
+import urllib.request
 from common.errors import DarkroomError
 from simulations.engines.ray import run_ray
 from tests.server.toy import Recorder, ToyConnect, toy_config, toy_coordinator
 
 logging.basicConfig(level=logging.INFO)
 recorder = Recorder()
+called = []
+urllib.request.urlopen = lambda request, **_: called.append(request.full_url)
 
 def lead(transport):
     if sys.argv[2] == "fail":
@@ -161,7 +177,7 @@ except DarkroomError as error:
     print("RESULT", json.dumps({"error": str(error)}))
 else:
     names = [(row.node, row.institution) for row in recorder.evaluations[0].losses]
-    print("RESULT", json.dumps({"adapter": result.tobytes().hex(), "names": names}))
+    print("RESULT", json.dumps({"adapter": result.tobytes().hex(), "names": names, "called": called}))
 """
 
 
@@ -196,6 +212,7 @@ def test_ray_gives_the_bits_of_the_inprocess_engine_and_proves_its_code(tmp_path
     )
     assert result["adapter"] == inprocess.tobytes().hex()
     assert result["names"] == [[i, f"site-{i}"] for i in range(3)], "institutions are numbered by partition"
+    assert not result["called"], "nobody is called home"
     proof = f"runs code {code_identity().digest} from {ROOT / 'common' / '__init__.py'}"
     assert f"ray machine {os.uname().nodename} {proof}" in log
     assert any("worker process" in line and proof in line for line in log.splitlines())
