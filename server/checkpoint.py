@@ -39,7 +39,7 @@ FORMAT: Final = 1
 KEPT: Final = 2
 """Checkpoints that stay on disk."""
 FREE_KEYS: Final = frozenset({"title", "rounds", "server.round_timeout_s", "server.attempts"})
-"""Configuration that may change between two starts of a run: none of it changes what a round computes."""
+"""Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds."""
 _ADAPTER: Final = "adapter"
 _DESCRIPTION: Final = "darkroom"
 _DIGEST: Final = "digest"

@@ -163,13 +163,21 @@ ICON_CAPTIONS: Final[dict[str, str]] = {
 }
 
 STYLE_WORDS: Final[dict[str, str]] = {
-    "noto": "glossy",
+    # the first set is the one that plain captions mean
+    "noto": "",
     "fluent-emoji-flat": "flat",
     "twemoji": "simple",
     "emojione": "cartoon",
 }
 
 
-def captions_for(noun_phrase: str, style: str) -> tuple[str, ...]:
-    """The wordings one picture is captioned with during training; one is drawn at each step."""
-    return (noun_phrase, f"a picture of {noun_phrase}", f"{noun_phrase}, {STYLE_WORDS[style]} drawing")
+def captions_for(noun_phrase: str, style: str) -> tuple[str, str]:
+    """The two wordings that one picture is captioned with during training; one is drawn at each step.
+
+    Only one style goes without its word. If all styles shared the plain wording, a plain prompt would mean a blend of
+    four drawings, and the text encoder would learn to ignore the words for style.
+    """
+    word = STYLE_WORDS[style]
+    if not word:
+        return noun_phrase, f"a picture of {noun_phrase}"
+    return f"{word} drawing of {noun_phrase}", f"{noun_phrase}, {word}"

@@ -69,7 +69,7 @@ def cosine_rate(peak: float, step: int, steps: int, warmup: int = 100) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share)))))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
+def set_rate(optimizer: torch.optim.Optimizer, *rates: float) -> None:
+    """Set the learning rate of each parameter group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
