@@ -141,7 +141,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
-        if self.privacy == "none" and self.acknowledge != PLAIN_WORDS:
+        if self.acknowledge != PLAIN_WORDS:
             yield f'acknowledge: privacy = "none" needs acknowledge = "{PLAIN_WORDS}"; got {self.acknowledge!r}'
         asked = self.server.institutions_per_round
         if asked is not None and asked < self.server.minimum_institutions:

@@ -1,7 +1,7 @@
-"""What travels between coordinator and institution: msgpack bytes, versioned, size-capped, decoded into exactly one type.
+"""What travels between coordinator and institution: msgpack bytes, versioned, size-capped, decoded into one type.
 
-The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals carry
-a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
+The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
+carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _parse(table: Mapping[str, Any], into: type[T], prefix: str, faults: list[st
     if len(faults) > before:
         return None
     made = into(**values)
-    if isinstance(made, Checked):
+    if isinstance(made, Checked):  # a struct may lack rules
         faults += [f"{prefix}{fault}" for fault in made.faults()]
     return made
 

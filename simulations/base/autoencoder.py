@@ -1,8 +1,8 @@
 """Train the base's AutoencoderKL: f = 4, four latent channels, no attention; then refine its decoder alone.
 
-Loss: L1 + MSE + 0.5 · L1 of spatial gradients + 1e-5 · KL. At the end the latents' mean and standard deviation, measured on
-the training pool, are folded into ``quant_conv`` and ``post_quant_conv``, so that latents have zero mean and unit variance
-and the pipeline's ``scaling_factor`` is 1.
+Loss: L1 + MSE + 0.5 · L1 of spatial gradients + 1e-5 · KL. At the end the latents' mean and standard deviation,
+measured on the training pool, are folded into ``quant_conv`` and ``post_quant_conv``, so that latents have zero mean
+and unit variance and the pipeline's ``scaling_factor`` is 1.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _refine_decoder(vae: AutoencoderKL, pool: NDArray[np.uint8], work: Path, ste
 
 def _descend(loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())

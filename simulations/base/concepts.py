@@ -1,7 +1,8 @@
 """The subjects that the small base model is taught, and the words they are captioned with.
 
-Each entry is an icon's name in the Iconify emoji sets and the noun phrase that captions it. The list is short on purpose:
-with a few CPU-hours, every subject must be seen many times before a prompt gives a picture that a stranger recognises.
+Each entry is an icon's name in the Iconify emoji sets and the noun phrase that captions it. The list is short on
+purpose: with a few CPU-hours, every subject must be seen many times before a prompt gives a picture that a stranger
+recognises.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Public pictures for training the base model: fetch icon sets by package name, render them, widen them with textures.
 
-Only needed to rebuild the base. None of the pictures that the demonstration's institutions hold is read here, so the base
-knows nothing about them.
+Only needed to rebuild the base. None of the pictures that the demonstration's institutions hold is read here, so the
+base knows nothing about them.
 """
 
 from __future__ import annotations
@@ -82,10 +82,9 @@ def render(icons: dict[str, Any], name: str, size: int) -> NDArray[np.uint8]:
     entry = _resolve(icons, name)
     width = entry.get("width", icons.get("width", 16))
     height = entry.get("height", icons.get("height", 16))
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}" height="{size}" '
-        f'viewBox="0 0 {width} {height}">{entry["body"]}</svg>'
-    )
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    box = f'width="{size}" height="{size}" viewBox="0 0 {width} {height}"'
+    svg = f"<svg {spaces} {box}>{entry['body']}</svg>"
     with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)))) as picture:
         rgba = picture.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")

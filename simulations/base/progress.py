@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +44,7 @@ class Stage:
         partial = self.checkpoint.with_suffix(".partial")
         state = {key: module.state_dict() for key, module in self.modules.items()}
         torch.save({**state, "optimizer": self.optimizer.state_dict(), "step": step}, partial)
-        os.replace(partial, self.checkpoint)
+        partial.replace(self.checkpoint)
 
 
 def run_stage(stage: Stage, step: Callable[[int], float]) -> None:

@@ -1,7 +1,7 @@
 """Pictures that only the autoencoder is trained on: photographs, grey pictures, procedural textures, line art.
 
-An autoencoder trained on flat icons alone reconstructs photographic and grey pictures at 20 dB, and whatever a LoRA then
-learns stays blurry. Nothing here comes from a picture that a demonstration institution holds.
+An autoencoder trained on flat icons alone reconstructs photographic and grey pictures at 20 dB, and whatever a LoRA
+then learns stays blurry. Nothing here comes from a picture that a demonstration institution holds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _icon_view(pixels: NDArray[np.uint8], rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     """The whole icon, or, one time in four, a crop at twice the scale."""
-    if rng.random() < 0.25:  # noqa: PLR2004 - the share is the documented one
+    if rng.random() < 0.25:
         top, left = rng.integers(0, size, 2)
         return pixels[top : top + size, left : left + size]
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BOX), dtype=np.uint8)
@@ -73,7 +73,8 @@ def _photo_crop(photo: Image.Image, rng: np.random.Generator, size: int) -> NDAr
     return _vary(pixels, rng)
 
 
-def _vary(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _vary(pixels: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Grey, inverted, brighter or darker, tinted or on black, each by chance."""
     if rng.random() < 0.4:
         pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     if rng.random() < 0.2:

@@ -1,0 +1,183 @@
+"""Encode an institution's pictures and captions once; train on the cached latents ever after.
+
+The VAE and the text encoder are loaded, used and dropped here, so that neither is in memory during training. For each
+picture the posterior's mean and standard deviation are kept, and each training draw samples the latent from them,
+exactly as if the picture were encoded afresh. For each distinct caption one text embedding is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from common.adapter.text import encode_captions, overlong_captions
+from safetensors.numpy import load_file, save_file
+
+from client.imagefolder import check_images, load_pixels
+from common.errors import BadImage, DataError, EmptyFolder
+from common.progress import bar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from common.adapter.model import BaseModel
+    from numpy.typing import NDArray
+
+    from client.imagefolder import Picture
+
+_BATCH: Final = 16
+_FORMAT: Final = "1"
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Text conditioning of distinct captions; row 0 is the empty caption.
+
+    Shapes: ``embeddings`` float32 [captions, tokens, width]; ``pooled`` float32 [captions, width] for SDXL, else None.
+    """
+
+    embeddings: torch.Tensor
+    pooled: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class LatentShard:
+    """One institution's encoded pictures. Never leaves the institution; its repr shows no content.
+
+    Shapes: ``mean`` and ``std`` float16 [pictures, views, channels, height, width], already multiplied by the VAE's
+    scaling factor; ``caption_rows`` int64 [pictures] into ``captions``.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    caption_rows: torch.Tensor
+    captions: CaptionTable
+
+    def __repr__(self) -> str:
+        """Neither content nor count."""
+        return "LatentShard(…)"
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.mean)
+
+    def select(self, rows: Sequence[int]) -> LatentShard:
+        """The shard of some of the pictures; the caption table is shared, not copied."""
+        chosen = torch.as_tensor(list(rows), dtype=torch.int64)
+        return LatentShard(self.mean[chosen], self.std[chosen], self.caption_rows[chosen], self.captions)
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """How pictures are encoded: pixels per side, and whether a mirrored view of each is cached as well."""
+
+    resolution: int
+    horizontal_flips: bool
+    cache: Path | None = None
+    """Directory that keeps encoded shards between runs; None keeps nothing."""
+    device: str = "cpu"
+
+
+def encode_folder(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> LatentShard:
+    """Encode every picture and caption of a folder, or read them from the cache.
+
+    Raises:
+        EmptyFolder: No pictures.
+        DataError: Pictures that cannot be used; the text lists each of them.
+
+    """
+    if not pictures:
+        raise EmptyFolder(f"{folder}: no pictures to encode; put images and their metadata.jsonl there")
+    kept = None if plan.cache is None else plan.cache / f"{_cache_key(base, folder, pictures, plan)}.safetensors"
+    if kept is not None and kept.exists():
+        return load_shard(kept)
+    shard = _encode(base, folder, pictures, plan)
+    if kept is not None:
+        save_shard(shard, kept)
+    return shard
+
+
+def _encode(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> LatentShard:
+    bad = check_images(folder, pictures)
+    if bad:
+        listed = "\n".join(f"  - {fault}" for fault in bad)
+        raise DataError(f"{folder}: {len(bad)} of {len(pictures)} pictures cannot be used:\n{listed}")
+    mean, std = _encode_pictures(base, folder, pictures, plan)
+    distinct = ["", *sorted({picture.caption for picture in pictures} - {""})]
+    rows = torch.tensor([distinct.index(picture.caption) for picture in pictures])
+    return LatentShard(mean, std, rows, _encode_captions(base, distinct, plan))
+
+
+def _encode_pictures(
+    base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan
+) -> tuple[torch.Tensor, torch.Tensor]:
+    vae = base.load_vae().to(plan.device)
+    means, stds = [], []
+    with torch.no_grad(), bar("encoding pictures", len(pictures)) as advance:
+        for start in range(0, len(pictures), _BATCH):
+            batch = [load_pixels(folder, picture, plan.resolution) for picture in pictures[start : start + _BATCH]]
+            views = np.stack([view for pixels in batch for view in _views(pixels, plan)])
+            posterior = vae.encode(_to_tensor(views).to(plan.device)).latent_dist
+            means.append(posterior.mean.cpu() * vae.config.scaling_factor)
+            stds.append(posterior.std.cpu() * vae.config.scaling_factor)
+            advance(len(batch))
+    shape = (len(pictures), 2 if plan.horizontal_flips else 1)
+    mean, std = torch.cat(means), torch.cat(stds)
+    if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        raise BadImage(f"{folder}: the autoencoder gave non-finite latents; is the base model intact?")
+    return mean.unflatten(0, shape).half(), std.unflatten(0, shape).half()
+
+
+def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uint8]]:
+    return [pixels, pixels[:, ::-1]] if plan.horizontal_flips else [pixels]
+
+
+def _to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _encode_captions(base: BaseModel, captions: list[str], plan: EncodingPlan) -> CaptionTable:
+    encoders = tuple(encoder.to(plan.device) for encoder in base.load_text_encoders())
+    tokenizers = base.load_tokenizers()
+    conditioning = encode_captions(tokenizers, encoders, base.family, captions)
+    pooled = conditioning.pooled
+    return CaptionTable(conditioning.embeddings.cpu(), None if pooled is None else pooled.cpu())
+
+
+def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """File names of pictures whose caption is longer than the text encoder reads; the rest of it is cut off."""
+    rows = overlong_captions(base.load_tokenizers(), [picture.caption for picture in pictures])
+    return tuple(pictures[row].file_name for row in rows)
+
+
+def _cache_key(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> str:
+    """Digest of everything the encoding depends on, contents of the files included."""
+    state = hashlib.sha256()
+    for part in (_FORMAT, base.digest, str(plan.resolution), str(plan.horizontal_flips)):
+        state.update(part.encode() + b"\0")
+    for picture in pictures:
+        content = hashlib.sha256((folder / picture.file_name).read_bytes()).hexdigest()
+        state.update(f"{content}\0{picture.caption}\0".encode())
+    return state.hexdigest()
+
+
+def save_shard(shard: LatentShard, path: Path) -> None:
+    """Write the shard as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"mean": shard.mean, "std": shard.std, "rows": shard.caption_rows, "text": shard.captions.embeddings}
+    if shard.captions.pooled is not None:
+        arrays["pooled"] = shard.captions.pooled
+    partial = path.with_suffix(".partial")
+    save_file({key: np.ascontiguousarray(value.numpy()) for key, value in arrays.items()}, partial)
+    partial.replace(path)
+
+
+def load_shard(path: Path) -> LatentShard:
+    """Read a shard that ``save_shard`` wrote."""
+    arrays = {key: torch.from_numpy(value) for key, value in load_file(path).items()}
+    captions = CaptionTable(arrays["text"], arrays.get("pooled"))
+    return LatentShard(arrays["mean"], arrays["std"], arrays["rows"], captions)
