@@ -1,11 +1,11 @@
 """The only source of secret randomness: sampling, noise and keys all draw from here.
 
-Secret draws come from :class:`SystemRandomness`: every request takes a fresh key from the operating system and expands it
-with AES-256-CTR. Nothing is kept between requests, so a forked process, a second thread or a restored snapshot cannot
-repeat a stream, and there is no state whose theft would reveal earlier noise.
+Secret draws come from :class:`SystemRandomness`: every request takes a fresh key from the operating system and expands
+it with AES-256-CTR. Nothing is kept between requests, so a forked process, a second thread or a restored snapshot
+cannot repeat a stream, and there is no state whose theft would reveal earlier noise.
 
-Repeatable draws exist for tests and simulations only. They are had from :func:`repeatable_randomness` alone, which wants a
-sentence said out loud, and everything drawn from them is marked ``private = False``.
+Repeatable draws exist for tests and simulations only. They are had from :func:`repeatable_randomness` alone, which
+wants a sentence said out loud, and everything drawn from them is marked ``private = False``.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Randomness(ABC):
 class SystemRandomness(Randomness):
     """Secret randomness: an AES-256-CTR keystream under a fresh key from the operating system for every request.
 
-    Guarantee: if ``os.urandom`` yields secret uniform keys and AES-256 is a pseudorandom permutation, no one can tell the
-    draws from uniform ones; two requests, in whatever threads or forked processes, never share a key.
+    Guarantee: if ``os.urandom`` yields secret uniform keys and AES-256 is a pseudorandom permutation, no one can tell
+    the draws from uniform ones; two requests, in whatever threads or forked processes, never share a key.
     """
 
     @property

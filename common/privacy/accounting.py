@@ -5,9 +5,10 @@ Events say what happened and nothing about its price; the accountant prices them
 dp-accounting. Every ε is an upper bound: the distributions are rounded pessimistically at whatever grid is used, so a
 coarser grid costs a little and never understates.
 
-Neighbouring data sets differ by one privacy unit added or removed. δ' that is lost outside the accountant (a capped
-sample, rounded noise, a truncated tail) enters as total variation ``slack``: a mechanism within τ of an (ε, δ) one is
-(ε, δ + (1 + e^ε)·τ).
+Neighbouring data sets differ by one privacy unit added or removed. What the accountant does not see enters δ in two
+ways. ``slack``, a total variation τ (sums of rounded noise), costs (1 + e^ε)·τ, since a mechanism within τ of an (ε, δ)
+one is (ε, δ + (1 + e^ε)·τ). ``lost``, the probability that the events were not what they are said to be (a sample that
+reached its cap), costs just that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from common.errors import AccountingError, UnknownEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 ACCOUNTANT: Final = "PLD (dp-accounting), Poisson-subsampled Gaussian, add/remove one unit"
 FINE: Final = 1e-4
@@ -79,6 +80,7 @@ def epsilon(
     *,
     delta: float,
     slack: float = 0.0,
+    lost: float = 0.0,
     population: int | None = None,
 ) -> float:
     """The smallest ε that the accountant proves for these events together.
@@ -86,25 +88,34 @@ def epsilon(
     Args:
         events: what was done; none at all costs 0.
         delta: the δ to be stated.
-        slack: total variation lost outside the accountant, over all events.
+        slack: total variation between the mechanism that ran and these events, over all of them.
+        lost: probability, over all of them, that the events are void.
         population: number of units N, where known; δ must be below 1/N.
 
-    Guarantee: if each event is what it says it is and the mechanism that ran is within ``slack`` of the events in total
-    variation, the transcript is (ε, δ)-DP for adding or removing one unit.
+    Guarantee: if the mechanism that ran is within ``slack`` of the events in total variation, save with probability
+    ``lost``, its transcript is (ε, δ)-DP for adding or removing one unit.
 
     Raises:
         UnknownEvent: something other than :class:`Rounds` is among the events.
         AccountingError: nonsense, a δ of 1/N or more, a slack that uses up δ, or an ε above :data:`LARGEST_EPSILON`.
     """
     check_delta(delta, population)
-    _require(slack >= 0, "slack ≥ 0", slack)
+    left = _left(delta, slack, lost)
     _refuse_unknown(events)
     if not events:
         return 0.0
-    rough = _solve(_compose(events, COARSE), delta, slack)
+    rough = _solve(_compose(events, COARSE), left, slack)
     if rough > 500:
         return rough
-    return min(rough, _solve(_compose(events, FINE if rough <= 50 else SEARCH), delta, slack))
+    return min(rough, _solve(_compose(events, FINE if rough <= 50 else SEARCH), left, slack))
+
+
+def _left(delta: float, slack: float, lost: float) -> float:
+    """δ without what is lost."""
+    _require(slack >= 0 and lost >= 0, "slack and lost ≥ 0", (slack, lost))
+    if lost >= delta:
+        raise AccountingError(f"a loss of {lost:g} uses up delta = {delta:g}: raise the cap on sampled units")
+    return delta - lost
 
 
 def _refuse_unknown(events: Sequence[object]) -> None:
@@ -136,13 +147,15 @@ def _solve(distribution: Any, delta: float, slack: float) -> float:  # noqa: ANN
         if left <= 0:
             raise AccountingError(
                 f"a slack of {slack:g} at epsilon ≈ {bound:.3g} uses up delta = {delta:g}: "
-                "raise the cap on sampled units or the number of bits",
+                "take a larger scale or a larger delta",
             )
         following = _bounded(distribution.get_epsilon_for_delta(left))
         if following <= bound * (1 + 1e-9):
             return float(bound * (1 + 1e-9))
         bound = following
-    raise AccountingError(f"a slack of {slack:g} leaves no epsilon for delta = {delta:g}: raise the cap on sampled units")
+    raise AccountingError(
+        f"a slack of {slack:g} leaves no epsilon for delta = {delta:g}: raise the cap on sampled units"
+    )
 
 
 def _bounded(value: float) -> float:
@@ -150,13 +163,14 @@ def _bounded(value: float) -> float:
     return max(float(value), 0.0)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - the settings that z depends on
     target: float,
     *,
     delta: float,
     sampling_rate: float,
     rounds: int,
     slack: float = 0.0,
+    lost: float = 0.0,
     population: int | None = None,
 ) -> float:
     """The smallest noise multiplier z, rounded up to 4 digits, whose ε is at most ``target``.
@@ -171,11 +185,12 @@ def calibrate(
     def meets(z: float, grid: float) -> bool:
         event = Rounds(noise_multiplier=z, sampling_rate=sampling_rate, rounds=rounds)
         try:
-            return _solve(_compose([event], grid), delta, slack) <= target
+            return _solve(_compose([event], grid), left, slack) <= target
         except AccountingError:
             return False
 
     check_delta(delta, population)
+    left = _left(delta, slack, lost)
     low, high = 0.5, 1.0
     while not meets(high, COARSE):
         low, high = high, 2 * high
@@ -188,12 +203,17 @@ def calibrate(
     return _polish(high, lambda z: meets(z, FINE if target <= 50 else SEARCH))
 
 
-def _polish(start: float, meets: Any) -> float:  # noqa: ANN401 - a predicate on z
-    """Step ``start`` to the least 4-digit z that meets the target on the fine grid."""
+def _polish(start: float, meets: Callable[[float], bool]) -> float:
+    """The least 4-digit z near ``start`` that meets the target, by bisection on the fine grid."""
     step = 10.0 ** (math.floor(math.log10(start)) - 3)
-    steps = math.ceil(start / step)
-    while not meets(steps * step):
-        steps += 1
-    while steps > 1 and meets((steps - 1) * step):
-        steps -= 1
-    return round(steps * step, 12)
+    high = math.ceil(start / step)
+    while not meets(high * step):
+        high += 1
+    low, stride = high - 1, 1
+    while low > 0 and meets(low * step):
+        low, high, stride = low - 2 * stride, low, 2 * stride
+    low = max(low, 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle * step) else (middle, high)
+    return round(high * step, 12)
