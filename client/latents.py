@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from common.adapter.text import encode_captions, overlong_captions
 from safetensors.numpy import load_file, save_file
 
 from client.imagefolder import check_images, load_pixels
+from common.adapter.text import encode_captions, overlong_captions, unconditional
 from common.errors import BadImage, DataError, EmptyFolder
 from common.progress import bar
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from common.adapter.model import BaseModel
     from numpy.typing import NDArray
 
     from client.imagefolder import Picture
+    from common.adapter.model import BaseModel
 
 _BATCH: Final = 16
 _FORMAT: Final = "1"
@@ -35,7 +35,7 @@ _FORMAT: Final = "1"
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Text conditioning of distinct captions; row 0 is the empty caption.
+    """Text conditioning of distinct captions; row 0 is what guidance guides away from: the empty caption, or zeros.
 
     Shapes: ``embeddings`` float32 [captions, tokens, width]; ``pooled`` float32 [captions, width] for SDXL, else None.
     """
@@ -107,8 +107,9 @@ def _encode(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: En
         listed = "\n".join(f"  - {fault}" for fault in bad)
         raise DataError(f"{folder}: {len(bad)} of {len(pictures)} pictures cannot be used:\n{listed}")
     mean, std = _encode_pictures(base, folder, pictures, plan)
-    distinct = ["", *sorted({picture.caption for picture in pictures} - {""})]
-    rows = torch.tensor([distinct.index(picture.caption) for picture in pictures])
+    distinct = sorted({picture.caption for picture in pictures} - {""})
+    place = {"": 0} | {caption: row for row, caption in enumerate(distinct, start=1)}
+    rows = torch.tensor([place[picture.caption] for picture in pictures])
     return LatentShard(mean, std, rows, _encode_captions(base, distinct, plan))
 
 
@@ -129,7 +130,7 @@ def _encode_pictures(
     mean, std = torch.cat(means), torch.cat(stds)
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise BadImage(f"{folder}: the autoencoder gave non-finite latents; is the base model intact?")
-    return mean.unflatten(0, shape).half(), std.unflatten(0, shape).half()
+    return mean.reshape(*shape, *mean.shape[1:]).half(), std.reshape(*shape, *std.shape[1:]).half()
 
 
 def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uint8]]:
@@ -143,9 +144,12 @@ def _to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
 def _encode_captions(base: BaseModel, captions: list[str], plan: EncodingPlan) -> CaptionTable:
     encoders = tuple(encoder.to(plan.device) for encoder in base.load_text_encoders())
     tokenizers = base.load_tokenizers()
-    conditioning = encode_captions(tokenizers, encoders, base.family, captions)
-    pooled = conditioning.pooled
-    return CaptionTable(conditioning.embeddings.cpu(), None if pooled is None else pooled.cpu())
+    nothing = unconditional(tokenizers, encoders, base.family, zeros=base.zero_unconditional)
+    parts = [nothing]
+    if captions:
+        parts.append(encode_captions(tokenizers, encoders, base.family, captions))
+    pooled = [part.pooled.cpu() for part in parts if part.pooled is not None]
+    return CaptionTable(torch.cat([part.embeddings.cpu() for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:
@@ -181,3 +185,21 @@ def load_shard(path: Path) -> LatentShard:
     arrays = {key: torch.from_numpy(value) for key, value in load_file(path).items()}
     captions = CaptionTable(arrays["text"], arrays.get("pooled"))
     return LatentShard(arrays["mean"], arrays["std"], arrays["rows"], captions)
+
+
+def concatenate(shards: Sequence[LatentShard]) -> LatentShard:
+    """One shard of several, with one caption table; captions that two shards share may stand in it twice."""
+    if not shards:
+        raise EmptyFolder("no shards to join")
+    offsets = np.cumsum([0, *(len(shard.captions.embeddings) for shard in shards[:-1])])
+    rows = [
+        # row 0 is the empty caption everywhere: it stays row 0, which caption dropout relies on
+        torch.where(shard.caption_rows == 0, 0, shard.caption_rows + int(offset))
+        for shard, offset in zip(shards, offsets, strict=True)
+    ]
+    pooled = [shard.captions.pooled for shard in shards if shard.captions.pooled is not None]
+    captions = CaptionTable(
+        torch.cat([shard.captions.embeddings for shard in shards]), torch.cat(pooled) if pooled else None
+    )
+    mean, std = torch.cat([shard.mean for shard in shards]), torch.cat([shard.std for shard in shards])
+    return LatentShard(mean, std, torch.cat(rows), captions)

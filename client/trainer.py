@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from common.adapter.text import added_conditions
 
+from common.adapter.lora import inject_lora
+from common.adapter.text import added_conditions
 from common.adapter.vector import gradient_vector, read_vector, trained_parameters, write_vector
 from common.diffusion import add_noise, denoising_target, loss_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from common.adapter.model import BaseModel
+    from diffusers import UNet2DConditionModel
     from numpy.typing import NDArray
-    from torch import nn
 
     from client.latents import LatentShard
+    from common.adapter.model import BaseModel
     from common.adapter.spec import AdapterSpec
-    from common.config import TrainingConfig
+    from common.config import RunConfig, TrainingConfig
 
 HOLDOUT_SEED: Final = 20_260_101
 """Seed of the hold-out draws: the same (timestep, noise) for every adapter, so that losses can be compared."""
@@ -128,7 +129,7 @@ class Trainer:
         self,
         *,
         base: BaseModel,
-        unet: nn.Module,
+        unet: UNet2DConditionModel,
         spec: AdapterSpec,
         config: TrainingConfig,
         device: str = "cpu",
@@ -177,7 +178,8 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             output = self.unet(noisy, draws.timesteps.to(self.device), **self._conditions(shard, draws)).sample
         target = denoising_target(latents, noise, alpha_bar, self.base.prediction_type)
-        return (output.float() - target).pow(2).mean(dim=(1, 2, 3))
+        errors: torch.Tensor = (output.float() - target).pow(2).mean(dim=(1, 2, 3))
+        return errors
 
     def _latents(self, shard: LatentShard, draws: Draws) -> torch.Tensor:
         mean = shard.mean[draws.rows, draws.views].float()
@@ -191,7 +193,9 @@ class Trainer:
         }
         if table.pooled is not None:
             pooled = table.pooled[draws.caption_rows].to(self.device)
-            conditions["added_cond_kwargs"] = added_conditions(self.base.family, pooled, resolution=self._resolution)
+            conditions["added_cond_kwargs"] = added_conditions(
+                self.base.family, pooled, resolution=self._resolution, batch=len(draws)
+            )
         return conditions
 
     def gradient_sum(self, shard: LatentShard, draws: Draws) -> GradientSum:
@@ -230,3 +234,11 @@ class Trainer:
 def _computes_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster there; on a CPU without its instructions it is many times slower."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def build_trainer(base: BaseModel, config: RunConfig, *, device: str = "cpu") -> Trainer:
+    """Load the base's UNet, freeze it, inject the run's adapter and set it to its initial value."""
+    unet = base.load_unet()
+    unet.to(device)  # before the injection: factors are made where the layers are
+    spec = inject_lora(unet, config.adapter, base_digest=base.digest)
+    return Trainer(base=base, unet=unet, spec=spec, config=config.training, device=device)

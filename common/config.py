@@ -47,7 +47,7 @@ class AdapterConfig(Config, frozen=True, kw_only=True):
     train: Literal["B", "AB", "core"] = "B"
     targets: tuple[str, ...] = ATTENTION_TARGETS
     """Suffixes of UNet module names (Linear or Conv2d)."""
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """Public seed of the frozen factors."""
 
     def faults(self) -> Iterator[str]:
@@ -129,7 +129,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     title: str = ""
     rounds: PositiveInt
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     privacy: Literal["none"]
     acknowledge: str = ""
     """With ``privacy = "none"``: the sentence :data:`PLAIN_WORDS`."""

@@ -73,10 +73,10 @@ def _parse(table: Mapping[str, Any], into: type[T], prefix: str, faults: list[st
             faults.append(f"{prefix}{key}: missing; wanted {_describe(field.type)}")
     if len(faults) > before:
         return None
-    made = into(**values)
+    made: object = into(**values)
     if isinstance(made, Checked):  # a struct may lack rules
         faults += [f"{prefix}{fault}" for fault in made.faults()]
-    return made
+    return made if isinstance(made, into) else None
 
 
 def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # noqa: ANN401 - TOML values

@@ -46,7 +46,7 @@ _THIRDS: Final = {
     "sagittal": ("near the middle", "halfway out", "outer part"),
 }
 
-_TISSUE_HOLDOUT: Final[Extent] = ((244, 444), (290, 512))
+_TISSUE_HOLDOUT: Final[Extent] = ((40, 208), (112, 368))
 _FUNDUS_HOLDOUT: Final[Extent] = ((800, 1411), (760, 1411))
 _DISC: Final[Extent] = ((188, 288), (599, 699))
 """The heart of the optic disc, which is some 170 pixels wide."""
@@ -68,7 +68,7 @@ def neurology(cache: Path, resolution: int) -> Iterator[View]:
             third = 3 * (index - used.start) // len(used)
             yield View(
                 pixels=shrink(_framed(_upright(volume, plane, index)), resolution),
-                caption=f"{'a' if plane != 'axial' else 'an'} {plane} mri slice of a brain, {_THIRDS[plane][third]}",
+                caption=f"{'a' if plane != 'axial' else 'an'} {plane} brain mri, {_THIRDS[plane][third]}",
                 split=split,
                 source=plane,
                 extent=((index, index + 1),),
@@ -81,7 +81,7 @@ def pathology(cache: Path, resolution: int) -> Iterator[View]:
     Guarantee: a held-out window lies :data:`PIXEL_GAP` pixels or more from every training window.
     """
     tissue = _picture(TISSUE, cache)
-    yield from _patches(tissue, TISSUE, _TISSUE_HOLDOUT, ((96, 18, 17),), resolution, _tissue_caption(tissue))
+    yield from _patches(tissue, TISSUE, _TISSUE_HOLDOUT, ((96, 18, 16),), resolution, _tissue_caption(tissue))
 
 
 def ophthalmology(cache: Path, resolution: int) -> Iterator[View]:
@@ -164,7 +164,7 @@ def _tissue_caption(tissue: NDArray[np.uint8]) -> Callable[[Extent], str | None]
     def caption(window: Extent) -> str:
         share = float(crop(brown, window).mean())
         kind = "mostly brown" if share > 0.75 else "mostly blue" if share < 0.4 else "brown and blue"
-        return f"an ihc stain of tissue, {kind} cells"
+        return f"a tissue stain, {kind} cells"
 
     return caption
 
@@ -186,7 +186,7 @@ def _fundus_caption(fundus: NDArray[np.uint8]) -> Callable[[Extent], str | None]
         if inside_field < 0.4:
             return None
         words = _fundus_words(window, inside_field, float(crop(vessels, window).mean()))
-        return f"a fundus photograph of a retina, {words}"
+        return f"a retina photo, {words}"
 
     return caption
 

@@ -51,8 +51,8 @@ def main(
     work: Annotated[Path, typer.Option(help="Where pictures and checkpoints are kept.")] = Path(".cache/base"),
     out: Annotated[Path, typer.Option(help="The model directory to write.")] = MODEL_DIRECTORY,
     autoencoder_steps: Annotated[int, typer.Option(min=1)] = 4000,
-    decoder_steps: Annotated[int, typer.Option(min=1)] = 1500,
-    denoiser_steps: Annotated[int, typer.Option(min=1)] = 9000,
+    decoder_steps: Annotated[int, typer.Option(min=1)] = 800,
+    denoiser_steps: Annotated[int, typer.Option(min=1)] = 13000,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for torch.")] = 2,
 ) -> None:
     """Train tokenizer, autoencoder, text encoder and UNet, and write the pipeline."""

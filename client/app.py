@@ -1,0 +1,95 @@
+"""The Flower shim: hands request bytes to the steward and reply bytes back, and knows nothing else.
+
+Flower lets the coordinator choose the code that runs here, so nothing that matters may rest on it: no vault, no key, no
+base model. It works with ``common`` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from common.messages import Refusal, RefusalCode, encode
+from common.port import ACTION, FIELD, RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flwr.app import Context
+
+    from common.port import StewardPort
+
+ADDRESS_KEY: Final = "steward"
+"""Key of the SuperNode's ``--node-config`` that names the steward's socket."""
+
+_log = logging.getLogger(__name__)
+
+
+def make_client_app(connect: Callable[[Context], StewardPort]) -> ClientApp:
+    """A ClientApp that answers every message with the words of the steward that ``connect`` finds.
+
+    Guarantee: whatever ``connect`` or the steward raises, the coordinator gets an encoded ``Refusal`` with a code and
+    no text of ours, because Flower would send an exception's text, local paths included, to the coordinator. The
+    details go to this site's log.
+    """
+    app = ClientApp()
+
+    @app.query(ACTION)
+    def ask(message: Message, context: Context) -> Message:
+        return Message(_content(_answer(message, context, connect)), reply_to=message)
+
+    return app
+
+
+class _NoSteward:
+    """Stands in where this site has no steward to speak to."""
+
+    def answer(self, request: bytes) -> bytes:
+        _log.error(
+            "refused a request of %d bytes: no steward to ask; this version answers inside a simulation only",
+            len(request),
+        )
+        return encode(Refusal(code=RefusalCode.NOT_ALLOWED))
+
+
+def _connect_deployed(context: Context) -> StewardPort:
+    _log.info("steward address in the node configuration: %r", context.node_config.get(ADDRESS_KEY))
+    return _NoSteward()
+
+
+def _answer(message: Message, context: Context, connect: Callable[[Context], StewardPort]) -> bytes:
+    try:
+        request = _request_of(message)
+        if request is None:
+            _log.error("refused a message without request bytes")
+            return encode(Refusal(code=RefusalCode.MALFORMED))
+        return _checked(connect(context).answer(request))
+    except (Exception, SystemExit):  # noqa: BLE001 - an exception's text would reach the coordinator
+        # SystemExit too: a library that exits would end Flower's process, which reports more to the coordinator
+        _log.exception("the steward could not answer")
+        return encode(Refusal(code=RefusalCode.INTERNAL))
+
+
+def _request_of(message: Message) -> bytes | None:
+    if not message.has_content():
+        return None
+    record = message.content.config_records.get(RECORD)
+    request = None if record is None else record.get(FIELD)
+    return request if isinstance(request, bytes) else None
+
+
+def _checked(reply: object) -> bytes:
+    if not isinstance(reply, bytes):
+        raise TypeError(f"the steward answered with {type(reply).__name__}; wanted bytes")
+    return reply
+
+
+def _content(reply: bytes) -> RecordDict:
+    return RecordDict({RECORD: ConfigRecord({FIELD: reply})})
+
+
+app = make_client_app(_connect_deployed)
+"""What Flower loads in a deployment."""

@@ -1,0 +1,76 @@
+"""``darkroom-client``: an institution's command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.command_line import run_command_line
+
+app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Base = Annotated[str, typer.Option(help="Base model: a diffusers directory.")]
+
+
+@app.command()
+def generate(
+    base: Base,
+    adapter: Annotated[Path, typer.Option(help="Directory of the adapter that a run left.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("pictures"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 25,
+    guidance: Annotated[float, typer.Option(min=0)] = 3.0,
+    resolution: Annotated[int | None, typer.Option(min=16, help="Pixels per side; absent: the base's own.")] = None,
+) -> None:
+    """Draw pictures from prompts with a base model and an adapter."""
+    from client.generation import GenerationRequest, generate_pictures  # noqa: PLC0415 - torch takes seconds to load
+
+    request = GenerationRequest(
+        base=base,
+        adapter=adapter,
+        prompts=tuple(prompt),
+        out=out,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        resolution=resolution,
+    )
+    for path in generate_pictures(request):
+        typer.echo(path)
+
+
+@app.command()
+def digest(base: Annotated[Path, typer.Argument(help="Base model: a diffusers directory.")]) -> None:
+    """Print the content digest that pins a base model in a run's configuration."""
+    from common.adapter.model import open_base  # noqa: PLC0415 - torch takes seconds to load
+
+    typer.echo(open_base(str(base)).digest)
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadata.jsonl.")]) -> None:
+    """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
+    from client.imagefolder import check_images, read_imagefolder, unlisted_files  # noqa: PLC0415 - as above
+    from common.errors import DataError  # noqa: PLC0415 - as above
+
+    pictures = read_imagefolder(folder)
+    bad = check_images(folder, pictures)
+    if bad:
+        listed = "\n".join(f"  - {fault}" for fault in bad)
+        raise DataError(f"{folder}: {len(bad)} of {len(pictures)} pictures cannot be used:\n{listed}")
+    subjects = len({picture.subject_id for picture in pictures})
+    typer.echo(f"{folder}: {len(pictures)} pictures of {subjects} subjects can be used")
+    for name in unlisted_files(folder, pictures):
+        typer.echo(f"not used, no row in metadata.jsonl: {name}")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command_line(app)
+
+
+if __name__ == "__main__":
+    main()

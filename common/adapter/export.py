@@ -1,0 +1,179 @@
+"""The adapter as files that stock diffusers loads, and back into a vector.
+
+``pytorch_lora_weights.safetensors`` is an ordinary LoRA with its rank and α in the metadata, for
+``pipeline.load_lora_weights(directory)``; ``adapter_spec.json`` says what it belongs to. LoRA-XS is exported as the
+LoRA that it equals, so its cores are kept in ``adapter_core.safetensors``, without which training could not go on.
+Loaders too old to read ``lora_adapter_metadata`` apply α = r; there, scale the adapter by α/r.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
+from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
+from common.errors import AdapterError, WrongAdapterSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+WEIGHTS_FILE: Final = "pytorch_lora_weights.safetensors"
+SPEC_FILE: Final = "adapter_spec.json"
+CORE_FILE: Final = "adapter_core.safetensors"
+
+_SPEC_KEY: Final = "darkroom_adapter_spec"
+"""Metadata key of the specification's digest, so that files of two adapters cannot be mixed unnoticed."""
+
+
+def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
+    """Write the adapter in the UNet; each file appears whole or not at all.
+
+    Guarantee: :func:`read_adapter_vector` gives back the very vector, bit for bit; a stock pipeline of the same base
+    that loads the directory computes the same ΔW up to float32 rounding.
+
+    Args:
+        directory: Created if it does not exist; files of an earlier export are replaced.
+        unet: The UNet with the adapter.
+        spec: Its layout.
+
+    Raises:
+        WrongAdapterSpec: The UNet has another adapter or none; nothing is written.
+
+    """
+    parameters = trained_parameters(unet, spec)
+    modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
+    factors = {f"unet.{name}.{factor}.weight": _plain(unet, name, factor) for name in modules for factor in (A, B)}
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / WEIGHTS_FILE, save(factors, metadata=_metadata(spec)))
+    if spec.config.train == "core":
+        cores = {one.name: _copy(value) for one, value in zip(spec.tensors, parameters, strict=True)}
+        _write(directory / CORE_FILE, save(cores, metadata={_SPEC_KEY: spec.digest}))
+    else:
+        (directory / CORE_FILE).unlink(missing_ok=True)
+    _write(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
+
+
+def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:
+    """Put a saved adapter into a UNet that has one of the same specification.
+
+    Raises:
+        WrongAdapterSpec: Made under another specification; says which field differs.
+        AdapterError: A file that is missing, truncated or garbage.
+
+    """
+    write_vector(unet, spec, read_adapter_vector(directory, spec))
+
+
+def read_adapter_spec(directory: Path) -> AdapterSpec:
+    """What a saved adapter belongs to.
+
+    Raises:
+        AdapterError: The file is missing or no adapter specification.
+
+    """
+    path = directory / SPEC_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AdapterSpec)
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read ({error.strerror}); wanted a directory of a saved adapter"
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{path}: no adapter specification: {error}") from error
+
+
+def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
+    """A saved adapter's trained values, ``float32[d]``, to go on training from.
+
+    Raises:
+        WrongAdapterSpec: Made under another specification; says which field differs.
+        AdapterError: A file that is missing, truncated or garbage, of another adapter, or not finite.
+
+    """
+    _compare(read_adapter_spec(directory), spec, directory)
+    core = spec.config.train == "core"
+    path = directory / (CORE_FILE if core else WEIGHTS_FILE)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata, keys = file.metadata() or {}, set(file.keys())
+            names = {tensor.name: tensor.name if core else f"unet.{tensor.name}.weight" for tensor in spec.tensors}
+            missing = sorted(set(names.values()) - keys)
+            values = [] if missing else [file.get_tensor(names[tensor.name]) for tensor in spec.tensors]
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    if missing:
+        raise AdapterError(f"{path}: {len(missing)} tensors are missing, {missing[0]} for one; copy it again")
+    if metadata.get(_SPEC_KEY) != spec.digest:
+        raise AdapterError(
+            f"{path}: was saved under another specification than the {SPEC_FILE} beside it; copy both again"
+        )
+    return _join(path, spec, values)
+
+
+def _join(path: Path, spec: AdapterSpec, values: list[np.ndarray[Any, Any]]) -> Vector:
+    for tensor, value in zip(spec.tensors, values, strict=True):
+        if value.shape != tensor.shape or value.dtype != np.float32:
+            raise AdapterError(
+                f"{path}: {tensor.name} is {value.dtype}{list(value.shape)}, wanted float32{list(tensor.shape)}"
+            )
+    vector = np.concatenate([value.reshape(-1) for value in values])
+    check_vector(spec, vector)
+    return vector
+
+
+def _compare(got: AdapterSpec, wanted: AdapterSpec, directory: Path) -> None:
+    """Refuse another specification, naming each field that differs."""
+    if got.digest == wanted.digest:
+        return
+    differ = [
+        f"{name}: wanted {getattr(wanted.config, name)!r}, got {getattr(got.config, name)!r}"
+        for name in wanted.config.__struct_fields__
+        if getattr(wanted.config, name) != getattr(got.config, name)
+    ]
+    differ += [
+        f"{name}: wanted {getattr(wanted, name)!s}, got {getattr(got, name)!s}"
+        for name in ("base_digest", "family")
+        if getattr(wanted, name) != getattr(got, name)
+    ]
+    if not differ:
+        differ = [f"tensors: wanted {len(wanted.tensors)} of other names or shapes, got {len(got.tensors)}"]
+    raise WrongAdapterSpec(f"{directory}: this adapter was made under another specification: {'; '.join(differ)}")
+
+
+def _metadata(spec: AdapterSpec) -> dict[str, str]:
+    config = {
+        "unet.r": spec.config.rank,
+        "unet.lora_alpha": spec.config.alpha,
+        "unet.target_modules": list(spec.config.targets),
+    }
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True), _SPEC_KEY: spec.digest}
+
+
+def _plain(unet: nn.Module, module: str, factor: str) -> Tensor:
+    """LoRA's A or B as one tensor, LoRA-XS's product included."""
+    adapted: Any = unet.get_submodule(module)
+    return _copy(getattr(adapted, factor)[ADAPTER_NAME].weight)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace the file in one step, its bytes on disk before the name points to them."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,43 @@
+"""What the three command lines share: a user's mistake gets one clear message and exit code 2, no stack trace."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from common.errors import DarkroomError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run_command_line(app: Callable[[], object]) -> None:
+    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt a word on how to go on."""
+    quiet_libraries()
+    try:
+        app()
+    except DarkroomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; a run goes on with --resume\n")
+        raise SystemExit(130) from None
+
+
+def quiet_libraries() -> None:
+    """Our own log lines on standard error, libraries only from warnings on, and nothing sent anywhere."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    # in a terminal the progress bar tells the same
+    level = logging.WARNING if sys.stderr.isatty() else logging.INFO
+    for name in ("client", "common", "server", "simulations"):
+        logging.getLogger(name).setLevel(level)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,95 @@
+"""The coordinator as Flower runs it: glue between Flower's grid and the coordinator's loop."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from flwr.serverapp import Grid, ServerApp
+
+from common.adapter.spec import AdapterSpec
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.toml_config import parse_config, read_toml
+from server.coordinator import Coordinator
+from server.run_directory import RunDirectory
+from server.transport import GridTransport, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flwr.app import Context
+
+_log = logging.getLogger(__name__)
+
+CONFIG_KEY: Final = "config"
+"""Run-config key: path of the run's TOML file."""
+SPEC_KEY: Final = "spec"
+"""Run-config key: path of the adapter specification, as ``common.adapter.spec.encode_spec`` writes it."""
+DIRECTORY_KEY: Final = "directory"
+"""Run-config key: the run's directory."""
+RESUME_KEY: Final = "resume"
+"""Run-config key: true to go on from the directory's last checkpoint."""
+
+
+def make_server_app(
+    run: Callable[[Transport, Context], None], transport: Callable[[Grid], Transport] = GridTransport
+) -> ServerApp:
+    """A ServerApp that hands Flower's grid, as a transport, to ``run``."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run(transport(grid), context)
+
+    return app
+
+
+def run_deployed(transport: Transport, context: Context) -> None:
+    """Lead the run that Flower's run config names.
+
+    Raises:
+        ConfigError: A key is missing, or a file that it names cannot be used.
+
+    """
+    from common.adapter.vector import initial_vector  # noqa: PLC0415 - torch, which only a start needs
+
+    config = parse_config(read_toml(path := _path(context, CONFIG_KEY)), RunConfig, source=str(path))
+    spec = read_spec(_path(context, SPEC_KEY))
+    if spec.config != config.adapter:
+        raise ConfigError(f"the adapter specification was made for {spec.config}; {path} says {config.adapter}")
+    directory = _path(context, DIRECTORY_KEY)
+    Coordinator(
+        config=config,
+        spec=spec,
+        initial=initial_vector(spec),
+        transport=transport,
+        observer=RunDirectory(directory),
+        directory=directory,
+    ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
+
+
+def read_spec(path: Path) -> AdapterSpec:
+    """An adapter specification from its file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds anything else.
+
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AdapterSpec)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: wanted an adapter specification: {error}") from error
+
+
+def _path(context: Context, key: str) -> Path:
+    value = context.run_config.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"run config: {key} is missing; wanted a path, as in: flwr run … -c '{key}=\"/path\"'")
+    return Path(value)
+
+
+app = make_server_app(run_deployed)
+"""What Flower loads in a deployment."""

@@ -1,0 +1,35 @@
+"""``darkroom-server``: the coordinator's command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.command_line import run_command_line
+from common.config import RunConfig
+from common.toml_config import parse_config, read_toml
+
+app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def commands() -> None:
+    """The coordinator's side of Darkroom."""
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="Run configuration, a TOML file.")]) -> None:
+    """Check a run configuration: every fault at once. Nothing is started."""
+    parsed = parse_config(read_toml(config), RunConfig, source=str(config))
+    typer.echo(f"{config}: {parsed.name}, {parsed.rounds} rounds of {parsed.training.mode}, privacy {parsed.privacy}")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command_line(app)
+
+
+if __name__ == "__main__":
+    main()

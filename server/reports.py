@@ -1,0 +1,141 @@
+"""What a run tells about itself: one report per round and evaluation, and who listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from common.config import RunConfig
+    from server.vectors import Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """A run begins, or goes on after ``round`` completed rounds."""
+
+    config: RunConfig
+    spec_digest: str
+    dimension: int
+    round: int
+    """Completed rounds: 0 for a new run."""
+    resumed: bool
+    adapter_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """A round that counted; nodes are named as the transport names them."""
+
+    round: int
+    """1 … ``rounds``"""
+    attempt: int
+    """Attempts that were given up before this one."""
+    participants: tuple[int, ...]
+    answered: tuple[int, ...]
+    failures: Mapping[int, str]
+    """Reason by node, of this attempt."""
+    train_loss: float
+    """Mean over the answers, weighted as the update is; NaN if none had a loss."""
+    update_norm: float
+    """Euclidean norm of the adapter's change."""
+    learning_rate: float
+    seconds: float
+    """Wall-clock time of the round, all its attempts included."""
+    seconds_waiting: float
+    """The part of it that was spent waiting for institutions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstitutionLoss:
+    """One institution's hold-out loss."""
+
+    node: int
+    institution: str
+    """The institution's own name for itself, unchecked."""
+    loss: float
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Hold-out losses after ``round`` rounds; 0 is before training."""
+
+    round: int
+    losses: tuple[InstitutionLoss, ...]
+    """By node."""
+    failures: Mapping[int, str]
+    seconds: float
+    adapter: Vector
+    """float32[d]: what was evaluated."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over hold-out pictures; NaN if nobody answered."""
+        pictures = sum(row.pictures for row in self.losses)
+        return sum(row.loss * row.pictures for row in self.losses) / pictures if pictures else float("nan")
+
+    @property
+    def pictures(self) -> int:
+        """Hold-out pictures behind the loss."""
+        return sum(row.pictures for row in self.losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinish:
+    """The run is over; ``adapter`` is float32[d]."""
+
+    round: int
+    adapter: Vector
+    adapter_digest: str
+    seconds: float
+    """Wall-clock time since this start."""
+
+
+class RunObserver(Protocol):
+    """Listens to a run: the run directory, a progress display, a test."""
+
+    def on_start(self, start: RunStart) -> None:
+        """Before the first request of this start."""
+        ...
+
+    def on_round(self, report: RoundReport) -> None:
+        """After each round that counted, before its checkpoint."""
+        ...
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """After each evaluation, before the checkpoint of its round."""
+        ...
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """After the last round's checkpoint."""
+        ...
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one, told in order."""
+
+    members: tuple[RunObserver, ...]
+
+    def on_start(self, start: RunStart) -> None:
+        """Tell each of them."""
+        for member in self.members:
+            member.on_start(start)
+
+    def on_round(self, report: RoundReport) -> None:
+        """Tell each of them."""
+        for member in self.members:
+            member.on_round(report)
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Tell each of them."""
+        for member in self.members:
+            member.on_evaluation(report)
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """Tell each of them."""
+        for member in self.members:
+            member.on_finish(finish)

@@ -1,0 +1,178 @@
+"""A run's directory: what ran (``run.json``) and how it went (``metrics.jsonl``), complete after any crash.
+
+``metrics.jsonl`` has one JSON object a line, ``"kind": "round"`` or ``"kind": "evaluation"``; a number that is not
+finite is null. Checkpoints lie beside it, in ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from server.checkpoint import plain_values
+from server.files import write_atomically
+from server.versions import package_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.config import RunConfig
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart
+
+_log = logging.getLogger(__name__)
+
+METRICS: Final = "metrics.jsonl"
+DESCRIPTION: Final = "run.json"
+
+
+class RunDirectory:
+    """A run observer that writes everything down.
+
+    Guarantee: after a crash and a resume the metrics hold each round and evaluation once: rows beyond the checkpoint
+    that the run goes on from are removed, a torn last line included.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use the directory, which is made on the first write."""
+        self._path = path
+
+    def on_start(self, start: RunStart) -> None:
+        """Describe the run, and remove what the coming rounds will write again."""
+        kept = _rows_until(self._path / METRICS, start.round) if start.resumed else []
+        write_atomically(self._path / METRICS, b"".join(kept))
+        earlier = self._read_starts() if start.resumed else []
+        self._write(_description(start) | {"starts": [*earlier, _started(start)]})
+
+    def on_round(self, report: RoundReport) -> None:
+        """Append the round."""
+        row = dataclasses.asdict(report)
+        row["failures"] = {str(node): reason for node, reason in sorted(report.failures.items())}
+        self._append({"kind": "round", **row})
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Append the evaluation: the mean, and each institution's loss."""
+        self._append(
+            {
+                "kind": "evaluation",
+                "round": report.round,
+                "loss": report.loss,
+                "pictures": report.pictures,
+                "institutions": [dataclasses.asdict(row) for row in report.losses],
+                "failures": {str(node): reason for node, reason in sorted(report.failures.items())},
+                "seconds": report.seconds,
+            }
+        )
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """Add the result to the description."""
+        result = {"time": _now(), "round": finish.round, "adapter_digest": finish.adapter_digest}
+        self._write(self._read() | {"finish": result | {"seconds": finish.seconds}})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        line = json.dumps(_without_nan(row), allow_nan=False, ensure_ascii=True) + "\n"
+        with (self._path / METRICS).open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, description: dict[str, Any]) -> None:
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self._path / DESCRIPTION, f"{text}\n".encode())
+
+    def _read(self) -> dict[str, Any]:
+        path = self._path / DESCRIPTION
+        try:
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            _log.warning("%s cannot be read and is written anew: %s", path, error)
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _read_starts(self) -> list[Any]:
+        starts = self._read().get("starts")
+        return starts if isinstance(starts, list) else []
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a run directory's ``metrics.jsonl``, in order; a torn last line is left out."""
+    return [json.loads(line) for line in _whole_lines(path / METRICS)]
+
+
+def config_digest(config: RunConfig) -> str:
+    """``sha256:`` and the hexadecimal digest of the configuration's canonical JSON, all defaults spelt out."""
+    return f"sha256:{hashlib.sha256(msgspec.json.encode(config, order='deterministic')).hexdigest()}"
+
+
+def _description(start: RunStart) -> dict[str, Any]:
+    config = start.config
+    return {
+        "name": config.name,
+        "title": config.title,
+        "config_digest": config_digest(config),
+        "spec_digest": start.spec_digest,
+        "dimension": start.dimension,
+        "seeds": {"run": config.seed, "adapter": config.adapter.seed, "samples": config.evaluation.sample_seed},
+        "config": plain_values(config),
+    }
+
+
+def _started(start: RunStart) -> dict[str, Any]:
+    """One start of the run; versions and machine may differ from start to start."""
+    return {
+        "time": _now(),
+        "round": start.round,
+        "resumed": start.resumed,
+        "adapter_digest": start.adapter_digest,
+        "versions": package_versions(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+        },
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _rows_until(path: Path, last: int) -> list[bytes]:
+    return [line for line in _whole_lines(path) if _round_of(path, line) <= last]
+
+
+def _round_of(path: Path, line: bytes) -> float:
+    """The row's round; infinite for a line that is no row, so that it goes."""
+    try:
+        return int(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError):
+        _log.warning("%s: a line that is no row of metrics is removed", path)
+        return math.inf
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    """The value with null for numbers that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

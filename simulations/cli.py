@@ -1,0 +1,122 @@
+"""``darkroom-sim``: many virtual institutions on one machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.command_line import run_command_line
+from common.errors import ConfigError
+from simulations.scenario import load_scenario
+
+app = typer.Typer(help="Darkroom on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class EngineName(StrEnum):
+    """Where institutions are played."""
+
+    INPROCESS = "inprocess"
+    RAY = "ray"
+
+
+ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario's name, or the path of a TOML file.")]
+RunsDirectory = Annotated[Path, typer.Option("--runs", help="Directory that holds the runs.")]
+Cache = Annotated[Path, typer.Option(help="Where source packages and encoded pictures are kept.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads for each worker.")]
+DEFAULT_THREADS = min(8, os.cpu_count() or 1)
+
+
+@app.command()
+def run(
+    scenario: ScenarioName,
+    name: Annotated[str | None, typer.Option(help="The run's directory below --runs; absent: its name.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the scenario's.")] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="Flower in this process, or Flower on Ray.")
+    ] = EngineName.INPROCESS,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Remove an earlier run of this name first.")] = False,
+    runs: RunsDirectory = Path("runs"),
+    cache: Cache = Path(".cache"),
+    threads: Threads = DEFAULT_THREADS,
+) -> None:
+    """Run a scenario; pictures, curves and the adapter are in its directory afterwards."""
+    from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
+
+    loaded = load_scenario(scenario, rounds=rounds)
+    directory = runs / (name or loaded.name)
+    if resume and again:
+        raise ConfigError("--resume goes on with the earlier run and --again removes it; give one of them")
+    _make_room(directory, resume=resume, again=again)
+    plan = RunPlan(
+        scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
+    )
+    run_scenario(plan, _warn)
+    typer.echo(_what_to_look_at(directory))
+
+
+@app.command()
+def compare(
+    scenario: ScenarioName,
+    runs: RunsDirectory = Path("runs"),
+    cache: Cache = Path(".cache"),
+    threads: Threads = DEFAULT_THREADS,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the scenario's.")] = None,
+) -> None:
+    """Base, each institution alone, federated and centralised in one table. Goes on where it was stopped."""
+    from simulations.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
+
+    loaded = load_scenario(scenario, rounds=rounds)
+    plan = ComparisonPlan(scenario=loaded, directory=runs / f"{loaded.name}-compare", cache=cache, threads=threads)
+    typer.echo(compare_scenario(plan, _warn))
+
+
+@app.command()
+def fetch(cache: Cache = Path(".cache")) -> None:
+    """Fetch and build the demonstration's pictures, so that later commands need no network."""
+    from simulations.institutions import build_institutions  # noqa: PLC0415 - as above
+
+    for made in build_institutions(cache / "institutions-48", cache / "sources", resolution=48):
+        typer.echo(f"{made.name}: {made.folder}")
+
+
+def _make_room(directory: Path, *, resume: bool, again: bool) -> None:
+    """Refuse to mix two runs in one directory."""
+    if again and directory.exists():
+        if not (directory / "run.json").exists():
+            raise ConfigError(f"{directory}: not a run's directory, so it is not removed; move it away or use --name")
+        shutil.rmtree(directory)
+    if directory.exists() and any(directory.iterdir()) and not resume:
+        raise ConfigError(f"{directory} is there already; go on with --resume, start over with --again, or use --name")
+    if resume and not directory.exists():
+        raise ConfigError(f"{directory}: nothing to resume; start without --resume")
+
+
+def _what_to_look_at(directory: Path) -> str:
+    sheets = sorted((directory / "samples").glob("round_*.png"))
+    look = [("pictures", str(sheets[-1]))] if sheets else []
+    look += [
+        ("curves", str(directory / "curves.png")),
+        ("adapter", str(directory / "adapter" / "pytorch_lora_weights.safetensors")),
+        ("metrics", str(directory / "metrics.jsonl")),
+        ("settings", str(directory / "run.json")),
+    ]
+    return "\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look)
+
+
+def _warn(text: str) -> None:
+    typer.secho(f"warning: {text}", fg="yellow", err=True)
+
+
+def main() -> None:
+    """Entry point."""
+    run_command_line(app)
+
+
+if __name__ == "__main__":
+    main()

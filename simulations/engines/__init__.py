@@ -1,0 +1,1 @@
+"""Ways to run every institution of a simulation: in this process, or on Ray."""

@@ -1,0 +1,151 @@
+"""What a person watches during a run: a progress bar, sample sheets, curves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Never
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from common.adapter.vector import write_vector
+from common.generate import SamplePlan, generate
+from server.gallery import SheetRow, contact_sheet
+from server.run_directory import read_metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+    from client.trainer import Trainer
+    from common.config import RunConfig
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart
+    from server.vectors import Vector
+
+SAMPLES: Final = "samples"
+CURVES: Final = "curves.png"
+
+
+class Progress:
+    """A progress bar in a terminal; elsewhere the coordinator's log has a line a round."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Never] | None = None
+
+    def on_start(self, start: RunStart) -> None:
+        """Show the bar, from where the run goes on."""
+        self._bar = tqdm(total=start.config.rounds, initial=start.round, desc=start.config.name, disable=None)
+
+    def on_round(self, report: RoundReport) -> None:
+        """Advance."""
+        if self._bar is not None:
+            self._bar.set_postfix(train=f"{report.train_loss:.4f}", refresh=False)
+            self._bar.update()
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Say the hold-out losses above the bar."""
+        losses = "  ".join(f"{row.institution} {row.loss:.4f}" for row in report.losses[:8])
+        if self._bar is not None and not self._bar.disable:
+            self._bar.write(f"round {report.round}: hold-out loss {report.loss:.4f}  ({losses})")
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """Close the bar."""
+        del finish
+        if self._bar is not None:
+            self._bar.close()
+
+
+@dataclass
+class Gallery:
+    """Draws the scenario's prompts at each evaluation, above them what the base alone draws from the same noise."""
+
+    trainer: Trainer
+    config: RunConfig
+    directory: Path
+    _base_row: tuple[Image.Image, ...] = field(default=(), init=False)
+
+    def on_start(self, start: RunStart) -> None:
+        """Nothing yet: the base's row is drawn with the first sheet."""
+
+    def on_round(self, report: RoundReport) -> None:
+        """Rounds without an evaluation leave no sheet."""
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Write ``samples/round_NNNN.png``."""
+        prompts = self.config.evaluation.prompts
+        if not prompts:
+            return
+        if not self._base_row:
+            self._base_row = self._draw(report.adapter * 0)
+        rows = [SheetRow("base", self._base_row)]
+        if report.round > 0:
+            rows.append(SheetRow(f"round {report.round}", self._draw(report.adapter)))
+        folder = self.directory / SAMPLES
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(prompts, rows).save(folder / f"round_{report.round:04d}.png")
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """The last evaluation drew the final adapter."""
+
+    def _draw(self, adapter: Vector) -> tuple[Image.Image, ...]:
+        write_vector(self.trainer.unet, self.trainer.spec, adapter)
+        return generate(self.trainer.base.pipeline(self.trainer.unet), sample_plan(self.config, self.trainer))
+
+
+def sample_plan(config: RunConfig, trainer: Trainer) -> SamplePlan:
+    """How a run's sample sheets are drawn."""
+    evaluation = config.evaluation
+    return SamplePlan(
+        prompts=evaluation.prompts,
+        seed=evaluation.sample_seed,
+        steps=evaluation.sample_steps,
+        guidance_scale=evaluation.guidance_scale,
+        resolution=config.training.resolution or trainer.base.resolution,
+    )
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Draws ``curves.png`` from ``metrics.jsonl`` at each evaluation and at the end."""
+
+    directory: Path
+
+    def on_start(self, start: RunStart) -> None:
+        """Nothing to draw yet."""
+
+    def on_round(self, report: RoundReport) -> None:
+        """Drawn at evaluations."""
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Draw what there is so far."""
+        del report
+        draw_curves(self.directory)
+
+    def on_finish(self, finish: RunFinish) -> None:
+        """Draw the whole run."""
+        del finish
+        draw_curves(self.directory)
+
+
+def draw_curves(directory: Path) -> None:
+    """Training loss by round, and hold-out loss by institution, side by side."""
+    rows = read_metrics(directory)
+    rounds = [row for row in rows if row["kind"] == "round"]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["round"] for row in rounds], [row["train_loss"] for row in rounds], linewidth=1)
+    left.set(title="training loss", xlabel="round")
+    by_name: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        for one in row.get("institutions", []):
+            by_name[one["institution"]].append((row["round"], one["loss"]))
+    for name, points in sorted(by_name.items())[:10]:
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    right.set(title="hold-out loss", xlabel="round")
+    if by_name:
+        right.legend(fontsize=8)
+    with mpl.rc_context({"savefig.dpi": 110}):
+        figure.savefig(directory / CURVES)

@@ -1,0 +1,141 @@
+"""Run a scenario on this machine and leave everything worth looking at in one directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import torch
+
+from client.app import make_client_app
+from client.trainer import build_trainer
+from common.adapter.export import save_adapter
+from common.adapter.model import open_base
+from common.adapter.vector import initial_vector, write_vector
+from server.checkpoint import load_checkpoint
+from server.coordinator import CHECKPOINTS, Coordinator
+from server.reports import Observers
+from server.run_directory import RunDirectory
+from simulations.engines.inprocess import run_inprocess
+from simulations.engines.ray import run_ray
+from simulations.institution_store import WorkerPlan
+from simulations.observers import Curves, Gallery, Progress
+from simulations.prepare import prepare_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from flwr.app import Context
+
+    from client.trainer import Trainer
+    from common.config import RunConfig
+    from common.port import StewardPort
+    from server.reports import RunObserver
+    from server.transport import Transport
+    from server.vectors import Vector
+    from simulations.institution_store import InstitutionStore
+    from simulations.scenario import Scenario
+
+Engine = Literal["inprocess", "ray"]
+ADAPTER: Final = "adapter"
+STORE: Final = "store"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Where and how a scenario runs."""
+
+    scenario: Scenario
+    directory: Path
+    cache: Path
+    engine: Engine
+    resume: bool
+    threads: int
+
+
+def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
+    """Run the scenario to its end.
+
+    Raises:
+        DarkroomError: Anything wrong with the configuration, base, pictures or checkpoint.
+
+    """
+    torch.set_num_threads(plan.threads)
+    config = plan.scenario.run_config()
+    base = open_base(plan.scenario.base_path(), digest=config.base.digest, family=config.base.family)
+    store = prepare_store(plan.scenario, base, plan.cache, warn)
+    trainer = build_trainer(base, config)
+    if plan.engine == "inprocess":
+        final = federate(
+            Federation(config, trainer, store, plan.directory), _observers(plan, trainer), resume=plan.resume
+        )
+    else:
+        final = _federate_on_ray(plan, config, trainer, store)
+    write_vector(trainer.unet, trainer.spec, final)
+    save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
+
+
+def _observers(plan: RunPlan, trainer: Trainer) -> tuple[RunObserver, ...]:
+    """In this order: the metrics are on disk before the curves are drawn from them."""
+    config = plan.scenario.run_config()
+    return (
+        RunDirectory(plan.directory),
+        Progress(),
+        Curves(plan.directory),
+        Gallery(trainer, config, plan.directory),
+    )
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Virtual institutions of one run in this process, on one frozen base."""
+
+    config: RunConfig
+    trainer: Trainer
+    store: InstitutionStore
+    directory: Path
+
+    def connect(self, context: Context) -> StewardPort:
+        """The steward of the institution that Flower's node plays."""
+        return self.store.steward(int(context.node_config["partition-id"]), self.config, self.trainer)
+
+    def coordinator(self, transport: Transport, observers: tuple[RunObserver, ...]) -> Coordinator:
+        """The run's coordinator on this transport."""
+        spec = self.trainer.spec
+        return Coordinator(
+            config=self.config,
+            spec=spec,
+            initial=initial_vector(spec),
+            transport=transport,
+            observer=Observers(observers),
+            directory=self.directory,
+        )
+
+
+def federate(federation: Federation, observers: tuple[RunObserver, ...], *, resume: bool) -> Vector:
+    """Run in this process; the final adapter, float32 [d]."""
+    return run_inprocess(
+        lambda transport: federation.coordinator(transport, observers).run(resume=resume),
+        make_client_app(federation.connect),
+        len(federation.store.institutions),
+    )
+
+
+def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> Vector:
+    """Run with worker processes, which read base and store from disk: only paths and configuration travel."""
+    store.save(plan.directory / STORE)
+    worker = WorkerPlan(
+        run_config=msgspec.json.encode(config),
+        base=str(trainer.base.directory.resolve()),
+        store=(plan.directory / STORE).resolve(),
+        threads=1,
+    )
+    federation = Federation(config, trainer, store, plan.directory)
+
+    def coordinate(transport: Transport) -> None:
+        federation.coordinator(transport, _observers(plan, trainer)).run(resume=plan.resume)
+
+    run_ray(coordinate, worker.connect, len(store.institutions))
+    return load_checkpoint(plan.directory / CHECKPOINTS).adapter

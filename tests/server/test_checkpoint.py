@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from common.errors import CheckpointError
+from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
+from server.optimizer import initial_state, step
+from tests.server.toy import DIMENSION, ToySpec, toy_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def checkpoint(round_number: int = 1, optimizer: str = "adam", **changes: Any) -> Checkpoint:
+    config = toy_config(10, server={"optimizer": optimizer}, **changes)
+    rng = np.random.default_rng(round_number)
+    adapter, state = step(
+        rng.normal(size=DIMENSION).astype(np.float32),
+        rng.normal(size=DIMENSION),
+        initial_state(config.server, DIMENSION),
+        config=config.server,
+        rate=0.1,
+    )
+    return Checkpoint(
+        round=round_number,
+        adapter=adapter,
+        optimizer=state,
+        config=plain_values(config),
+        spec_digest=ToySpec().digest,
+    )
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    arrays, others = one.optimizer.to_arrays(), other.optimizer.to_arrays()
+    return (
+        (one.round, one.config, one.spec_digest, one.optimizer.steps)
+        == (other.round, other.config, other.spec_digest, other.optimizer.steps)
+        and one.adapter.tobytes() == other.adapter.tobytes()
+        and {name: array.tobytes() for name, array in arrays.items()}
+        == {name: array.tobytes() for name, array in others.items()}
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path, optimizer: str) -> None:
+    saved = checkpoint(optimizer=optimizer)
+    save_checkpoint(tmp_path, saved)
+    assert same(load_checkpoint(tmp_path), saved)
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for number in (8, 9, 10, 11):
+        save_checkpoint(tmp_path, checkpoint(number))
+    assert [path.name for path in checkpoint_files(tmp_path)] == [
+        "round-0000010.safetensors",
+        "round-0000011.safetensors",
+    ]
+    assert sorted(tmp_path.iterdir()) == checkpoint_files(tmp_path)
+    assert load_checkpoint(tmp_path).round == 11
+
+
+def test_any_changed_byte_is_noticed_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, checkpoint(1))
+    path = save_checkpoint(tmp_path, checkpoint(2))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x20
+        path.write_bytes(damaged)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = load_checkpoint(tmp_path)
+        if found.round == 1:
+            assert "damaged" in caplog.text
+        else:
+            assert same(found, checkpoint(2)), f"a changed byte at {place} went unnoticed"
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_cut_file_is_passed_over(tmp_path: Path, length: int) -> None:
+    save_checkpoint(tmp_path, checkpoint(1))
+    path = save_checkpoint(tmp_path, checkpoint(2))
+    path.write_bytes(path.read_bytes()[:length])
+    assert load_checkpoint(tmp_path).round == 1
+
+
+def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1))
+    (tmp_path / ".round-0000002.safetensors.partial").write_bytes(b"half")
+    assert load_checkpoint(tmp_path).round == 1
+
+
+def test_all_damaged(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(number)).write_bytes(b"rubbish")
+    with pytest.raises(
+        CheckpointError, match=r"no usable checkpoint[\s\S]*round-0000002[\s\S]*round-0000001[\s\S]*backup"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_none_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="without --resume"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file  # noqa: PLC0415 - for this test alone
+
+    save_file({"adapter": np.zeros(3)}, tmp_path / "round-0000001.safetensors")
+    with pytest.raises(CheckpointError, match="another version"):
+        load_checkpoint(tmp_path)
+
+
+def test_its_own_run_may_go_on_and_get_longer() -> None:
+    made = checkpoint(5)
+    longer = toy_config(99, server={"optimizer": "adam", "round_timeout_s": 5.0, "attempts": 2}, title="another title")
+    made.check_belongs(longer, spec_digest=ToySpec().digest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 3}, "seed: checkpoint 0, this run 3"),
+        ({"server": {"optimizer": "sgd"}}, "server.optimizer: checkpoint 'adam', this run 'sgd'"),
+        ({"server": {"optimizer": "adam", "learning_rate": 0.7}}, "server.learning_rate: checkpoint 0.5, this run 0.7"),
+        ({"adapter": {"rank": 4}}, "adapter.rank: checkpoint 8, this run 4"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    other = toy_config(10, **({"server": {"optimizer": "adam"}} | changes))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint().check_belongs(other, spec_digest=ToySpec().digest)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines == [f"  - {named}"]
+
+
+def test_another_adapter_spec_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="adapter spec"):
+        checkpoint().check_belongs(toy_config(10, server={"optimizer": "adam"}), spec_digest="sha256:" + "0" * 64)
+
+
+def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="raise rounds"):
+        checkpoint(8).check_belongs(toy_config(7, server={"optimizer": "adam"}), spec_digest=ToySpec().digest)
