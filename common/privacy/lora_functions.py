@@ -7,8 +7,14 @@ flattening all but the last axis. With W frozen and scaling s = α/r::
 
 Each trained factor P comes with a companion: a leaf of shape [u, *P.shape] that takes no part in the forward pass and
 receives in the backward pass, for each unit, the gradient that P itself would have got from that unit's rows alone. P
-gets none. Everything else is as cheap as it can be: W and its LoRA share their output, and nothing of x is kept unless
-A is trained, so that this costs less time and memory than the layer it stands in for.
+gets none.
+
+Everything else is as cheap as it can be, so that this costs less time and memory than the layer it stands in for:
+
+* Where there are many more rows than features, W + s·B·M·A is formed for the pass, as one product with it costs less
+  than W's and the factors' own. In half precision never, as small updates would be rounded away.
+* Nothing of x is kept unless A is trained.
+* Frozen convolutions keep nothing of their input either; torch's own do.
 
 Low-precision inputs: products that make a gradient of a factor are taken and summed in float32.
 """
@@ -16,15 +22,17 @@ Low-precision inputs: products that make a gradient of a factor are taken and su
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+HALF: Final = frozenset({torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,12 @@ class Frozen:
     draws: int
     dtype: torch.dtype
     """Type that products are taken in: autocast's where it is on, else the base weight's."""
+
+    def pays_to_merge(self, positions: int) -> bool:
+        """Whether W + s·B·M·A should be formed for a product with this many rows (pixels, for convolutions)."""
+        base, a = self.base, self.a
+        alike = not isinstance(base, nn.Conv2d) or _geometry(base) == _geometry(a)
+        return alike and self.dtype not in HALF and positions >= 2 * base.weight.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,15 @@ def apply_lora(x: Tensor, frozen: Frozen, factors: Factors) -> Tensor:
 
 def _exact(x: Tensor) -> Tensor:
     """Half precision widened to float32, for products that are summed into a gradient."""
-    return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+    return x.float() if x.dtype in HALF else x
+
+
+def _merged(frozen: Frozen, a: Tensor, core: Tensor | None, b: Tensor) -> Tensor:
+    """W + s·B·M·A in W's shape."""
+    kind, weight = frozen.dtype, frozen.base.weight
+    left = b.flatten(1) if core is None else b.flatten(1) @ core.flatten(1)
+    together = torch.addmm(weight.flatten(1).to(kind), left.to(kind), a.flatten(1).to(kind), alpha=frozen.scaling)
+    return together.reshape(weight.shape)
 
 
 def _per_unit(left: Tensor, right: Tensor, rows: int, draws: int, scaling: float, like: Tensor) -> Tensor:
@@ -100,10 +122,13 @@ class _Linear(Function):
             kind = frozen.dtype
             flat = x.reshape(-1, x.shape[-1]).to(kind)
             bias = None if frozen.base.bias is None else frozen.base.bias.to(kind)
-            y = functional.linear(flat, frozen.base.weight.to(kind), bias)
             h = flat @ a.to(kind).t()
-            k = h if core is None else h @ core.to(kind).t()
-            y.addmm_(k, b.to(kind).t(), alpha=frozen.scaling)
+            if frozen.pays_to_merge(flat.shape[0]):
+                y = functional.linear(flat, _merged(frozen, a, core, b), bias)
+            else:
+                y = functional.linear(flat, frozen.base.weight.to(kind), bias)
+                k = h if core is None else h @ core.to(kind).t()
+                y.addmm_(k, b.to(kind).t(), alpha=frozen.scaling)
         ctx.save_for_backward(flat if for_a is not None else None, h, a, core, b)
         ctx.companions = (for_a, for_core, for_b)
         ctx.frozen, ctx.x = frozen, (x.shape, x.dtype)
@@ -117,13 +142,19 @@ class _Linear(Function):
         with torch.autocast(grad.device.type, enabled=False):
             g = grad.reshape(-1, grad.shape[-1]).to(kind)
             to_b = None if for_b is None else _per_unit(g, h, *rows, frozen.scaling, for_b)
-            gk = (g @ b.to(kind)).mul_(frozen.scaling)
-            to_core = None if for_core is None else _per_unit(gk, h, *rows, 1.0, for_core)
-            gh = gk if core is None else gk @ core.to(kind)
-            to_a = None if for_a is None else _per_unit(gh, flat, *rows, 1.0, for_a)
-            gx = None
-            if ctx.needs_input_grad[0]:
-                gx = (g @ frozen.base.weight.to(kind)).addmm_(gh, a.to(kind)).reshape(shape).to(dtype)
+            gx = gh = None
+            merge = frozen.pays_to_merge(g.shape[0])
+            to_core, to_a = None, None
+            if not merge or for_core is not None or for_a is not None:
+                gk = (g @ b.to(kind)).mul_(frozen.scaling)
+                to_core = None if for_core is None else _per_unit(gk, h, *rows, 1.0, for_core)
+                gh = gk if core is None else gk @ core.to(kind)
+                to_a = None if for_a is None else _per_unit(gh, flat, *rows, 1.0, for_a)
+            if ctx.needs_input_grad[0] and merge:
+                gx = g @ _merged(frozen, a, core, b)
+            elif ctx.needs_input_grad[0]:
+                gx = (g @ frozen.base.weight.to(kind)).addmm_(gh, a.to(kind))
+            gx = None if gx is None else gx.reshape(shape).to(dtype)
         return gx, None, None, None, None, to_a, to_core, to_b
 
 
@@ -144,10 +175,13 @@ class _Convolution(Function):
             kind, base = frozen.dtype, frozen.base
             z = x.to(kind)
             bias = None if base.bias is None else base.bias.to(kind)
-            y = functional.conv2d(z, base.weight.to(kind), bias, *_geometry(base))
             h = functional.conv2d(z, a.to(kind), None, *_geometry(frozen.a))
-            k = h if core is None else functional.conv2d(h, core.to(kind))
-            y.add_(functional.conv2d(k, b.to(kind)), alpha=frozen.scaling)
+            if frozen.pays_to_merge(h.numel() // h.shape[1]):
+                y = functional.conv2d(z, _merged(frozen, a, core, b), bias, *_geometry(base))
+            else:
+                y = functional.conv2d(z, base.weight.to(kind), bias, *_geometry(base))
+                k = h if core is None else functional.conv2d(h, core.to(kind))
+                y.add_(functional.conv2d(k, b.to(kind)), alpha=frozen.scaling)
         ctx.save_for_backward(z if for_a is not None else None, h, a, core, b)
         ctx.companions = (for_a, for_core, for_b)
         ctx.frozen, ctx.x = frozen, (x.shape, x.dtype)
@@ -161,15 +195,44 @@ class _Convolution(Function):
         with torch.autocast(grad.device.type, enabled=False):
             g = grad.to(kind)
             to_b = None if for_b is None else _per_unit_pixels(g, h, draws, for_b).mul_(frozen.scaling)
-            gk = functional.conv2d(g, b.to(kind).transpose(0, 1)).mul_(frozen.scaling)
-            to_core = None if for_core is None else _per_unit_pixels(gk, h, draws, for_core)
-            gh = gk if core is None else functional.conv2d(gk, core.to(kind).transpose(0, 1))
-            to_a = None if for_a is None else _per_unit_patches(gh, z, frozen, for_a)
-            gx = None
-            if ctx.needs_input_grad[0]:
+            gx = gh = None
+            merge = frozen.pays_to_merge(g.numel() // g.shape[1])
+            to_core, to_a = None, None
+            if not merge or for_core is not None or for_a is not None:
+                gk = functional.conv2d(g, b.to(kind).transpose(0, 1)).mul_(frozen.scaling)
+                to_core = None if for_core is None else _per_unit_pixels(gk, h, draws, for_core)
+                gh = gk if core is None else functional.conv2d(gk, core.to(kind).transpose(0, 1))
+                to_a = None if for_a is None else _per_unit_patches(gh, z, frozen, for_a)
+            if ctx.needs_input_grad[0] and merge:
+                gx = _to_input(g, frozen.base, _merged(frozen, a, core, b), shape)
+            elif ctx.needs_input_grad[0] and gh is not None:
                 gx = _to_input(g, frozen.base, frozen.base.weight.to(kind), shape)
-                gx = gx.add_(_to_input(gh, frozen.a, a.to(kind), shape)).to(dtype)
+                gx.add_(_to_input(gh, frozen.a, a.to(kind), shape))
+            gx = None if gx is None else gx.to(dtype)
         return gx, None, None, None, None, to_a, to_core, to_b
+
+
+class _FrozenConvolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - autograd's context
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            y = functional.conv2d(x.to(dtype), layer.weight.to(dtype), bias, *_geometry(layer))
+        ctx.layer, ctx.x, ctx.kind = layer, (x.shape, x.dtype), dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
+        shape, dtype = ctx.x
+        with torch.autocast(grad.device.type, enabled=False):
+            gx = _to_input(grad.to(ctx.kind), ctx.layer, ctx.layer.weight.to(ctx.kind), shape)
+        return gx.to(dtype), None, None
+
+
+def convolve_frozen(x: Tensor, layer: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+    """What ``layer`` computes, without keeping x for the backward pass: a frozen weight needs only its shape."""
+    y: Tensor = _FrozenConvolution.apply(x, layer, dtype)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _geometry(layer: nn.Linear | nn.Conv2d) -> tuple[Any, Any, Any, Any]:
@@ -177,8 +240,18 @@ def _geometry(layer: nn.Linear | nn.Conv2d) -> tuple[Any, Any, Any, Any]:
 
 
 def _to_input(grad: Tensor, layer: nn.Linear | nn.Conv2d, weight: Tensor, shape: torch.Size) -> Tensor:
-    gradient: Tensor = conv2d_input(shape, weight, grad, *_geometry(layer))  # type: ignore[no-untyped-call]
-    return gradient
+    """Gradient of a convolution's input of that shape.
+
+    As a transposed convolution, because torch.nn.grad.conv2d_input allocates an input that it does not use.
+    """
+    stride, padding, dilation, groups = _geometry(layer)
+    missing = [
+        wanted - ((have - 1) * s - 2 * p + d * (k - 1) + 1)
+        for wanted, have, s, p, d, k in zip(
+            shape[2:], grad.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    return functional.conv_transpose2d(grad, weight, None, stride, padding, missing, groups, dilation)
 
 
 def _per_unit_pixels(left: Tensor, right: Tensor, draws: int, like: Tensor) -> Tensor:

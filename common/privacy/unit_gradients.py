@@ -7,7 +7,7 @@ privacy unit for every trained factor. Outside, the model is as it was.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ClippingError
-from common.privacy.lora_functions import Factors, Frozen, apply_lora
+from common.privacy.lora_functions import Factors, Frozen, apply_lora, convolve_frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -114,26 +114,24 @@ def record_units(model: nn.Module, parameters: Sequence[nn.Parameter], *, draws:
     sites = _find_sites(model)
     _check_parameters(model, parameters, sites)
     recorder = UnitRecorder(parameters, draws=draws)
-    marked: list[nn.Module] = []
-    try:
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
+        site.layer: _RecordingForward(site, recorder, draws) for site in sites
+    }
+    forwards |= {layer: _LeanForward(layer) for layer in _frozen_convolutions(model, sites)}
+    with ExitStack() as undo:
         for site in sites:
             if site.layer.__dict__.setdefault(_MARK, recorder) is not recorder:
                 raise ClippingError(f"{site.name} is being recorded already; record one batch at a time per model")
-            marked.append(site.layer)
+            undo.callback(site.layer.__dict__.pop, _MARK)
             if "forward" in site.layer.__dict__:
                 raise ClippingError(f"{site.name}: its forward method was replaced already, which recording would undo")
-        for site in sites:
-            site.layer.__dict__["forward"] = _recording_forward(site, recorder, draws)
+        for layer, forward in forwards.items():
+            layer.__dict__["forward"] = forward
+            undo.callback(layer.__dict__.pop, "forward")
         yield recorder
-    finally:
-        for layer in marked:
-            installed = layer.__dict__.get("forward")
-            if getattr(installed, "recorder", None) is recorder:
-                del layer.__dict__["forward"]
-            del layer.__dict__[_MARK]
 
 
-class _recording_forward:  # noqa: N801 - stands in for a method
+class _RecordingForward:
     """A LoRA layer's forward pass with companions."""
 
     def __init__(self, site: _Site, recorder: UnitRecorder, draws: int) -> None:
@@ -142,8 +140,7 @@ class _recording_forward:  # noqa: N801 - stands in for a method
     def __call__(self, x: Tensor) -> Tensor:
         site = self.site
         units = self.recorder.units_in(x.shape[0], site.name)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else site.base.weight.dtype
+        dtype = _product_type(x, site.base)
         frozen = Frozen(base=site.base, a=site.a, scaling=site.scaling, draws=self.draws, dtype=dtype)
         core = None if site.core is None else site.core.weight
         companion = self.recorder.companion
@@ -156,6 +153,34 @@ class _recording_forward:  # noqa: N801 - stands in for a method
             for_b=companion(site.b.weight, units),
         )
         return apply_lora(x, frozen, factors)
+
+
+class _LeanForward:
+    """A frozen convolution's forward pass that keeps no input."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return convolve_frozen(x, self.layer, _product_type(x, self.layer))
+
+
+def _product_type(x: Tensor, layer: nn.Linear | nn.Conv2d) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+
+
+def _frozen_convolutions(model: nn.Module, sites: Sequence[_Site]) -> list[nn.Conv2d]:
+    parts = {part for site in sites for part in (site.base, site.a, site.core, site.b)}
+    return [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Conv2d
+        and layer not in parts
+        and not _unusual(layer)
+        and "forward" not in layer.__dict__
+        and not any(parameter.requires_grad for parameter in layer.parameters())
+    ]
 
 
 def _find_sites(model: nn.Module) -> list[_Site]:
