@@ -1,8 +1,11 @@
-"""UNets on which the private step is measured. Weights do not matter to time or memory, so all but the base's are random."""
+"""UNets on which the private step is measured.
+
+Weights do not matter to time or memory, so all but the shipped base's are random.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +54,7 @@ class Setting:
     batch: int = 8
     side: int = 32
     draws: int = 1
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     checkpointing: bool = False
     device: str = "cpu"
 

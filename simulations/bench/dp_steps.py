@@ -31,7 +31,7 @@ CLIP: Final = 0.01
 
 @contextmanager
 def plain(subject: Subject, draws: int) -> Iterator[Step]:
-    """diffusers and PEFT as they come: one gradient of the mean loss."""
+    """Diffusers and PEFT as they come: one gradient of the mean loss."""
 
     def step() -> Tensor:
         (subject.losses(subject.rows).sum() / draws).backward()  # type: ignore[no-untyped-call]
@@ -45,9 +45,7 @@ def ours(subject: Subject, draws: int) -> Iterator[Step]:
     """Per-unit gradients in the same pass, clipped and summed."""
 
     def step() -> Tensor:
-        total = clipped_sum(
-            subject.unet, subject.parameters, [subject.rows], subject.losses, clip=CLIP, draws=draws
-        )
+        total = clipped_sum(subject.unet, subject.parameters, [subject.rows], subject.losses, clip=CLIP, draws=draws)
         return torch.from_numpy(total.vector)
 
     yield step
