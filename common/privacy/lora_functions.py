@@ -21,6 +21,7 @@ Low-precision inputs: products that make a gradient of a factor are taken and su
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +31,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
 HALF: Final = frozenset({torch.bfloat16, torch.float16})
@@ -82,6 +85,12 @@ def apply_lora(x: Tensor, frozen: Frozen, factors: Factors) -> Tensor:
     return y
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Products are cast by hand, so that the backward pass repeats the forward pass's types."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def _exact(x: Tensor) -> Tensor:
     """Half precision widened to float32, for products that are summed into a gradient."""
     return x.float() if x.dtype in HALF else x
@@ -118,7 +127,7 @@ class _Linear(Function):
         for_core: Tensor | None,
         for_b: Tensor | None,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             kind = frozen.dtype
             flat = x.reshape(-1, x.shape[-1]).to(kind)
             bias = None if frozen.base.bias is None else frozen.base.bias.to(kind)
@@ -139,7 +148,7 @@ class _Linear(Function):
         frozen, (shape, dtype), (for_a, for_core, for_b) = ctx.frozen, ctx.x, ctx.companions
         flat, h, a, core, b = ctx.saved_tensors
         kind, rows = frozen.dtype, (shape[0], frozen.draws)
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             g = grad.reshape(-1, grad.shape[-1]).to(kind)
             to_b = None if for_b is None else _per_unit(g, h, *rows, frozen.scaling, for_b)
             gx = gh = None
@@ -171,7 +180,7 @@ class _Convolution(Function):
         for_core: Tensor | None,
         for_b: Tensor | None,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             kind, base = frozen.dtype, frozen.base
             z = x.to(kind)
             bias = None if base.bias is None else base.bias.to(kind)
@@ -192,7 +201,7 @@ class _Convolution(Function):
         frozen, (shape, dtype), (for_a, for_core, for_b) = ctx.frozen, ctx.x, ctx.companions
         z, h, a, core, b = ctx.saved_tensors
         kind, draws = frozen.dtype, frozen.draws
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             g = grad.to(kind)
             to_b = None if for_b is None else _per_unit_pixels(g, h, draws, for_b).mul_(frozen.scaling)
             gx = gh = None
@@ -215,7 +224,7 @@ class _Convolution(Function):
 class _FrozenConvolution(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - autograd's context
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             bias = None if layer.bias is None else layer.bias.to(dtype)
             y = functional.conv2d(x.to(dtype), layer.weight.to(dtype), bias, *_geometry(layer))
         ctx.layer, ctx.x, ctx.kind = layer, (x.shape, x.dtype), dtype
@@ -224,7 +233,7 @@ class _FrozenConvolution(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's context
         shape, dtype = ctx.x
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             gx = _to_input(grad.to(ctx.kind), ctx.layer, ctx.layer.weight.to(ctx.kind), shape)
         return gx.to(dtype), None, None
 
