@@ -315,13 +315,13 @@ def test_bfloat16_autocast_accumulates_in_float32(mode: str) -> None:
     assert close(whole.vector, clipped(exact, clip), 0.05)
 
 
-def test_norms_of_many_small_parts_are_summed_in_float64() -> None:
-    """In bfloat16, or float32 term by term, adding 2⁻²⁴ to 1 is lost; a norm that is too small lets a unit exceed C."""
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_norms_of_many_small_parts_are_summed_in_float64(kind: torch.dtype) -> None:
+    """A norm that came out too small would let a unit exceed C."""
     from common.privacy.clipping import _norms  # noqa: PLC0415 - a fault that only shows at sizes no test model has
 
-    for kind in (torch.float32, torch.bfloat16):
-        large, small = torch.ones(1, 1, dtype=kind), torch.full((1, 2**20), 2.0**-12, dtype=kind)
-        assert float(_norms([large, small])[0]) == pytest.approx(np.sqrt(1 + 2**20 * 2.0**-24), rel=1e-12)
+    large, small = torch.ones(1, 1, dtype=kind), torch.full((1, 1_000_003), 2.0**-12, dtype=kind)
+    assert float(_norms([large, small])[0]) == pytest.approx(np.sqrt(1 + 1_000_003 * 2.0**-24), rel=1e-12)
 
 
 def refused(model: nn.Module, parameters: list[nn.Parameter] | None = None, **options: Any) -> None:
