@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
-_log = logging.getLogger(__name__)
-
 CONFIG_KEY: Final = "config"
 """Run-config key: path of the run's TOML file."""
 SPEC_KEY: Final = "spec"
@@ -91,5 +89,15 @@ def _path(context: Context, key: str) -> Path:
     return Path(value)
 
 
-app = make_server_app(run_deployed)
+def _run_in_its_own_process(transport: Transport, context: Context) -> None:
+    """Show our log, which Flower streams to whoever started the run, and lead the run."""
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("server")
+    ours.addHandler(shown)
+    ours.setLevel(logging.INFO)
+    run_deployed(transport, context)
+
+
+app = make_server_app(_run_in_its_own_process)
 """What Flower loads in a deployment."""

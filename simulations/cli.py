@@ -46,13 +46,14 @@ def run(
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Run a scenario; pictures, curves and the adapter are in its directory afterwards."""
-    from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
-
     loaded = load_scenario(scenario, rounds=rounds)
     directory = runs / (name or loaded.name)
     if resume and again:
         raise ConfigError("--resume goes on with the earlier run and --again removes it; give one of them")
     _make_room(directory, resume=resume, again=again)
+
+    from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
+
     plan = RunPlan(
         scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
     )

@@ -16,6 +16,7 @@ import importlib.util
 import logging
 import os
 import platform
+import socket
 import sys
 import threading
 import warnings
@@ -23,6 +24,8 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from flwr.supercore import telemetry
 
 import common
 from client.app import make_client_app
@@ -137,10 +140,10 @@ def run_ray(
     def lead(made: Transport, _context: Context) -> None:
         results.append(server(made))
 
+    from flwr.simulation import run_simulation  # noqa: PLC0415 - takes seconds, which only this engine needs
+
     resources: dict[str, Any] = {"num_cpus": cpus_per_institution, "num_gpus": gpus_per_institution}
     with _quiet_environment(), _ray_session(resources), _without_notice():
-        from flwr.simulation import run_simulation  # noqa: PLC0415 - reads its environment when it is imported
-
         try:
             run_simulation(
                 server_app=make_server_app(lead, transport),
@@ -178,10 +181,14 @@ def _without_notice() -> Iterator[None]:
 def _quiet_environment() -> Iterator[None]:
     """The variables of :data:`QUIET` for the time of a run, in this process and those that Ray starts."""
     before = {name: os.environ.get(name) for name in QUIET}
+    told = telemetry.FLWR_TELEMETRY_ENABLED
     os.environ.update(QUIET)
+    # Flower has read its variable by now, when it was first imported
+    telemetry.FLWR_TELEMETRY_ENABLED = "0"
     try:
         yield
     finally:
+        telemetry.FLWR_TELEMETRY_ENABLED = told
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -194,25 +201,37 @@ def _ray_session(resources: Mapping[str, float]) -> Iterator[None]:
     """A Ray whose workers find this project's code first, checked on each machine."""
     import ray  # noqa: PLC0415 - an extra
 
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check_reachable(address)
     # never the empty entry, which means the directory that a process happens to stand in
     root = str(Path(code_identity().file).parents[1])
     path = os.pathsep.join([root, *(entry for entry in sys.path if entry and entry != root)])
     with warnings.catch_warnings(), chdir(root):
         warnings.simplefilter("ignore")
         # in the project's directory, because Ray puts the one it is started in first on its workers' path
-        try:
-            ray.init(
-                **({} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}),
-                logging_level=logging.WARNING,
-                runtime_env={"env_vars": {"PYTHONPATH": path, **QUIET}},
-            )
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"no Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
+        ray.init(
+            **({} if address else {"address": "local", "include_dashboard": False}),
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": {"PYTHONPATH": path, **QUIET}},
+        )
     try:
         _check_machines(ray, resources)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Say at once that nobody is at ``host:port``; Ray itself tries for more than seven minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: no Ray answers there ({error}); start it or unset RAY_ADDRESS"
+        ) from error
 
 
 def _report_code() -> CodeIdentity:

@@ -188,6 +188,20 @@ def test_a_picture_that_became_a_link_out_after_ingest_is_refused(tmp_path: Path
         load_pixels(folder, picture("a.png"), RESOLUTION)
 
 
+def test_no_decoder_runs_but_the_named_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paint(tmp_path / "a.png")
+    allowed: list[tuple[str, ...]] = []
+    real_open = Image.open
+
+    def spy(path: Path, *, formats: tuple[str, ...] = ("all",)) -> Image.Image:
+        allowed.append(formats)
+        return real_open(path, formats=formats)
+
+    monkeypatch.setattr(Image, "open", spy)
+    load_pixels(tmp_path, picture("a.png"), RESOLUTION)
+    assert set(allowed) == {("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")}
+
+
 def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paint(tmp_path / "a.png")
 

@@ -1,0 +1,56 @@
+"""A small institution for tests: an image folder, a tiny base and the encoded pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from client.trainer import Trainer, build_trainer
+from common.config import PLAIN_WORDS, RunConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.latents import LatentShard
+    from common.adapter.model import BaseModel
+
+
+def run_config(**changes: Any) -> RunConfig:
+    table = {
+        "name": "test",
+        "rounds": 2,
+        "privacy": "none",
+        "acknowledge": PLAIN_WORDS,
+        "base": {"path": "unused"},
+        "adapter": {"rank": 2, "alpha": 2.0, "train": "AB"},
+        "training": {"batch_size": 4},
+        **changes,
+    }
+    return msgspec.convert(table, RunConfig)
+
+
+def write_folder(folder: Path, count: int = 6) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    rows = []
+    for index in range(count):
+        name = f"{index:02d}.png"
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
+        rows.append(json.dumps({"file_name": name, "text": f"picture {index % 3}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@dataclass(frozen=True)
+class Site:
+    base: BaseModel
+    folder: Path
+    shard: LatentShard
+
+    def trainer(self, config: RunConfig | None = None) -> Trainer:
+        return build_trainer(self.base, config or run_config())

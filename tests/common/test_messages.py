@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import messages
+from common.errors import ProtocolError
+from common.messages import (
+    Contribute,
+    Evaluate,
+    PlainContribution,
+    PlainEvaluation,
+    Refusal,
+    RefusalCode,
+    decode_reply,
+    decode_request,
+    encode,
+)
+
+SPEC = "sha256:" + "0" * 64
+REQUESTS = (
+    Contribute(round=3, attempt=0, spec_digest=SPEC, adapter=b"\0" * 8),
+    Evaluate(round=0, spec_digest=SPEC, adapter=b""),
+)
+REPLIES = (
+    PlainContribution(round=3, attempt=1, vector=b"\1" * 4, weight=2.0, train_loss=0.5),
+    PlainEvaluation(round=0, institution="a", loss=0.25, pictures=7),
+    Refusal(code=RefusalCode.NO_DATA),
+)
+
+
+def test_messages_come_back_as_they_were() -> None:
+    assert tuple(decode_request(encode(message)) for message in REQUESTS) == REQUESTS
+    assert tuple(decode_reply(encode(message)) for message in REPLIES) == REPLIES
+
+
+def test_a_request_is_no_reply_and_the_other_way_round() -> None:
+    for request in REQUESTS:
+        with pytest.raises(ProtocolError):
+            decode_reply(encode(request))
+    for reply in REPLIES:
+        with pytest.raises(ProtocolError):
+            decode_request(encode(reply))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"round": -1},
+        {"round": 2**31},
+        {"attempt": "0"},
+        {"spec_digest": "sha256:xyz"},
+        {"adapter": 7},
+        {"surprise": 1},
+        {"type": "other"},
+    ],
+)
+def test_fields_of_wrong_type_or_range_are_refused(change: dict[str, object]) -> None:
+    fields = {"type": "contribute", **msgspec.to_builtins(REQUESTS[0], builtin_types=(bytes,)), **change}
+    with pytest.raises(ProtocolError):
+        decode_request(msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_weights_are_positive(weight: float) -> None:
+    fields = {**msgspec.to_builtins(REPLIES[0], builtin_types=(bytes,)), "weight": weight}
+    with pytest.raises(ProtocolError):
+        decode_reply(msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, -1])
+def test_truncated_bytes_are_refused(cut: int) -> None:
+    with pytest.raises(ProtocolError):
+        decode_request(encode(REQUESTS[0])[:cut])
+
+
+def test_oversized_bytes_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 10)
+    with pytest.raises(ProtocolError, match="at most 10"):
+        decode_request(encode(REQUESTS[0]))
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_decode_or_are_a_protocol_error(data: bytes) -> None:
+    for decode in (decode_request, decode_reply):
+        try:
+            decode(data)
+        except ProtocolError:
+            continue
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(place=st.integers(0, 80), value=st.integers(0, 255))
+def test_a_changed_byte_decodes_or_is_a_protocol_error(place: int, value: int) -> None:
+    data = bytearray(encode(REQUESTS[0]))
+    data[place % len(data)] = value
+    try:
+        decode_request(bytes(data))
+    except ProtocolError:
+        return

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulations.worlds import write_world
+
+ROOT = Path(__file__).parents[2]
+
+
+def darkroom(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    write_world(root, rounds=1)
+    done = darkroom("simulations.cli", "run", "world.toml", "--threads", "1", cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "pytorch_lora_weights.safetensors" in done.stdout
+    return root
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a user's mistake: exit code 2, one error, no stack trace."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+    return done.stderr
+
+
+def test_a_run_is_neither_overwritten_nor_mixed(world: Path) -> None:
+    assert "--resume" in refused(darkroom("simulations.cli", "run", "world.toml", cwd=world))
+    assert "nothing to resume" in refused(
+        darkroom("simulations.cli", "run", "world.toml", "--resume", "--name", "other", cwd=world)
+    )
+
+
+def test_again_removes_only_runs(world: Path) -> None:
+    precious = world / "runs" / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    said = refused(darkroom("simulations.cli", "run", "world.toml", "--again", "--name", "precious", cwd=world))
+    assert "not a run's directory" in said
+    assert (precious / "thesis.txt").exists()
+
+
+def test_pictures_are_drawn_from_a_run(world: Path) -> None:
+    arguments = ("--base", "base", "--adapter", "runs/world/adapter", "--prompt", "red noise", "--steps", "2")
+    done = darkroom("client.cli", "generate", *arguments, cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert (world / "pictures" / "00-red-noise.png").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(world: Path) -> None:
+    shutil.copytree(world / "base", world / "other")
+    config = world / "other" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("1000", "900"))
+    arguments = ("--base", "other", "--adapter", "runs/world/adapter", "--prompt", "red noise")
+    assert "made for the base" in refused(darkroom("client.cli", "generate", *arguments, cwd=world))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "nowhere"), "no scenario"),
+        (("run", "broken.toml"), "not valid TOML"),
+        (("run", "faulty.toml"), "rounds"),
+        (("run", "baseless.toml"), "no such directory"),
+        (("run", "pinned.toml"), "wanted content"),
+        (("run", "wrong-family.toml"), "family"),
+    ],
+)
+def test_scenario_mistakes_get_one_clear_message(world: Path, arguments: tuple[str, ...], said: str) -> None:
+    good = (world / "world.toml").read_text()
+    (world / "broken.toml").write_text("name = [")
+    (world / "faulty.toml").write_text(good.replace("rounds = 1", "rounds = 0"))
+    (world / "baseless.toml").write_text(good.replace('path = "base"', 'path = "missing"'))
+    (world / "pinned.toml").write_text(good.replace('path = "base"', f'path = "base"\ndigest = "sha256:{"0" * 64}"'))
+    (world / "wrong-family.toml").write_text(good.replace('path = "base"', 'path = "base"\nfamily = "sdxl"'))
+    assert said in refused(darkroom("simulations.cli", *arguments, "--name", "mistake", cwd=world))
+
+
+def test_truncated_weights_are_named(world: Path) -> None:
+    shutil.copytree(world / "base", world / "cut", dirs_exist_ok=True)
+    weights = world / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (world / "cut.toml").write_text((world / "world.toml").read_text().replace('path = "base"', 'path = "cut"'))
+    said = refused(darkroom("simulations.cli", "run", "cut.toml", "--name", "mistake", cwd=world))
+    assert "diffusion_pytorch_model.safetensors" in said
+
+
+def test_a_folder_is_checked_without_changing_it(world: Path) -> None:
+    done = darkroom("client.cli", "check", "pictures", cwd=world)
+    assert "24 pictures" in done.stdout
+    assert "cannot be used" in refused(_check_with_a_bad_picture(world))
+
+
+def _check_with_a_bad_picture(world: Path) -> subprocess.CompletedProcess[str]:
+    shutil.copytree(world / "pictures", world / "damaged", dirs_exist_ok=True)
+    (world / "damaged" / "red" / "0.png").write_bytes(b"")
+    return darkroom("client.cli", "check", "damaged", cwd=world)
+
+
+def test_a_run_configuration_is_checked_without_starting(world: Path) -> None:
+    text = (world / "world.toml").read_text()
+    start, end = text.index("[institutions]"), text.index("[base]")
+    (world / "run.toml").write_text(text[:start] + text[end:])
+    done = darkroom("server.cli", "check", "run.toml", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert "1 rounds of fedsgd" in done.stdout

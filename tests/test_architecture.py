@@ -1,0 +1,82 @@
+"""Rules of the code base that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("client", "common", "server", "simulations")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FLOWER_ROOMS = {"client/app.py", "server/app.py", "server/transport.py"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def runtime_imports(tree: ast.Module) -> set[str]:
+    """Names of modules imported when the code runs, not only when it is type-checked."""
+    typed = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typed:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_modules_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    long = [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, functions) and (node.end_lineno or 0) - node.lineno + 1 > 50
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_flower_and_cryptography_keep_to_their_rooms(path: Path) -> None:
+    imported = runtime_imports(ast.parse(path.read_text()))
+    name = name_of(path)
+    if name not in FLOWER_ROOMS and not name.startswith("simulations/engines/"):
+        assert not {module for module in imported if module.split(".")[0] == "flwr"}
+    if name != "common/crypto.py":
+        assert not {module for module in imported if module.split(".")[0] == "cryptography"}
+
+
+def test_no_room_is_named_for_nothing_in_particular() -> None:
+    banned = {"utils", "util", "helpers", "helper", "misc", "task", "common_utils"}
+    assert not [name_of(path) for path in SOURCES if path.stem in banned]
+
+
+def test_the_bundle_is_an_allow_list_of_code() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["flwr"]["app"]["fab-include"]
+    shipped = {name_of(path) for pattern in included for path in ROOT.glob(pattern)}
+    assert {"client/__init__.py", "client/app.py", "server/app.py", "common/messages.py"} <= shipped
+    # the steward, its ledger and its data never travel in a bundle that the coordinator chooses
+    assert {name for name in shipped if name.startswith("client/")} == {"client/__init__.py", "client/app.py"}
+    assert not {name for name in shipped if name.startswith(("simulations/", "tests/"))}
+    assert all(name.endswith(".py") or name == "LICENSE" for name in shipped)
+
+
+def test_the_project_is_not_uploaded_by_accident() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "Private :: Do Not Upload" in project["project"]["classifiers"]
