@@ -1,7 +1,8 @@
 """Who learns how much: the four (ε, δ) of a run, each with everything that it depends on.
 
-What an adversary sees is the noised sum without the shares that it knows. Of n institutions whose shares add up to
-noise z, each contributes z²/n; with t known, z·√((n − t)/n) is left.
+What an adversary sees is the noised sum without the shares that it knows. If noise is sized so that m − s of m
+institutions reach z, each share is z²/(m − s), and against k known ones z·√((m − k)/(m − s)) is left. Rounds may differ
+in m; the statements take the worst.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ class RunSettings:
         unit: what is protected.
         delta: δ of every statement.
         institutions: n, the fewest whose shares are in any sum that is released.
+        roster: the most; absent: n.
         colluders: t < n, whom the coordinator may be in league with.
-        noise_multiplier: z of the whole sum of n institutions, as :attr:`NoisePlan.total_multiplier` has it.
+        noise_multiplier: z, reached by all institutions but ``spare``, as in :class:`NoisePlan`.
+        spare: s < n, :attr:`NoisePlan.colluders`; with s = t the coordinator faces z itself.
         sampling_rate: q.
         rounds: T, every sent attempt counted.
         population: fewest units N of all institutions together, where known; δ must be below 1/N.
@@ -62,17 +65,27 @@ class RunSettings:
     sampling_rate: float
     rounds: int
     colluders: int = 1
+    spare: int = 0
+    roster: int | None = None
     population: int | None = None
     slack: float = 0.0
     lost: float = 0.0
     private: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.colluders < self.institutions:
-            raise AccountingError(
-                f"wanted 0 ≤ colluders < institutions, got {self.colluders} of {self.institutions}: "
-                "someone honest must add noise",
-            )
+        for known in (self.colluders, self.spare):
+            if not 0 <= known < self.institutions:
+                raise AccountingError(
+                    f"wanted 0 ≤ colluders, spare < institutions, got {known} of {self.institutions}: "
+                    "someone honest must add noise",
+                )
+        if self.roster is not None and self.roster < self.institutions:
+            raise AccountingError(f"wanted a roster of at least {self.institutions} institutions, got {self.roster}")
+
+    def noise_left(self, known: Callable[[int], int]) -> float:
+        """Noise multiplier without ``known(m)`` of m shares, for the m that leaves least; 0 if none is left."""
+        sizes = {self.institutions, self.roster or self.institutions}  # monotone in m, so the ends suffice
+        return min(self.noise_multiplier * math.sqrt(max(0, m - known(m)) / (m - self.spare)) for m in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +128,7 @@ class Statements:
         s = self.settings
         head = f"Protected: one {s.unit}, under {self.relation}, at delta = {s.delta:g}."
         basis = (
-            f"n ≥ {s.institutions}, t = {s.colluders}, z = {s.noise_multiplier:.4g}, q = {s.sampling_rate:.4g}, "
+            f"n ≥ {s.institutions}, t = {s.colluders}, z = {s.noise_multiplier:.4g} without {s.spare} of them, q = {s.sampling_rate:.4g}, "
             f"T = {s.rounds}; accountant: {self.accountant}."
         )
         lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {_figure(one.epsilon)}." for one in self.all]
@@ -166,19 +179,20 @@ def state(settings: RunSettings) -> Statements:
         raise NotPrivate("noise or samples came from a repeatable stream: no (ε, δ) holds for this run")
     n, t = settings.institutions, settings.colluders
 
-    def statement(adversary: Adversary, known: int) -> Statement:
-        z = settings.noise_multiplier * math.sqrt((n - known) / n)
-        slack = settings.slack if n - known > 1 else 0.0  # a single share is one rounding, not a sum of several
-        bound = None if known >= n else _or_none(lambda: _epsilon(settings, z, slack))
-        return Statement(adversary=adversary, epsilon=bound, noise_multiplier=z, known_shares=known)
+    def statement(adversary: Adversary, known: Callable[[int], int]) -> Statement:
+        z = settings.noise_left(known)
+        # a single share is one rounding, not a sum of several
+        slack = 0.0 if adversary is Adversary.FALLBACK else settings.slack
+        bound = _or_none(lambda: _epsilon(settings, z, slack))
+        return Statement(adversary=adversary, epsilon=bound, noise_multiplier=z, known_shares=known(n))
 
     _epsilon(settings, settings.noise_multiplier, settings.slack)  # a fault of the settings is an error, not a "none"
     return Statements(
         settings=settings,
-        server=statement(Adversary.SERVER, t),
-        institutions=statement(Adversary.INSTITUTIONS, max(t, 1)),
-        public=statement(Adversary.PUBLIC, 0),
-        fallback=statement(Adversary.FALLBACK, n - 1),
+        server=statement(Adversary.SERVER, lambda _: t),
+        institutions=statement(Adversary.INSTITUTIONS, lambda _: max(t, 1)),
+        public=statement(Adversary.PUBLIC, lambda _: 0),
+        fallback=statement(Adversary.FALLBACK, lambda m: m - 1),
     )
 
 

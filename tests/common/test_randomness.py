@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,18 +52,12 @@ def test_secret_requests_never_share_a_key(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_forked_child_draws_other_bytes() -> None:
-    source = SystemRandomness()
-    source.take(16)
-    with ThreadPoolExecutor(1):
-        pass
     read, write = os.pipe()
     script = (
         "import os,sys;from common.randomness import SystemRandomness;s=SystemRandomness();s.take(8);p=os.fork();"
         "os.write(int(sys.argv[1]),s.take(32));os.wait() if p else os._exit(0)"
     )
-    import subprocess  # noqa: PLC0415 - a fresh interpreter, since forking the test runner with its threads is unsafe
-    import sys  # noqa: PLC0415 - the same
-
+    # in a fresh interpreter, since forking the test runner with its threads is unsafe
     subprocess.run([sys.executable, "-c", script, str(write)], pass_fds=[write], check=True)
     drawn = os.read(read, 64)
     os.close(read)

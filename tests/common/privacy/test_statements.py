@@ -45,9 +45,9 @@ def test_each_statement_rests_on_the_noise_that_its_adversary_does_not_know(publ
 
 
 def test_institutions_always_know_their_own_share_and_all_colluders() -> None:
-    trusting = state(settings(colluders=0, rounds=50))
+    trusting = state(settings(colluders=0, rounds=5))
     assert [one.known_shares for one in trusting.all] == [0, 1, 0, 9]
-    wary = state(settings(colluders=4, rounds=50))
+    wary = state(settings(colluders=4, rounds=5))
     assert [one.known_shares for one in wary.all] == [4, 4, 0, 9]
     assert wary.server.epsilon is not None
     assert trusting.server.epsilon is not None
@@ -55,7 +55,9 @@ def test_institutions_always_know_their_own_share_and_all_colluders() -> None:
 
 
 def test_slack_counts_wherever_shares_are_summed_and_loss_everywhere() -> None:
-    plain, slack, lost = (state(settings(rounds=50, **more)) for more in ({}, {"slack": 1e-8}, {"lost": 5e-6}))
+    plain, slack, lost = (
+        state(settings(institutions=3, rounds=20, **more)) for more in ({}, {"slack": 1e-8}, {"lost": 5e-6})
+    )
     assert slack.public.epsilon is not None
     assert plain.public.epsilon is not None
     assert slack.public.epsilon > plain.public.epsilon
@@ -64,6 +66,22 @@ def test_slack_counts_wherever_shares_are_summed_and_loss_everywhere() -> None:
         assert one.epsilon is not None
         assert other.epsilon is not None
         assert one.epsilon > other.epsilon
+
+
+def test_noise_sized_for_colluders_leaves_the_coordinator_with_all_of_z() -> None:
+    sized = state(settings(colluders=3, spare=3, rounds=5))
+    assert sized.server.noise_multiplier == pytest.approx(1.576)
+    assert sized.public.noise_multiplier == pytest.approx(1.576 * math.sqrt(10 / 7))
+    assert sized.fallback.noise_multiplier == pytest.approx(1.576 / math.sqrt(7))
+
+
+@pytest.mark.parametrize(("colluders", "spare"), [(0, 0), (1, 0), (3, 1), (1, 3)])
+def test_rounds_of_any_size_between_the_fewest_and_the_most_are_covered(colluders: int, spare: int) -> None:
+    mixed = settings(institutions=5, roster=9, colluders=colluders, spare=spare)
+    for known in (lambda _: 0, lambda _: max(colluders, 1), lambda m: m - 1):
+        left = mixed.noise_left(known)
+        each = [1.576 * math.sqrt((m - known(m)) / (m - spare)) for m in range(5, 10)]
+        assert left == pytest.approx(min(each))
 
 
 def test_text_names_everything_that_an_epsilon_depends_on(published: Statements) -> None:
@@ -129,7 +147,9 @@ def test_nothing_is_stated_for_repeatable_noise() -> None:
         state(settings(private=False))
 
 
-@pytest.mark.parametrize("changes", [{"colluders": 10}, {"colluders": -1}, {"delta": 1e-4}, {"rounds": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"colluders": 10}, {"colluders": -1}, {"spare": 10}, {"roster": 9}, {"delta": 1e-4}, {"rounds": 0}]
+)
 def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(AccountingError):
         state(settings(**changes))
