@@ -129,8 +129,7 @@ class Statements:
         head = f"Protected: one {s.unit}, under {self.relation}, at delta = {s.delta:g}."
         basis = (
             f"n ≥ {s.institutions}, t = {s.colluders}, z = {s.noise_multiplier:.4g} without {s.spare} of them, "
-            f"q = {s.sampling_rate:.4g}, "
-            f"T = {s.rounds}; accountant: {self.accountant}."
+            f"q = {s.sampling_rate:.4g}, T = {s.rounds}; accountant: {self.accountant}."
         )
         lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {_figure(one.epsilon)}." for one in self.all]
         return "\n".join([head, *lines, basis, "Not included:", *(f"- {line}" for line in self.excluded)])
