@@ -19,7 +19,13 @@
     ├── ProtocolError              a message that does not fit the run
     │   └── OutOfOrder             a message or call that the present state does not expect
     ├── RoundFailed                too few institutions answered
-    └── CheckpointError            a checkpoint that is missing, corrupted or of another run
+    ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
+    └── PrivacyError               something that would void or misstate a privacy guarantee
+        ├── NotPrivate             repeatable noise or unclipped data where secret noise is due
+        ├── ClippingError          a model or batch whose per-unit gradients cannot be had exactly
+        ├── MechanismError         noise, scale or ring settings that cannot carry the guarantee
+        └── AccountingError        settings for which no (ε, δ) can be stated
+            └── UnknownEvent       something happened that the accountant does not know
 """
 
 from __future__ import annotations
@@ -106,3 +112,27 @@ class RoundFailed(DarkroomError):
 
 class CheckpointError(DarkroomError):
     """A checkpoint that is missing, corrupted or belongs to another run."""
+
+
+class PrivacyError(DarkroomError):
+    """Something that would void or misstate a privacy guarantee."""
+
+
+class NotPrivate(PrivacyError):
+    """Repeatable noise, or unclipped data, where secret noise is due."""
+
+
+class ClippingError(PrivacyError):
+    """A model or batch whose per-unit gradients cannot be had exactly."""
+
+
+class MechanismError(PrivacyError):
+    """Noise, scale or ring settings that cannot carry the guarantee."""
+
+
+class AccountingError(PrivacyError):
+    """Settings for which no (ε, δ) can be stated."""
+
+
+class UnknownEvent(AccountingError):
+    """Something happened that the accountant does not know, so it states nothing."""

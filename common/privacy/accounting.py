@@ -1,0 +1,219 @@
+"""What was done, and the (ε, δ) that it costs.
+
+Events say what happened and nothing about its price; the accountant prices them with privacy loss distributions
+(Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380) as implemented by Google's
+dp-accounting. Every ε is an upper bound: the distributions are rounded pessimistically at whatever grid is used, so a
+coarser grid costs a little and never understates.
+
+Neighbouring data sets differ by one privacy unit added or removed. What the accountant does not see enters δ in two
+ways. ``slack``, a total variation τ (sums of rounded noise), costs (1 + e^ε)·τ, since a mechanism within τ of an (ε, δ)
+one is (ε, δ + (1 + e^ε)·τ). ``lost``, the probability that the events were not what they are said to be (a sample that
+reached its cap), costs just that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution as pld
+
+from common.errors import AccountingError, UnknownEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ACCOUNTANT: Final = "PLD (dp-accounting), Poisson-subsampled Gaussian, add/remove one unit"
+FINE: Final = 1e-4
+"""Grid of the privacy loss for every ε that is reported; coarser where ε passes 50, at a relative cost below 1e-3."""
+COARSE: Final = 1e-2
+SEARCH: Final = 1e-3
+LARGEST_EPSILON: Final = 5e4
+"""Above this nothing is protected, and the figure is not worth its computation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """Rounds of one kind: Poisson-sample units, clip each to C, sum, add Gaussian noise of standard deviation z·C.
+
+    Attributes:
+        noise_multiplier: z > 0.
+        sampling_rate: q in (0, 1], the chance of each unit to be in a round's sample.
+        rounds: how many, at least 1; an attempt that was sent and then repeated counts too.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _require(self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier), "noise_multiplier > 0", self)
+        _require(0 < self.sampling_rate <= 1, "sampling_rate in (0, 1]", self)
+        _require(self.rounds >= 1, "rounds ≥ 1", self)
+
+
+def _require(condition: object, wanted: str, got: object) -> None:
+    if not condition:
+        raise AccountingError(f"wanted {wanted}; got {got}")
+
+
+def check_delta(delta: float, population: int | None) -> None:
+    """Refuse a δ that promises nothing.
+
+    Raises:
+        AccountingError: δ is outside (0, 1), or at least 1/N: publishing a random unit in full would satisfy it.
+    """
+    _require(0 < delta < 1, "delta in (0, 1)", delta)
+    if population is not None:
+        _require(population >= 1, "at least one privacy unit", population)
+        if delta >= 1 / population:
+            raise AccountingError(
+                f"delta = {delta:g} is not below 1/N = {1 / population:g}: publishing one whole unit would satisfy it; "
+                f"take a delta of {0.1 / population:.1g} or less",
+            )
+
+
+def epsilon(
+    events: Sequence[Rounds],
+    *,
+    delta: float,
+    slack: float = 0.0,
+    lost: float = 0.0,
+    population: int | None = None,
+) -> float:
+    """The smallest ε that the accountant proves for these events together.
+
+    Args:
+        events: what was done; none at all costs 0.
+        delta: the δ to be stated.
+        slack: total variation between the mechanism that ran and these events, over all of them.
+        lost: probability, over all of them, that the events are void.
+        population: number of units N, where known; δ must be below 1/N.
+
+    Guarantee: if the mechanism that ran is within ``slack`` of the events in total variation, save with probability
+    ``lost``, its transcript is (ε, δ)-DP for adding or removing one unit.
+
+    Raises:
+        UnknownEvent: something other than :class:`Rounds` is among the events.
+        AccountingError: nonsense, a δ of 1/N or more, a slack that uses up δ, or an ε above :data:`LARGEST_EPSILON`.
+    """
+    check_delta(delta, population)
+    left = _left(delta, slack, lost)
+    _refuse_unknown(events)
+    if not events:
+        return 0.0
+    rough = _solve(_compose(events, COARSE), left, slack)
+    if rough > 500:
+        return rough
+    return min(rough, _solve(_compose(events, FINE if rough <= 50 else SEARCH), left, slack))
+
+
+def _left(delta: float, slack: float, lost: float) -> float:
+    """δ without what is lost."""
+    _require(slack >= 0 and lost >= 0, "slack and lost ≥ 0", (slack, lost))
+    if lost >= delta:
+        raise AccountingError(f"a loss of {lost:g} uses up delta = {delta:g}: raise the cap on sampled units")
+    return delta - lost
+
+
+def _refuse_unknown(events: Sequence[object]) -> None:
+    for event in events:
+        if type(event) is not Rounds:
+            raise UnknownEvent(f"the accountant knows Rounds only and states nothing about {event!r}")
+
+
+def _compose(events: Sequence[Rounds], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    total = pld.identity(value_discretization_interval=grid)
+    for event in events:
+        one = pld.from_gaussian_mechanism(
+            standard_deviation=event.noise_multiplier,
+            sampling_prob=event.sampling_rate,
+            value_discretization_interval=grid,
+            neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+        )
+        total = total.compose(one.self_compose(event.rounds))
+    return total
+
+
+def _solve(distribution: Any, delta: float, slack: float) -> float:  # noqa: ANN401 - dp-accounting is untyped
+    """The smallest ε with δ_acc(ε) + (1 + e^ε)·slack ≤ δ, by iteration from below."""
+    bound = _bounded(distribution.get_epsilon_for_delta(delta))
+    if slack == 0:
+        return bound
+    for _ in range(100):
+        left = delta - (1 + math.exp(min(bound, 700.0))) * slack
+        if left <= 0:
+            raise AccountingError(
+                f"a slack of {slack:g} at epsilon ≈ {bound:.3g} uses up delta = {delta:g}: "
+                "take a larger scale or a larger delta",
+            )
+        following = _bounded(distribution.get_epsilon_for_delta(left))
+        if following <= bound * (1 + 1e-9):
+            return float(bound * (1 + 1e-9))
+        bound = following
+    raise AccountingError(
+        f"a slack of {slack:g} leaves no epsilon for delta = {delta:g}: raise the cap on sampled units"
+    )
+
+
+def _bounded(value: float) -> float:
+    _require(value <= LARGEST_EPSILON, f"an epsilon of at most {LARGEST_EPSILON:g}: use more noise", value)
+    return max(float(value), 0.0)
+
+
+def calibrate(  # noqa: PLR0913 - the settings that z depends on
+    target: float,
+    *,
+    delta: float,
+    sampling_rate: float,
+    rounds: int,
+    slack: float = 0.0,
+    lost: float = 0.0,
+    population: int | None = None,
+) -> float:
+    """The smallest noise multiplier z, rounded up to 4 digits, whose ε is at most ``target``.
+
+    The search runs on a coarse grid and the answer is checked on the fine one, so it errs to more noise.
+
+    Raises:
+        AccountingError: nonsense, or a target that no noise up to z = 10⁴ meets.
+    """
+    _require(target > 0 and math.isfinite(target), "a target epsilon > 0", target)
+
+    def meets(z: float, grid: float) -> bool:
+        event = Rounds(noise_multiplier=z, sampling_rate=sampling_rate, rounds=rounds)
+        try:
+            return _solve(_compose([event], grid), left, slack) <= target
+        except AccountingError:
+            return False
+
+    check_delta(delta, population)
+    left = _left(delta, slack, lost)
+    low, high = 0.5, 1.0
+    while not meets(high, COARSE):
+        low, high = high, 2 * high
+        _require(high <= 1e4, "a target epsilon that z ≤ 10000 meets", target)
+    while meets(low, COARSE):
+        low, high = low / 2, low
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if meets(middle, SEARCH) else (middle, high)
+    return _polish(high, lambda z: meets(z, FINE if target <= 50 else SEARCH))
+
+
+def _polish(start: float, meets: Callable[[float], bool]) -> float:
+    """The least 4-digit z near ``start`` that meets the target, by bisection on the fine grid."""
+    step = 10.0 ** (math.floor(math.log10(start)) - 3)
+    high = math.ceil(start / step)
+    while not meets(high * step):
+        high += 1
+    low, stride = high - 1, 1
+    while low > 0 and meets(low * step):
+        low, high, stride = low - 2 * stride, low, 2 * stride
+    low = max(low, 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle * step) else (middle, high)
+    return round(high * step, 12)

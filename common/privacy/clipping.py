@@ -1,0 +1,135 @@
+"""The sum over privacy units of clipped gradients: the one quantity that leaves an institution's data.
+
+A unit's gradient is the mean over its K draws of (image of the unit, timestep, noise), taken at one and the same
+adapter, and is scaled down to norm C if it is longer (Abadi et al. 2016, arXiv:1607.00133). The mean comes *before* the
+clip: clipping each draw on its own lets one unit move the sum by K·C.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+
+from common.errors import ClippingError
+from common.privacy.unit_gradients import record_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from common.privacy.unit_gradients import UnitRecorder
+
+Relation: TypeAlias = Literal["add_remove_one", "replace_one"]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum:
+    """Σ over the sampled units of their clipped gradients; secret until noise is added.
+
+    Attributes:
+        vector: [d] float64, in the order of the trained parameters; never shown.
+        sensitivity: the most that one unit moves ``vector``, in Euclidean norm.
+        relation: the neighbouring relation that this holds for.
+    """
+
+    vector: npt.NDArray[np.float64] = field(repr=False)
+    sensitivity: float
+    relation: Relation = "add_remove_one"
+
+    @property
+    def coordinates(self) -> int:
+        """Length d of the vector."""
+        return self.vector.size
+
+
+def clipped_sum(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[Batch],
+    losses: Callable[[Batch], Tensor],
+    *,
+    clip: float,
+    draws: int = 1,
+) -> ClippedSum:
+    """Sum the clipped per-unit gradients over micro-batches of whole units.
+
+    Guarantee: adding or removing one unit moves the result by at most ``clip`` in Euclidean norm, whatever its data, if
+    the rows of a batch do not influence each other in the model and arithmetic is exact. Rounding of the sum itself is
+    below 2⁻²³·``clip`` for up to 10⁴ units, since terms are added in float64; that a unit's float32 gradient may depend
+    in its last bits on its neighbours in the micro-batch is not covered. A unit whose gradient is not finite counts as
+    zero.
+
+    Args:
+        model: with PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
+            is neither read nor changed.
+        parameters: all trained parameters, in the order of the vector.
+        batches: micro-batches of whole units, of any sizes; none at all gives the zero vector.
+        losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
+            other. It may use autocast and gradient checkpointing; losses must not be scaled.
+        clip: C > 0.
+        draws: K ≥ 1 rows per unit.
+
+    Raises:
+        ClippingError: a model or batch whose per-unit gradients cannot be had exactly.
+    """
+    if not (clip > 0 and math.isfinite(clip)):
+        raise ClippingError(f"wanted a finite clip norm above 0, got {clip}")
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+    parts = torch.split(total, [p.numel() for p in parameters])
+    with record_units(model, parameters, draws=draws) as recorder:
+        for batch in batches:
+            _add_clipped(parts, _backward(recorder, losses(batch), draws), clip)
+    return ClippedSum(vector=total.cpu().numpy(), sensitivity=clip)
+
+
+def unit_norms(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[Batch],
+    losses: Callable[[Batch], Tensor],
+    *,
+    draws: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Norms of the unclipped per-unit gradients, [units], not finite where a gradient is not.
+
+    They describe the data: to choose C, use data that is public. Arguments and errors as for :func:`clipped_sum`.
+    """
+    with record_units(model, parameters, draws=draws) as recorder:
+        found = [_norms(_backward(recorder, losses(batch), draws)).cpu().numpy() for batch in batches]
+    return np.concatenate([np.zeros(0), *found])
+
+
+def _backward(recorder: UnitRecorder, losses: Tensor, draws: int) -> list[Tensor | None]:
+    """Each parameter's gradient per unit, [units, size], or None where no loss depends on it."""
+    if losses.dim() != 1:
+        raise ClippingError(f"wanted one loss per draw in one dimension, got {losses.dim()} dimensions")
+    units = recorder.units_in(losses.shape[0], "losses")
+    mean = losses.to(torch.promote_types(losses.dtype, torch.float32)).sum() / draws
+    mean.backward()  # type: ignore[no-untyped-call]
+    return [None if one is None else one.reshape(units, -1) for one in recorder.collect()]
+
+
+def _norms(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Norm of each unit's whole gradient, [units] float64: squares are summed in float64 whatever the gradients are."""
+    parts = [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in gradients if g is not None]
+    if not parts:
+        raise ClippingError("wanted losses that depend on the adapter, got none that does")
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return norms
+
+
+def _add_clipped(parts: Sequence[Tensor], gradients: Sequence[Tensor | None], clip: float) -> None:
+    norms = _norms(gradients).tolist()
+    for part, gradient in zip(parts, gradients, strict=True):
+        if gradient is None:
+            continue
+        for row, norm in zip(gradient, norms, strict=True):
+            if math.isfinite(norm):  # a NaN or infinity times a factor of zero would still be NaN
+                part.add_(row, alpha=1.0 if norm <= clip else clip / norm)

@@ -1,0 +1,5 @@
+"""``python -m simulations.bench``."""
+
+from simulations.bench.cli import main
+
+main()
