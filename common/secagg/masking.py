@@ -1,0 +1,115 @@
+"""Add the pairwise masks, and take the check coordinates off a sum.
+
+A mask is the AES-256-CTR keystream under a key that serves one pair, one step and one context, read as little-endian
+words; the nonce is zero because no key is used twice. Of two institutions the one that stands first in the roster
+adds it and the other subtracts it. Under the assumption that AES-256 is a pseudorandom permutation, a mask of 2²³
+blocks (d = 1.6e7 at 64 bits) is told from uniform words with advantage below 2⁻⁸² (PRP/PRF switching, q²/2¹²⁹).
+
+Each masked vector ends in coordinates that hold the constant 1. They show the coordinator that the masks cancelled,
+i.e. that all sites saw the same round. They do not authenticate the sum: whoever sends a vector chooses its other
+coordinates freely, and a lying coordinator needs no check. Their value is public, so masking them gives away their
+mask words, which say nothing about the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from common.crypto import Keystream
+from common.errors import MasksDidNotCancel, WrongShape
+from common.secagg.messages import check_coordinates
+from common.secagg.quantize import VectorSum, word_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from common.crypto import Secret
+    from common.secagg.messages import Bits, RoundContext
+    from common.secagg.quantize import NoisedShare, Words
+
+_CHUNK_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MaskedVector:
+    """Words that look uniform to whoever lacks one mask key of an honest pair; check coordinates last."""
+
+    words: Words
+    bits: Bits
+
+
+def check_share(share: NoisedShare, context: RoundContext) -> None:
+    """Check that a share was made for this step.
+
+    Raises:
+        WrongShape: Its dimension, word size or cohort is not the context's.
+
+    """
+    got = (share.words.size, share.bits, share.cohort)
+    wanted = (context.dimension, context.bits, len(context.cohort))
+    if got != wanted:
+        raise WrongShape(f"wanted (dimension, bits, cohort) = {wanted}, got {got}")
+
+
+def mask(share: NoisedShare, context: RoundContext, keys: Mapping[int, Secret], *, place: int) -> MaskedVector:
+    """Append the check coordinates and apply every pair's mask.
+
+    Raises:
+        WrongShape: The share's dimension, word size or cohort is not the context's, or a peer's key is missing.
+
+    """
+    check_share(share, context)
+    if set(keys) != set(context.cohort) - {place} or not keys:
+        raise WrongShape("wanted exactly one mask key for every other participant")
+    words = np.ones(context.dimension + check_coordinates(context.bits), dtype=word_type(context.bits))
+    words[: context.dimension] = share.words
+    for peer, key in keys.items():
+        _apply(words, key, adds=place < peer)
+    return MaskedVector(words=words, bits=context.bits)
+
+
+def unpack(data: bytes, context: RoundContext) -> MaskedVector:
+    """Wire bytes as a masked vector, without a copy.
+
+    Raises:
+        WrongShape: Not exactly the context's number of bytes.
+
+    """
+    wanted = vector_bytes(context)
+    if len(data) != wanted:
+        raise WrongShape(f"wanted a masked vector of {wanted} bytes, got {len(data)}")
+    return MaskedVector(words=np.frombuffer(data, dtype=word_type(context.bits)), bits=context.bits)
+
+
+def vector_bytes(context: RoundContext) -> int:
+    """Size of a masked vector on the wire."""
+    return (context.dimension + check_coordinates(context.bits)) * (context.bits // 8)
+
+
+def open_sum(total: Words, context: RoundContext) -> VectorSum:
+    """Check that the masks cancelled and drop the check coordinates.
+
+    Raises:
+        MasksDidNotCancel: They did not; nothing is returned.
+
+    """
+    checks = total[context.dimension :]
+    if not (checks == len(context.cohort)).all():
+        raise MasksDidNotCancel(
+            f"round {context.step.round}, attempt {context.step.attempt}: the institutions did not see the same round "
+            "(adapter, cohort or session keys), or one sent a faulty vector; ask for a new attempt"
+        )
+    return VectorSum(words=total[: context.dimension], bits=context.bits, cohort=len(context.cohort))
+
+
+def _apply(words: Words, key: Secret, *, adds: bool) -> None:
+    """Add or subtract one mask in place, in pieces that stay in the processor's cache."""
+    stream = Keystream(key)
+    combine = np.add if adds else np.subtract
+    step = _CHUNK_BYTES // words.itemsize
+    for start in range(0, words.size, step):
+        piece = words[start : start + step]
+        combine(piece, np.frombuffer(stream.read(piece.nbytes), dtype=words.dtype), out=piece)
