@@ -30,7 +30,8 @@ def wrapped(values: list[list[int]], bits: int) -> list[int]:
 
 def run(world: World, values: list[list[int]], order: list[int], step: Step = Step(0, 0)) -> list[int]:
     request = world.request(step)
-    answers = [world.answer(place, request, np.array(values[place], dtype=object) % (1 << bits)) for place in order]
+    modulus = 1 << world.manifest.secure_aggregation.bits
+    answers = [world.answer(place, request, np.array(values[place], dtype=object) % modulus) for place in order]
     for answer in answers:
         world.server = world.server.handle_contribution(answer)
     world.server, total = world.server.create_sum()
