@@ -131,7 +131,7 @@ class AuditLog:
         signature = self.identity.sign(Label.AUDIT_ENTRY, entry.content())
         line = msgspec.json.encode(msgspec.structs.replace(entry, signature=signature.hex()), order="sorted")
         head = _check_line(line, owner=self.identity.public, index=entry.index, previous=self._state.head)
-        _append_line(self.path, line, after=self._state.head)
+        _append_line(self.path, line, after=self._state.head, empty=genesis(self.identity.public))
         self._state = Verified(entries=entry.index + 1, head=head)
         return head
 
@@ -185,15 +185,15 @@ def _cut_unfinished_line(path: Path) -> int:
     return 0
 
 
-def _append_line(path: Path, line: bytes, *, after: bytes) -> None:
-    """Write and sync one line, if the file still ends in the line with hash ``after``."""
+def _append_line(path: Path, line: bytes, *, after: bytes, empty: bytes) -> None:
+    """Write and sync one line, if the file's head is still ``after``."""
     try:
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_LINE_BYTES - 2))
             tail = file.read().split(b"\n")
-            if size and digest(Label.AUDIT_HASH, tail[-2] if len(tail) > 1 else b"") != after:
+            if (digest(Label.AUDIT_HASH, tail[-2]) if len(tail) > 1 else empty) != after:
                 raise AuditLogError(f"{path}: another process wrote to it; one steward per log")
             file.write(line + b"\n")
             file.flush()

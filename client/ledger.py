@@ -13,20 +13,21 @@ that nobody puts an older copy of it in its place (the audit log, which names ea
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 from msgspec import Meta
 
-from client.ledger_store import check_store, connection, create_store, scalar, transaction
+from client.ledger_store import Row, append_row, check_store, connection, create_store, read_rows, transaction
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError
 from common.secagg.messages import Step
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
@@ -146,36 +147,32 @@ class Ledger:
         """
         _check_event(event)
         with connection(self.path, busy_seconds=self.busy_seconds) as store, transaction(store):
-            now = self._check_clock(store)
-            _check_step(store, run=run, step=step)
-            spent = self._compose(store, account, run=run, extra=(event,))
+            rows = read_rows(store)
+            now = self._check_clock(store, rows)
+            _check_step(rows, run=run, step=step)
+            spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
-            row = store.execute(
-                "INSERT INTO contributions (population, run, round, attempt, relation, noise_multiplier, "
-                "sampling_rate, delta_slack, charged_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (account.population, run, *step, *_columns(event), now),
-            ).lastrowid
-        return Receipt(row=row or 0, run=run, step=step, spent=spent)
+            row = append_row(store, _row(account.population, run, step, event, now))
+        return Receipt(row=row, run=run, step=step, spent=spent)
 
     def spent(self, account: Account, *, run: str) -> Spent:
         """What has been charged so far."""
         with connection(self.path, busy_seconds=self.busy_seconds) as store:
-            return self._compose(store, account, run=run, extra=())
+            return self._compose(read_rows(store), account, run=run)
 
     def last_step(self, run: str) -> Step | None:
         """The last step charged in a run, for :func:`common.secagg.participant.enrol`."""
         with connection(self.path, busy_seconds=self.busy_seconds) as store:
-            return _last_step(store, run)
+            return _last_step(read_rows(store), run)
 
     def accept_clock(self) -> None:
         """An operator's word that the clock is right now and was wrong at the last row."""
         with connection(self.path, busy_seconds=self.busy_seconds) as store, transaction(store):
-            last = scalar(store, "SELECT coalesce(max(id), 0) FROM contributions")
-            store.execute("INSERT INTO clock VALUES (?, ?)", (self.now().timestamp(), last))
+            store.execute("INSERT INTO clock VALUES (?, ?)", (self.now().timestamp(), len(read_rows(store))))
 
-    def _compose(self, store: sqlite3.Connection, account: Account, *, run: str, extra: tuple[Event, ...]) -> Spent:
-        lifetime = _events(store, "population", account.population, extra)
-        of_run = _events(store, "run", run, extra)
+    def _compose(self, rows: list[Row], account: Account, *, run: str, extra: Event | None = None) -> Spent:
+        lifetime = _events((row for row in rows if row.population == account.population), extra)
+        of_run = _events((row for row in rows if row.run == run), extra)
         return Spent(
             lifetime=self._epsilon(lifetime, delta=account.lifetime.delta),
             run=self._epsilon(of_run, delta=account.per_run.delta),
@@ -191,18 +188,16 @@ class Ledger:
             raise LedgerError(f"the accountant answered ε = {epsilon}; nothing is charged on such an answer")
         return epsilon
 
-    def _check_clock(self, store: sqlite3.Connection) -> float:
+    def _check_clock(self, store: sqlite3.Connection, rows: list[Row]) -> float:
         """Now, in seconds since 1970."""
         now = self.now()
-        row = store.execute(
-            "SELECT at FROM (SELECT charged_at AS at, id AS seq, 0 AS kind FROM contributions "
-            "UNION ALL SELECT accepted_at, after_id, rowid FROM clock) ORDER BY seq DESC, kind DESC LIMIT 1"
-        ).fetchone()
-        if row is not None and now.timestamp() < row[0] - CLOCK_TOLERANCE.total_seconds():
-            last = datetime.fromtimestamp(row[0], UTC)
+        query = "SELECT accepted_at FROM clock WHERE after_id = ? ORDER BY rowid DESC LIMIT 1"
+        accepted = store.execute(query, (len(rows),)).fetchone()
+        last = accepted[0] if accepted else rows[-1].charged_at if rows else 0.0
+        if now.timestamp() < last - CLOCK_TOLERANCE.total_seconds():
             raise ClockWentBack(
-                f"the clock says {now.isoformat()}, the last entry {last.isoformat()}; set the clock, or confirm that "
-                "the last entry's time was wrong"
+                f"the clock says {now.isoformat()}, the last entry {datetime.fromtimestamp(last, UTC).isoformat()}; "
+                "set the clock, or confirm that the last entry's time was wrong"
             )
         return now.timestamp()
 
@@ -216,8 +211,8 @@ def _check_event(event: Event) -> None:
         raise LedgerError(f"wanted one contribution with finite values, got {event}")
 
 
-def _check_step(store: sqlite3.Connection, *, run: str, step: Step) -> None:
-    last = _last_step(store, run)
+def _check_step(rows: list[Row], *, run: str, step: Step) -> None:
+    last = _last_step(rows, run)
     if last is not None and step <= last:
         raise AlreadyCharged(f"run {run}: wanted a step after {last}, got {step}")
 
@@ -238,21 +233,31 @@ def _columns(event: Event) -> tuple[str, float, float, float]:
     return event.relation, event.noise_multiplier, event.sampling_rate, event.delta_slack
 
 
-def _events(
-    store: sqlite3.Connection, column: Literal["population", "run"], value: str, extra: tuple[Event, ...]
-) -> list[Event]:
-    """Rows and the extra events, equal ones together, in order of first use."""
-    counts_of = "SELECT relation, noise_multiplier, sampling_rate, delta_slack, count(*) FROM contributions WHERE "
-    chosen = {"population": "population = ?", "run": "run = ?"}[column]
-    rows = store.execute(counts_of + chosen + " GROUP BY 1, 2, 3, 4 ORDER BY min(id)", (value,))
-    counts: dict[tuple[str, float, float, float], int] = {tuple(row[:4]): row[4] for row in rows}
-    for event in extra:
-        counts[_columns(event)] = counts.get(_columns(event), 0) + event.count
-    names = ("relation", "noise_multiplier", "sampling_rate", "delta_slack")
-    return [msgspec.convert(dict(zip(names, key, strict=True)) | {"count": n}, Event) for key, n in counts.items()]
+def _row(population: str, run: str, step: Step, event: Event, now: float) -> Row:
+    relation, noise, rate, slack = _columns(event)
+    return Row(
+        population=population,
+        run=run,
+        round=step.round,
+        attempt=step.attempt,
+        relation=relation,
+        noise_multiplier=noise,
+        sampling_rate=rate,
+        delta_slack=slack,
+        charged_at=now,
+    )
 
 
-def _last_step(store: sqlite3.Connection, run: str) -> Step | None:
-    query = "SELECT round, attempt FROM contributions WHERE run = ? ORDER BY round DESC, attempt DESC LIMIT 1"
-    row = store.execute(query, (run,)).fetchone()
-    return None if row is None else Step(*row)
+def _events(rows: Iterable[Row], extra: Event | None) -> list[Event]:
+    """Rows and the extra event, equal ones together, in order of first use."""
+    counts = Counter(row[4:8] for row in rows)
+    if extra is not None:
+        counts[_columns(extra)] += 1
+    return [
+        Event(relation=relation, noise_multiplier=noise, sampling_rate=rate, delta_slack=slack, count=count)
+        for (relation, noise, rate, slack), count in counts.items()
+    ]
+
+
+def _last_step(rows: list[Row], run: str) -> Step | None:
+    return max((Step(row.round, row.attempt) for row in rows if row.run == run), default=None)

@@ -1,12 +1,19 @@
-"""The ledger's file: schema, durable transactions, and SQLite's failures in our own words."""
+"""The ledger's file: schema, durable transactions, and SQLite's failures in our own words.
+
+SQLite checks its structure and not its content, so each row also holds a hash over itself and the row before: a flipped
+bit in a noise multiplier is found before anything is composed from it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
+from common.crypto import Label, digest
 from common.errors import LedgerCorrupt, LedgerError, LedgerUnavailable
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ _SCHEMA: Final = (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         population TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
         relation TEXT NOT NULL, noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, delta_slack REAL NOT NULL,
-        charged_at REAL NOT NULL,
+        charged_at REAL NOT NULL, chain BLOB NOT NULL,
         UNIQUE (run, round, attempt)
     ) STRICT""",
     "CREATE INDEX by_population ON contributions (population)",
@@ -32,6 +39,24 @@ _SCHEMA: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+
+class Row(NamedTuple):
+    """One contribution."""
+
+    population: str
+    run: str
+    round: int
+    attempt: int
+    relation: str
+    noise_multiplier: float
+    sampling_rate: float
+    delta_slack: float
+    charged_at: float
+    """Seconds since 1970, for people; nothing is computed from it but that the clock runs forward."""
+
+
+_COLUMNS: Final = ", ".join(Row._fields)
 
 
 def create_store(path: Path, *, busy_seconds: float) -> None:
@@ -67,6 +92,39 @@ def check_store(path: Path, *, busy_seconds: float) -> None:
             raise LedgerCorrupt(f"{path}: not a ledger of version {SCHEMA_VERSION}")
         if (found := scalar(store, "PRAGMA integrity_check")) != "ok":
             raise LedgerCorrupt(f"{path}: damaged ({found}); restore it together with the audit log")
+        read_rows(store)
+
+
+def read_rows(store: sqlite3.Connection) -> list[Row]:
+    """Every row in order, checked against the chain.
+
+    Raises:
+        LedgerCorrupt: A row was changed, removed or added by something else than :func:`append_row`.
+
+    """
+    rows, chain = [], b""
+    for number, *fields, stored in store.execute(f"SELECT id, {_COLUMNS}, chain FROM contributions ORDER BY id"):  # noqa: S608 - our own column names
+        row = Row(*fields)
+        rows.append(row)
+        chain = _link(chain, row)
+        if (number, stored) != (len(rows), chain):
+            raise LedgerCorrupt(f"ledger row {number} is not as it was written; restore it together with the audit log")
+    if (scalar(store, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'contributions'")) != len(rows):
+        raise LedgerCorrupt(f"rows after {len(rows)} are gone; restore the ledger together with the audit log")
+    return rows
+
+
+def append_row(store: sqlite3.Connection, row: Row) -> int:
+    """Add a row to those that :func:`read_rows` checked in the same transaction; its number."""
+    found = store.execute("SELECT chain FROM contributions ORDER BY id DESC LIMIT 1").fetchone()
+    chain = _link(b"" if found is None else found[0], row)
+    marks = ", ".join("?" * (len(row) + 1))
+    cursor = store.execute(f"INSERT INTO contributions ({_COLUMNS}, chain) VALUES ({marks})", (*row, chain))  # noqa: S608 - our own column names
+    return cursor.lastrowid or 0
+
+
+def _link(previous: bytes, row: Row) -> bytes:
+    return digest(Label.LEDGER_ROW, previous, msgspec.json.encode(row))
 
 
 @contextlib.contextmanager

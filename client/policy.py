@@ -66,7 +66,6 @@ class SitePolicy(Config, frozen=True, kw_only=True):
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
-        yield from (f"privacy.{fault}" for fault in self.privacy.faults())
         if self.minimum_cohort < self.colluders + 2:
             yield f"minimum_cohort: wanted at least colluders + 2 = {self.colluders + 2}, got {self.minimum_cohort}"
         if self.non_private not in {"", PLAIN_WORDS}:

@@ -48,6 +48,7 @@ class Label(enum.Enum):
     AUDIT_GENESIS = b"darkroom/audit-genesis/1"
     AUDIT_HASH = b"darkroom/audit-hash/1"
     CONTRIBUTION = b"darkroom/masked-contribution/1"
+    LEDGER_ROW = b"darkroom/ledger-row/1"
     MANIFEST = b"darkroom/manifest/1"
     MANIFEST_ACCEPTED = b"darkroom/manifest-accepted/1"
     MANIFEST_SIGNED = b"darkroom/manifest-signed/1"
