@@ -41,8 +41,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     noise_multiplier: Annotated[float, Meta(ge=0)]
     """Standard deviation over sensitivity of the noise that the adversary of this view does not know; 0: none."""
     sampling_rate: Annotated[float, Meta(gt=0, le=1)]
-    delta_slack: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """δ per contribution that the accountant's model leaves out."""
+    slack: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Total variation per contribution between the noise that is added and the accountant's Gaussian."""
+    lost: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Chance per contribution that it is not what this event says."""
     count: Annotated[int, Meta(ge=1)] = 1
 
 
@@ -229,12 +231,12 @@ def _check_budgets(account: Account, spent: Spent) -> None:
             )
 
 
-def _columns(event: Event) -> tuple[str, float, float, float]:
-    return event.relation, event.noise_multiplier, event.sampling_rate, event.delta_slack
+def _columns(event: Event) -> tuple[str, float, float, float, float]:
+    return event.relation, event.noise_multiplier, event.sampling_rate, event.slack, event.lost
 
 
 def _row(population: str, run: str, step: Step, event: Event, now: float) -> Row:
-    relation, noise, rate, slack = _columns(event)
+    relation, noise, rate, slack, lost = _columns(event)
     return Row(
         population=population,
         run=run,
@@ -243,19 +245,20 @@ def _row(population: str, run: str, step: Step, event: Event, now: float) -> Row
         relation=relation,
         noise_multiplier=noise,
         sampling_rate=rate,
-        delta_slack=slack,
+        slack=slack,
+        lost=lost,
         charged_at=now,
     )
 
 
 def _events(rows: Iterable[Row], extra: Event | None) -> list[Event]:
     """Rows and the extra event, equal ones together, in order of first use."""
-    counts = Counter(row[4:8] for row in rows)
+    counts = Counter(row[4:9] for row in rows)
     if extra is not None:
         counts[_columns(extra)] += 1
     return [
-        Event(relation=relation, noise_multiplier=noise, sampling_rate=rate, delta_slack=slack, count=count)
-        for (relation, noise, rate, slack), count in counts.items()
+        Event(relation=relation, noise_multiplier=noise, sampling_rate=rate, slack=slack, lost=lost, count=count)
+        for (relation, noise, rate, slack, lost), count in counts.items()
     ]
 
 

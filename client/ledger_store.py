@@ -28,7 +28,8 @@ _SCHEMA: Final = (
     """CREATE TABLE contributions (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         population TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
-        relation TEXT NOT NULL, noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL, delta_slack REAL NOT NULL,
+        relation TEXT NOT NULL, noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL,
+        slack REAL NOT NULL, lost REAL NOT NULL,
         charged_at REAL NOT NULL, chain BLOB NOT NULL,
         UNIQUE (run, round, attempt)
     ) STRICT""",
@@ -51,7 +52,8 @@ class Row(NamedTuple):
     relation: str
     noise_multiplier: float
     sampling_rate: float
-    delta_slack: float
+    slack: float
+    lost: float
     charged_at: float
     """Seconds since 1970, for people; nothing is computed from it but that the clock runs forward."""
 

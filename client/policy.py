@@ -116,7 +116,8 @@ def contribution_event(manifest: Manifest, policy: SitePolicy, *, cohort: int) -
         relation=terms.relation,
         noise_multiplier=noise,
         sampling_rate=terms.sampling_rate,
-        delta_slack=terms.delta_slack,
+        slack=terms.slack,
+        lost=terms.lost,
     )
 
 

@@ -32,7 +32,7 @@ DIGEST_BYTES: Final = 32
 KEY_BYTES: Final = 32
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
-CTR_NONCE_BYTES: Final = 16
+NONCE_BYTES: Final = 16
 GCM_NONCE_BYTES: Final = 12
 GCM_TAG_BYTES: Final = 16
 SEAL_OVERHEAD_BYTES: Final = GCM_NONCE_BYTES + GCM_TAG_BYTES
@@ -242,9 +242,9 @@ class AgreementKey:
 class Keystream:
     """AES-256-CTR keystream, read piece by piece; never start two with the same key and nonce."""
 
-    def __init__(self, key: Secret, *, nonce: bytes = bytes(CTR_NONCE_BYTES)) -> None:
-        if len(key) != KEY_BYTES or len(nonce) != CTR_NONCE_BYTES:
-            raise CryptoError(f"wanted a key of {KEY_BYTES} and a nonce of {CTR_NONCE_BYTES} bytes")
+    def __init__(self, key: Secret, *, nonce: bytes = bytes(NONCE_BYTES)) -> None:
+        if len(key) != KEY_BYTES or len(nonce) != NONCE_BYTES:
+            raise CryptoError(f"wanted a {KEY_BYTES}-byte key and a {NONCE_BYTES}-byte nonce")
         self._encryptor = Cipher(algorithms.AES(key.reveal()), modes.CTR(nonce)).encryptor()
         self._zeros = b""
         self._out = bytearray()

@@ -48,7 +48,7 @@ class PrivacyTerms(Config, frozen=True, kw_only=True):
     """The differential privacy that every contribution carries."""
 
     unit: Literal["image", "subject"]
-    relation: Literal["add_remove", "replace_one"] = "add_remove"
+    relation: Literal["add_remove_one", "replace_one"] = "add_remove_one"
     epsilon: Positive
     """Promised for the whole run against the coordinator and the tolerated colluders."""
     delta: Probability
@@ -59,16 +59,19 @@ class PrivacyTerms(Config, frozen=True, kw_only=True):
     """Standard deviation over sensitivity of the noise that the colluders do not know."""
     maximum_units: PositiveInt
     """Hard cap on the units in one round's sum over all institutions."""
-    delta_slack: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """δ per round for what the accountant's model leaves out: rounded noise shares and the cap on units."""
+    slack: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Total variation per round between the noise that is added and the accountant's Gaussian."""
+    lost: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Chance per round that the cap on units is passed."""
 
 
 class SecureAggregationTerms(Config, frozen=True, kw_only=True):
     """How sums are masked."""
 
     bits: Literal[32, 64] = 32
-    scale: Positive
-    """Integers per unit of gradient; a power of two."""
+    scale: Positive | None = None
+    """Integers per unit of the vector, a power of two, in a run without differential privacy; else it follows from the
+    privacy terms."""
     minimum_cohort: Annotated[int, Meta(ge=2, le=MAX_INSTITUTIONS)]
     colluders: Annotated[int, Meta(ge=0, lt=MAX_INSTITUTIONS)]
     """Institutions that may work with the coordinator without weakening the promise to the others."""
@@ -101,6 +104,7 @@ class Manifest(Config, frozen=True, kw_only=True):
         yield from self._roster_faults()
         if self.secure_aggregation is not None:
             yield from _aggregation_faults(self.secure_aggregation, institutions=len(self.roster))
+            yield from _scale_faults(self.secure_aggregation.scale, private=self.privacy is not None)
 
     def _roster_faults(self) -> Iterator[str]:
         names = [member.name for member in self.roster]
@@ -137,8 +141,13 @@ def _aggregation_faults(terms: SecureAggregationTerms, *, institutions: int) -> 
             f"secure_aggregation.minimum_cohort: wanted at least colluders + 2 = {terms.colluders + 2}, "
             f"got {terms.minimum_cohort}"
         )
-    if math.frexp(terms.scale)[0] != 0.5:
-        yield f"secure_aggregation.scale: wanted a power of two, got {terms.scale}"
+
+
+def _scale_faults(scale: float | None, *, private: bool) -> Iterator[str]:
+    if private and scale is not None:
+        yield "secure_aggregation.scale: wanted none, because it follows from the privacy terms"
+    if not private and (scale is None or math.frexp(scale)[0] != 0.5):
+        yield f"secure_aggregation.scale: wanted a power of two, got {scale}"
 
 
 class SignedManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from common.crypto import Secret
     from common.secagg.messages import Bits, RoundContext
-    from common.secagg.quantize import NoisedShare, Words
+    from common.secagg.quantize import Summand, Words
 
 _CHUNK_BYTES: Final = 1 << 16
 
@@ -41,31 +41,31 @@ class MaskedVector:
     bits: Bits
 
 
-def check_share(share: NoisedShare, context: RoundContext) -> None:
-    """Check that a share was made for this step.
+def check_summand(summand: Summand, context: RoundContext) -> None:
+    """Check that a summand was made for this step.
 
     Raises:
         WrongShape: Its dimension, word size or cohort is not the context's.
 
     """
-    got = (share.words.size, share.bits, share.cohort)
+    got = (summand.words.size, summand.bits, summand.cohort)
     wanted = (context.dimension, context.bits, len(context.cohort))
     if got != wanted:
         raise WrongShape(f"wanted (dimension, bits, cohort) = {wanted}, got {got}")
 
 
-def mask(share: NoisedShare, context: RoundContext, keys: Mapping[int, Secret], *, place: int) -> MaskedVector:
+def mask(summand: Summand, context: RoundContext, keys: Mapping[int, Secret], *, place: int) -> MaskedVector:
     """Append the check coordinates and apply every pair's mask.
 
     Raises:
-        WrongShape: The share's dimension, word size or cohort is not the context's, or a peer's key is missing.
+        WrongShape: The summand's dimension, word size or cohort is not the context's, or a peer's key is missing.
 
     """
-    check_share(share, context)
+    check_summand(summand, context)
     if set(keys) != set(context.cohort) - {place} or not keys:
         raise WrongShape("wanted exactly one mask key for every other participant")
     words = np.ones(context.dimension + check_coordinates(context.bits), dtype=word_type(context.bits))
-    words[: context.dimension] = share.words
+    words[: context.dimension] = summand.words
     for peer, key in keys.items():
         _apply(words, key, adds=place < peer)
     return MaskedVector(words=words, bits=context.bits)

@@ -39,7 +39,7 @@ from common.secagg.messages import (
 if TYPE_CHECKING:
     from common.crypto import Identity
     from common.manifest import Manifest
-    from common.secagg.quantize import NoisedShare
+    from common.secagg.quantize import Summand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,9 +89,9 @@ class Participant:
         """Raises OutOfOrder unless there is a session."""
         raise self._out_of_order("a round request", data)
 
-    def create_contribution(self, share: NoisedShare, *, head: bytes) -> tuple[Ready, bytes]:
+    def create_contribution(self, summand: Summand, *, head: bytes) -> tuple[Ready, bytes]:
         """Raises OutOfOrder unless a round is open."""
-        raise self._out_of_order("a contribution", share, head)
+        raise self._out_of_order("a contribution", summand, head)
 
     def _out_of_order(self, got: str, *_: object) -> OutOfOrder:
         return OutOfOrder(expected=self._expected(), got=got)
@@ -193,20 +193,20 @@ class Contributing(Ready):
     adapter: bytes = field(repr=False)
     coordinator_head: bytes
 
-    def create_contribution(self, share: NoisedShare, *, head: bytes) -> tuple[Ready, bytes]:
+    def create_contribution(self, summand: Summand, *, head: bytes) -> tuple[Ready, bytes]:
         """Mask and sign; call it after the ledger was charged and send its bytes at most as often as you like.
 
         Args:
-            share: d words, noised for ``len(self.context.cohort)`` institutions.
+            summand: d words, made for ``len(self.context.cohort)`` institutions.
             head: 32-byte head of this institution's audit log.
 
         Raises:
-            WrongShape: The share has another dimension, word size or cohort.
+            WrongShape: The summand has another dimension, word size or cohort.
             MaskReuse: This step's masks are spent.
 
         """
-        masking.check_share(share, self.context)
-        masked = masking.mask(share, self.context, self.pairwise.take(self.context), place=self.place)
+        masking.check_summand(summand, self.context)
+        masked = masking.mask(summand, self.context, self.pairwise.take(self.context), place=self.place)
         vector = masked.words.tobytes()
         del masked
         message = MaskedContribution(context=self.context.digest(), place=self.place, head=head, vector=vector)

@@ -214,14 +214,14 @@ def test_a_full_disk_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_killed_writer_leaves_a_log_that_holds_every_acknowledged_head(path: Path) -> None:
-    code = f"""
+    code = """
         import sys
         from pathlib import Path
         from client.audit_log import AuditLog
         from common.crypto import Identity, Secret
         log = AuditLog(path=Path(sys.argv[1]), identity=Identity(Secret(b"o" * 32)))
         while True:
-            print(log.append("contributed", {{"text": "x" * 5000}}).hex(), flush=True)
+            print(log.append("contributed", {"text": "x" * 5000}).hex(), flush=True)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), str(path)],

@@ -30,11 +30,11 @@ from common.errors import (
 from common.secagg.messages import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 ROOT = Path(__file__).parents[2]
 RUN = "ab" * 32
-EVENT = Event(relation="add_remove", noise_multiplier=10.0, sampling_rate=1.0)
+EVENT = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0)
 
 
 class Zcdp:
@@ -42,7 +42,7 @@ class Zcdp:
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
         rho = sum(event.count / (2 * event.noise_multiplier**2) for event in events)
-        left = delta - sum(event.count * event.delta_slack for event in events)
+        left = delta - sum(event.count * event.lost for event in events)
         return rho + 2 * math.sqrt(rho * math.log(1 / left)) if left > 0 else math.inf
 
 
@@ -71,6 +71,16 @@ def charge(ledger: Ledger, step: tuple[int, int], **changes: Any) -> Any:
     return ledger.charge(fields["account"], run=fields["run"], step=Step(*step), event=fields["event"])
 
 
+def until_refused(act: Callable[[int], object]) -> tuple[int, LedgerError]:
+    """How often it worked, and what ended it."""
+    for count in range(2000):
+        try:
+            act(count)
+        except LedgerError as error:
+            return count, error
+    pytest.fail("never refused")
+
+
 # --- what is charged
 
 
@@ -84,7 +94,7 @@ def test_a_charge_is_on_disk_when_it_returns(ledger: Ledger) -> None:
 def test_epsilon_is_composed_of_events_and_not_added_up(ledger: Ledger) -> None:
     for attempt in range(5):
         receipt = charge(ledger, (0, attempt))
-    five = [Event(relation="add_remove", noise_multiplier=10.0, sampling_rate=1.0, count=5)]
+    five = [Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0, count=5)]
     expected = Spent(lifetime=Zcdp().epsilon(five, delta=1e-5), run=Zcdp().epsilon(five, delta=1e-6))
     assert receipt.spent == expected == ledger.spent(account(), run=RUN)
 
@@ -104,12 +114,14 @@ def test_accountant_gets_equal_events_together_in_order(tmp_path: Path) -> None:
 
     recorder = Recorder()
     ledger = Ledger.create(tmp_path / "l", recorder)
-    other = Event(relation="add_remove", noise_multiplier=12.5, sampling_rate=0.25, delta_slack=1e-12)
+    other = Event(relation="add_remove_one", noise_multiplier=12.5, sampling_rate=0.25, slack=1e-11, lost=1e-12)
     for step, event in enumerate((EVENT, other, EVENT, other, other)):
         charge(ledger, (step, 0), event=event)
-    assert [(event.noise_multiplier, event.sampling_rate, event.delta_slack, event.count) for event in recorder.seen] == [
-        (10.0, 1.0, 0.0, 2),
-        (12.5, 0.25, 1e-12, 3),
+    assert [
+        (event.noise_multiplier, event.sampling_rate, event.slack, event.lost, event.count) for event in recorder.seen
+    ] == [
+        (10.0, 1.0, 0.0, 0.0, 2),
+        (12.5, 0.25, 1e-11, 1e-12, 3),
     ]
 
 
@@ -129,20 +141,18 @@ def test_populations_have_budgets_of_their_own(ledger: Ledger) -> None:
 @pytest.mark.parametrize("which", ["lifetime", "per_run"])
 def test_a_contribution_beyond_a_budget_is_refused_and_not_charged(ledger: Ledger, which: str) -> None:
     limited = account(**{which: 1.0})
-    charged = 0
-    with pytest.raises(BudgetExceeded, match="Nothing was charged") as caught:
-        for step in range(1000):
-            charge(ledger, (step, 0), account=limited)
-            charged += 1
-    assert ("lifetime" in str(caught.value)) == (which == "lifetime")
+    charged, refusal = until_refused(lambda step: charge(ledger, (step, 0), account=limited))
+    assert isinstance(refusal, BudgetExceeded)
+    assert "Nothing was charged" in str(refusal)
+    assert ("lifetime" in str(refusal)) == (which == "lifetime")
     assert len(rows(ledger.path)) == charged > 0
     assert getattr(ledger.spent(limited, run=RUN), "lifetime" if which == "lifetime" else "run") <= 1.0
     with pytest.raises(BudgetExceeded):
         charge(ledger, (5000, 0), account=limited)
 
 
-def test_slack_counts_against_delta(ledger: Ledger) -> None:
-    eager = Event(relation="add_remove", noise_multiplier=10.0, sampling_rate=1.0, delta_slack=6e-7)
+def test_what_may_be_lost_counts_against_delta(ledger: Ledger) -> None:
+    eager = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0, lost=6e-7)
     charge(ledger, (0, 0), event=eager)
     with pytest.raises(BudgetExceeded, match="inf"):
         charge(ledger, (1, 0), event=eager)
@@ -182,14 +192,16 @@ def test_a_step_is_charged_once_and_in_order(ledger: Ledger, step: tuple[int, in
         {"sampling_rate": 0.0},
         {"sampling_rate": 1.5},
         {"sampling_rate": math.nan},
-        {"delta_slack": -1e-9},
-        {"delta_slack": 1.0},
+        {"lost": -1e-9},
+        {"slack": -1e-9},
+        {"slack": math.nan},
+        {"lost": 1.0},
         {"count": 2},
         {"count": 0},
     ],
 )
 def test_events_out_of_range_are_refused(ledger: Ledger, event: dict[str, Any]) -> None:
-    fields = {"relation": "add_remove", "noise_multiplier": 1.0, "sampling_rate": 0.5, **event}
+    fields = {"relation": "add_remove_one", "noise_multiplier": 1.0, "sampling_rate": 0.5, **event}
     with pytest.raises(LedgerError):
         charge(ledger, (0, 0), event=Event(**fields))
     assert rows(ledger.path) == []
@@ -239,7 +251,11 @@ def test_a_ledger_that_cannot_be_created_says_so(tmp_path: Path) -> None:
 
 def test_a_missing_ledger_is_not_an_empty_one(ledger: Ledger) -> None:
     ledger.path.unlink()
-    for action in (lambda: charge(ledger, (0, 0)), lambda: Ledger.open(ledger.path, Zcdp()), lambda: ledger.last_step(RUN)):
+    for action in (
+        lambda: charge(ledger, (0, 0)),
+        lambda: Ledger.open(ledger.path, Zcdp()),
+        lambda: ledger.last_step(RUN),
+    ):
         with pytest.raises(LedgerCorrupt, match="missing"):
             action()
     assert not ledger.path.exists()
@@ -249,7 +265,9 @@ def test_a_missing_ledger_is_not_an_empty_one(ledger: Ledger) -> None:
 def test_a_damaged_or_foreign_file_is_refused(ledger: Ledger, damage: str) -> None:
     with ledger_store.connection(ledger.path, busy_seconds=1) as store, ledger_store.transaction(store):
         for step in range(300):
-            ledger_store.append_row(store, ledger_store.Row("scans", RUN, step, 0, "add_remove", 10.0, 1.0, 0.0, 0.0))
+            ledger_store.append_row(
+                store, ledger_store.Row("scans", RUN, step, 0, "add_remove_one", 10.0, 1.0, 0.0, 0.0, 0.0)
+            )
     assert ledger.last_step(RUN) == Step(299, 0)
     whole = ledger.path.read_bytes()
     if damage == "text":
@@ -265,7 +283,9 @@ def test_a_damaged_or_foreign_file_is_refused(ledger: Ledger, damage: str) -> No
         ledger.path.write_bytes(whole[: len(whole) // 2])
     else:
         middle = len(whole) // 2
-        ledger.path.write_bytes(whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 4096]) + whole[middle + 4096 :])
+        ledger.path.write_bytes(
+            whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 4096]) + whole[middle + 4096 :]
+        )
     with pytest.raises(LedgerCorrupt):
         Ledger.open(ledger.path, Zcdp())
     if damage in {"text", "other database", "empty"}:
@@ -291,7 +311,11 @@ def test_a_changed_or_lost_row_is_found(ledger: Ledger, damage: str) -> None:
         for trigger in ("no_update", "no_delete"):
             store.execute(f"DROP TRIGGER {trigger}")
         store.execute(damage)
-    for action in (lambda: Ledger.open(ledger.path, Zcdp()), lambda: charge(ledger, (9, 0)), lambda: ledger.last_step(RUN)):
+    for action in (
+        lambda: Ledger.open(ledger.path, Zcdp()),
+        lambda: charge(ledger, (9, 0)),
+        lambda: ledger.last_step(RUN),
+    ):
         with pytest.raises(LedgerCorrupt, match="restore"):
             action()
 
@@ -306,11 +330,9 @@ def test_a_full_disk_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
         return store
 
     monkeypatch.setattr(ledger_store, "connect", full)
-    charged = 0
-    with pytest.raises(LedgerUnavailable, match="disk is full"):
-        for step in range(2000):
-            charge(ledger, (step, 0), run="cd" * 200)
-            charged += 1
+    charged, refusal = until_refused(lambda step: charge(ledger, (step, 0), run="cd" * 200))
+    assert isinstance(refusal, LedgerUnavailable)
+    assert "disk is full" in str(refusal)
     monkeypatch.undo()
     assert len(rows(ledger.path)) == charged
     charge(Ledger.open(ledger.path, Zcdp()), (5000, 0))
@@ -374,7 +396,7 @@ CHILD = """
 
     budget = Budget(epsilon=float(sys.argv[2]), delta=1e-5)
     account = Account(population="scans", lifetime=budget, per_run=budget)
-    event = Event(relation="add_remove", noise_multiplier=10.0, sampling_rate=1.0)
+    event = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0)
     ledger = Ledger(path=Path(sys.argv[1]), accountant=Zcdp())
 """
 
@@ -451,7 +473,10 @@ def test_two_processes_cannot_spend_one_budget_twice(ledger: Ledger) -> None:
     processes = [child(SPENDER, ledger.path, 2.0, name) for name in ("aa", "bb")]
     spent = [int(process.communicate()[0]) for process in processes]
     alone = 0
-    while Zcdp().epsilon([Event(relation="", noise_multiplier=10.0, sampling_rate=1.0, count=alone + 1)], delta=1e-5) <= 2.0:
+    while (
+        Zcdp().epsilon([Event(relation="", noise_multiplier=10.0, sampling_rate=1.0, count=alone + 1)], delta=1e-5)
+        <= 2.0
+    ):
         alone += 1
     assert sum(spent) == len(rows(ledger.path)) == alone
 

@@ -45,7 +45,7 @@ class Simple:
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
         if any(event.relation == "replace_one" for event in events):
             raise ConfigError("replace_one is unknown to this accountant")
-        if sum(event.count * event.delta_slack for event in events) >= delta:
+        if sum(event.count * event.lost for event in events) >= delta:
             return math.inf
         return math.sqrt(sum(event.count * (event.sampling_rate / event.noise_multiplier) ** 2 for event in events))
 
@@ -74,7 +74,7 @@ def manifest(**changes: Any) -> Manifest:
         "noise_multiplier": 1.0,
         "maximum_units": 100,
     }
-    secure = {"scale": 1024.0, "minimum_cohort": 3, "colluders": 1}
+    secure: dict[str, Any] = {"minimum_cohort": 3, "colluders": 1}
     for key in list(changes):
         if key.startswith("privacy_"):
             privacy[key.removeprefix("privacy_")] = changes.pop(key)
@@ -94,6 +94,8 @@ def manifest(**changes: Any) -> Manifest:
         "secure_aggregation": SecureAggregationTerms(**secure),
         "code_version": "0.1",
     }
+    if "privacy" in changes and changes["privacy"] is None:
+        fields["secure_aggregation"] = SecureAggregationTerms(scale=1024.0, **secure)
     made = Manifest(**{**fields, **changes})
     canonical_bytes(made)
     return made
@@ -131,7 +133,7 @@ def test_a_manifest_within_the_policy_is_allowed() -> None:
         (manifest(), policy(privacy_epsilon_per_run=4.9), "policy.privacy.epsilon_per_run"),
         (manifest(privacy_epsilon=4.9), policy(), "promises ε = 4.9, but its own noise gives 5"),
         (manifest(privacy_relation="replace_one"), policy(), "does not know this run's mechanism"),
-        (manifest(privacy_delta_slack=9.9e-8, privacy_delta=9.8e-6), policy(), "promises"),
+        (manifest(privacy_lost=9.9e-8, privacy_delta=9.8e-6), policy(), "promises"),
         (manifest(privacy=None), policy(), "a run without privacy"),
         (manifest(privacy=None, secure_aggregation=None), policy(), "a run without privacy"),
     ],
@@ -187,8 +189,8 @@ def test_a_site_that_relies_on_nobody_counts_its_own_share() -> None:
 
 
 def test_a_contribution_costs_what_the_manifest_says() -> None:
-    made = manifest(privacy_delta_slack=1e-12)
-    expected = Event(relation="add_remove", noise_multiplier=1.0, sampling_rate=0.5, delta_slack=1e-12)
+    made = manifest(privacy_lost=1e-12)
+    expected = Event(relation="add_remove_one", noise_multiplier=1.0, sampling_rate=0.5, lost=1e-12)
     assert contribution_event(made, policy(), cohort=3) == expected
     bare = contribution_event(manifest(privacy=None), policy(), cohort=3)
     assert (bare.noise_multiplier, bare.count) == (0.0, 1)

@@ -110,7 +110,7 @@ def _order_divides_8(encoded: bytes) -> bool:
 def test_small_order_list_is_right() -> None:
     assert all(_order_divides_8(point) for point in crypto.SMALL_ORDER_IDENTITIES)
     assert not _order_divides_8(Identity(Secret(SEED)).public)
-    # eight points: y = 1, y = -1, y = 0 (two signs), two y of order 8 (two signs each); p and p + 1 are second spellings
+    # y = 1, -1, 0 and two of order 8, each with both signs; p and p + 1 are second spellings
     assert len(crypto.SMALL_ORDER_IDENTITIES) == 7
 
 

@@ -57,9 +57,15 @@ def make(**changes: Any) -> Manifest:
         "coordinator": COORDINATOR.public.hex(),
         "roster": tuple(Member(name=f"site-{i}", key=site.public.hex()) for i, site in enumerate(SITES)),
         "privacy": PrivacyTerms(
-            unit="subject", epsilon=8.0, delta=1e-5, clip=1.0, sampling_rate=0.1, noise_multiplier=1.5, maximum_units=2048
+            unit="subject",
+            epsilon=8.0,
+            delta=1e-5,
+            clip=1.0,
+            sampling_rate=0.1,
+            noise_multiplier=1.5,
+            maximum_units=2048,
         ),
-        "secure_aggregation": SecureAggregationTerms(scale=1024.0, minimum_cohort=3, colluders=1),
+        "secure_aggregation": SecureAggregationTerms(minimum_cohort=3, colluders=1),
         "code_version": "0.1.0",
     }
     return Manifest(**{**fields, **changes})
@@ -188,8 +194,16 @@ def test_random_bytes_raise_only_our_errors(data: bytes) -> None:
         ({"coordinator": SITES[0].public.hex()}, "key of its own"),
         ({"coordinator": "00" * 32}, "small order"),
         ({"roster": make().roster[:2]}, "the roster holds 2"),
-        ({"secure_aggregation": SecureAggregationTerms(scale=1000.0, minimum_cohort=3, colluders=1)}, "power of two"),
-        ({"secure_aggregation": SecureAggregationTerms(scale=1.0, minimum_cohort=3, colluders=2)}, "colluders \\+ 2"),
+        ({"secure_aggregation": SecureAggregationTerms(scale=1024.0, minimum_cohort=3, colluders=1)}, "wanted none"),
+        (
+            {
+                "privacy": None,
+                "secure_aggregation": SecureAggregationTerms(scale=1000.0, minimum_cohort=3, colluders=1),
+            },
+            "power of two",
+        ),
+        ({"privacy": None}, "power of two"),
+        ({"secure_aggregation": SecureAggregationTerms(minimum_cohort=3, colluders=2)}, "colluders \\+ 2"),
         ({"config": msgspec.structs.replace(make().config, base=BaseModelConfig(path="x", digest=ONE))}, "base_digest"),
         ({"config": msgspec.structs.replace(make().config, acknowledge="")}, "config.acknowledge"),
     ],
@@ -199,7 +213,9 @@ def test_contradictions_are_refused(changes: dict[str, Any], word: str) -> None:
         canonical_bytes(make(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"dimension": 0}, {"dimension": -1}, {"run": "x"}, {"code_version": ""}, {"version": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"dimension": 0}, {"dimension": -1}, {"run": "x"}, {"code_version": ""}, {"version": 2}]
+)
 def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ManifestError):
         canonical_bytes(make(**changes))

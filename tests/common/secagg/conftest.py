@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +10,14 @@ import pytest
 
 from common.config import PLAIN_WORDS, BaseModelConfig, RunConfig
 from common.crypto import Identity, Secret
-from common.manifest import Manifest, Member, SecureAggregationTerms, manifest_digest, canonical_bytes
+from common.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
 from common.secagg import aggregator, participant
-from common.secagg.messages import Step
-from common.secagg.quantize import NoisedShare, add_noise, quantize, word_type
+from common.secagg.quantize import Summand, word_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from common.secagg.messages import Step
 
 HEAD = b"h" * 32
 DIGEST = "sha256:" + "0" * 64
@@ -36,7 +37,6 @@ class World:
     identities: tuple[Identity, ...]
     server: Any
     sites: dict[int, Any]
-    wire: list[bytes] = field(default_factory=list)
 
     @property
     def digest(self) -> bytes:
@@ -60,11 +60,11 @@ class World:
         self.server, data = self.server.create_round_request(step, adapter=adapter, cohort=chosen, head=HEAD)
         return data
 
-    def share(self, words: Any, cohort: int | None = None) -> NoisedShare:
-        """A share as if clipped, quantised and noised."""
+    def share(self, words: Any, cohort: int | None = None) -> Summand:
+        """A summand as if clipped, quantised and noised."""
         bits = self.manifest.secure_aggregation.bits  # type: ignore[union-attr]
         vector = np.asarray(words).astype(word_type(bits))
-        return NoisedShare(words=vector, bits=bits, cohort=len(self.sites) if cohort is None else cohort)
+        return Summand(words=vector, bits=bits, cohort=len(self.sites) if cohort is None else cohort)
 
     def answer(self, place: int, request: bytes, words: Any, cohort: int | None = None) -> bytes:
         """One institution's whole step; its contribution's bytes."""
@@ -109,13 +109,3 @@ def build(n: int, *, dimension: int = 16, bits: int = 32, minimum_cohort: int = 
 def world() -> Callable[..., World]:
     """Makes a run: ``world(n, dimension=…, bits=…, minimum_cohort=…, rounds=…)``."""
     return build
-
-
-@pytest.fixture(scope="session")
-def noised() -> Callable[..., NoisedShare]:
-    """Real values and noise → share."""
-
-    def make(values: Any, noise: Any, *, scale: float, bits: int, cohort: int) -> NoisedShare:
-        return add_noise(quantize(values, scale=scale, bits=bits), noise, cohort=cohort)  # type: ignore[arg-type]
-
-    return make

@@ -24,7 +24,7 @@ from common.secagg.messages import (
     check_coordinates,
     decode,
 )
-from common.secagg.quantize import NoisedShare
+from common.secagg.quantize import Summand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,8 @@ def context(d: int = 8, bits: int = 32, cohort: tuple[int, ...] = (0, 1), **chan
     return RoundContext(**{**fields, **changes})
 
 
-def share(words: np.ndarray, cohort: int = 2) -> NoisedShare:
-    return NoisedShare(words=words, bits=8 * words.itemsize, cohort=cohort)  # type: ignore[arg-type]
+def summand(words: np.ndarray, cohort: int = 2) -> Summand:
+    return Summand(words=words, bits=8 * words.itemsize, cohort=cohort)  # type: ignore[arg-type]
 
 
 def chi_square(words: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def test_with_its_only_mask_removed_the_upload_is_neither() -> None:
     d = 200_000
     values = np.rint(np.random.default_rng(12).normal(0, 1000, d)).astype(np.int64)
     key = Secret(b"k" * 32)
-    masked = masking.mask(share(values.astype(np.uint32)), context(d), {1: key}, place=0).words
+    masked = masking.mask(summand(values.astype(np.uint32)), context(d), {1: key}, place=0).words
     stream = np.frombuffer(aes_ctr_keystream(key.reveal(), bytes(16), masked.nbytes), "<u4")
     assert chi_square(masked[:d]) < 400
     bare = masked - stream
@@ -168,12 +168,12 @@ def test_keys_of_a_step_are_handed_out_once() -> None:
 )
 def test_mask_refuses_what_does_not_fit(words: np.ndarray, keys: set[int]) -> None:
     with pytest.raises(WrongShape):
-        masking.mask(share(words), context(), {peer: Secret(b"k" * 32) for peer in keys}, place=0)
+        masking.mask(summand(words), context(), {peer: Secret(b"k" * 32) for peer in keys}, place=0)
 
 
 def test_a_cohort_of_one_cannot_be_masked() -> None:
     with pytest.raises(WrongShape):
-        masking.mask(share(np.zeros(8, np.uint32), 1), context(cohort=(0,)), {}, place=0)
+        masking.mask(summand(np.zeros(8, np.uint32), 1), context(cohort=(0,)), {}, place=0)
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -214,7 +214,7 @@ def test_an_answer_takes_at_most_four_vectors_of_memory(world: Callable[..., Wor
 def test_masking_is_fast(n: int, budget: float) -> None:
     """Best of five, so that a busy machine does not fail it."""
     d = 800_000
-    words = share(np.zeros(d, np.uint32), n)
+    words = summand(np.zeros(d, np.uint32), n)
     bound = context(d, cohort=tuple(range(n)))
     keys = {peer: Secret(peer.to_bytes(32, "big")) for peer in range(1, n)}
     times = []

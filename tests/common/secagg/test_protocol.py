@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 World = Any
 LIMIT = 1 << 24
+FIRST = Step(0, 0)
 
 
 def wrapped(values: list[list[int]], bits: int) -> list[int]:
@@ -28,7 +29,7 @@ def wrapped(values: list[list[int]], bits: int) -> list[int]:
     return [(sum(column) + half) % (1 << bits) - half for column in zip(*values, strict=True)]
 
 
-def run(world: World, values: list[list[int]], order: list[int], step: Step = Step(0, 0)) -> list[int]:
+def run(world: World, values: list[list[int]], order: list[int], step: Step = FIRST) -> list[int]:
     request = world.request(step)
     modulus = 1 << world.manifest.secure_aggregation.bits
     answers = [world.answer(place, request, np.array(values[place], dtype=object) % modulus) for place in order]
@@ -54,7 +55,7 @@ def test_sum_is_exact_for_any_values_and_order(
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("n", [2, 3, 10, 100])
 def test_sum_is_exact_for_any_cohort_size(world: Callable[..., World], n: int, bits: int) -> None:
-    rng = random.Random(n)
+    rng = random.Random(n)  # noqa: S311 - test values
     edge = 1 << (bits - 1)
     values = [[rng.randrange(-edge, edge) for _ in range(5)] for _ in range(n)]
     order = list(range(n))
@@ -114,7 +115,7 @@ def forge(made: World, **changes: Any) -> tuple[bytes, Any]:
     return encode(message), message
 
 
-def lying_sum(made: World, answers: list[bytes], d: int) -> np.ndarray:
+def lying_sum(answers: list[bytes], d: int) -> np.ndarray:
     """What a coordinator that skips every check computes."""
     vectors = [np.frombuffer(decode(each, MaskedContribution, limit=LIMIT).vector, np.uint32) for each in answers]
     return np.sum(vectors, axis=0, dtype=np.uint32)[:d]
@@ -130,14 +131,19 @@ def looks_uniform(words: np.ndarray) -> bool:
 def test_split_views_leave_the_liar_uniform_words(world: Callable[..., World], lie: str) -> None:
     d = 20_000
     made = world(4, dimension=d).open()
-    changed = {"adapter": {"adapter": b"other"}, "cohort": {"cohort": (0, 1, 3)}, "attempt": {"attempt": 1}, "round": {"round": 1}}
+    changed = {
+        "adapter": {"adapter": b"other"},
+        "cohort": {"cohort": (0, 1, 3)},
+        "attempt": {"attempt": 1},
+        "round": {"round": 1},
+    }
     truth, _ = forge(made)
     lies, _ = forge(made, **changed[lie])
     told = {0: lies, 1: truth, 2: truth, 3: truth}
     size = {0: 3 if lie == "cohort" else 4}
     answers = [made.answer(place, told[place], np.zeros(d), cohort=size.get(place, 4)) for place in range(4)]
-    assert looks_uniform(lying_sum(made, answers, d))
-    assert looks_uniform(lying_sum(made, answers[1:], d))
+    assert looks_uniform(lying_sum(answers, d))
+    assert looks_uniform(lying_sum(answers[1:], d))
 
 
 def test_without_a_lie_the_same_sum_is_plain(world: Callable[..., World]) -> None:
@@ -145,8 +151,8 @@ def test_without_a_lie_the_same_sum_is_plain(world: Callable[..., World]) -> Non
     made = world(4, dimension=d).open()
     truth, _ = forge(made)
     answers = [made.answer(place, truth, np.zeros(d)) for place in range(4)]
-    assert not lying_sum(made, answers, d).any()
-    assert not looks_uniform(lying_sum(made, answers, d))
+    assert not lying_sum(answers, d).any()
+    assert not looks_uniform(lying_sum(answers, d))
 
 
 def test_a_view_that_differs_is_refused_at_upload_and_by_the_check_coordinates(world: Callable[..., World]) -> None:
@@ -201,7 +207,7 @@ def test_sites_with_other_key_lists_do_not_cancel(world: Callable[..., World]) -
         request, _ = forge_for(made, told.transcript())
         _, answer = state.handle_round_request(request).create_contribution(made.share(np.zeros(d), 3), head=b"h" * 32)
         answers.append(answer)
-    assert looks_uniform(lying_sum(made, answers, d))
+    assert looks_uniform(lying_sum(answers, d))
 
 
 def forge_for(made: World, session: bytes) -> tuple[bytes, Any]:

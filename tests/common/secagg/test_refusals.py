@@ -173,7 +173,10 @@ def test_key_lists_that_a_liar_could_send_are_refused(world: Callable[..., World
         (CohortRefused, session_keys(made, [adverts[0], adverts[1], adverts[1]])),
         (StaleSession, session_keys(made, adverts, epoch=1)),
         (StaleSession, session_keys(made, adverts, manifest=b"x" * 32)),
-        (BadSignature, encode(msgspec.structs.replace(decode(session_keys(made, adverts), SessionKeys), signature=bytes(64)))),
+        (
+            BadSignature,
+            encode(msgspec.structs.replace(decode(session_keys(made, adverts), SessionKeys), signature=bytes(64))),
+        ),
     ]
     for error, data in cases:
         with pytest.raises(error):
@@ -223,7 +226,14 @@ def test_request_by_somebody_else_is_refused(opened: World) -> None:
 @pytest.mark.parametrize("field", ["session", "round", "attempt", "cohort", "head", "adapter"])
 def test_request_altered_on_the_way_is_refused(opened: World, field: str) -> None:
     good = decode(request(opened), RoundRequest)
-    other = {"session": b"x" * 32, "round": 4, "attempt": 2, "cohort": (0, 1, 2), "head": b"x" * 32, "adapter": b"other"}
+    other = {
+        "session": b"x" * 32,
+        "round": 4,
+        "attempt": 2,
+        "cohort": (0, 1, 2),
+        "head": b"x" * 32,
+        "adapter": b"other",
+    }
     altered = msgspec.structs.replace(good, **{field: other[field]})
     with pytest.raises(BadSignature):
         opened.sites[0].handle_round_request(encode(altered))
@@ -360,29 +370,30 @@ def test_each_state_refuses_the_steps_of_others(world: Callable[..., World]) -> 
     made.request(Step(0, 0))
     share = made.share([0] * 8)
 
-    def ask(state: Any) -> Any:
-        return state.create_round_request(Step(1, 0), adapter=b"", cohort=(0, 1, 2), head=HEAD)
-
-    wrong: list[tuple[Any, tuple[str, ...]]] = [
-        (enrolled, ("handle_session_keys", "handle_round_request", "create_contribution")),
-        (waiting[0], ("handle_round_request", "create_contribution")),
-        (ready, ("handle_session_keys", "create_contribution")),
-        (idle, ("handle_advert", "create_session_keys", "ask", "handle_contribution", "create_sum", "abort")),
-        (opening_state, ("ask", "handle_contribution", "create_sum", "abort")),
-        (open_state, ("handle_advert", "create_session_keys", "handle_contribution", "create_sum", "abort")),
-        (made.server, ("handle_advert", "create_session_keys", "ask")),
+    calls: dict[str, Callable[[Any], Any]] = {
+        "open": lambda state: state.handle_session_keys(adverts[0]),
+        "request": lambda state: state.handle_round_request(adverts[0]),
+        "contribute": lambda state: state.create_contribution(share, head=HEAD),
+        "advert": lambda state: state.handle_advert(adverts[0]),
+        "keys": lambda state: state.create_session_keys(),
+        "ask": lambda state: state.create_round_request(Step(1, 0), adapter=b"", cohort=(0, 1, 2), head=HEAD),
+        "answer": lambda state: state.handle_contribution(adverts[0]),
+        "sum": lambda state: state.create_sum(),
+        "abort": lambda state: state.abort(),
+    }
+    wrong: list[tuple[Any, str]] = [
+        (enrolled, "open request contribute"),
+        (waiting[0], "request contribute"),
+        (ready, "open contribute"),
+        (idle, "advert keys ask answer sum abort"),
+        (opening_state, "ask answer sum abort"),
+        (open_state, "advert keys answer sum abort"),
+        (made.server, "advert keys ask"),
     ]
     for state, names in wrong:
-        for name in names:
+        for name in names.split():
             with pytest.raises(OutOfOrder, match=r"^expected .*, got .*"):
-                if name == "ask":
-                    ask(state)
-                elif name == "create_contribution":
-                    state.create_contribution(share, head=HEAD)
-                elif name.startswith("handle"):
-                    getattr(state, name)(adverts[0])
-                else:
-                    getattr(state, name)()
+                calls[name](state)
     working = ready.handle_round_request(request(_before(made)))
     with pytest.raises(OutOfOrder, match="expected a contribution to be created, got session keys"):
         working.handle_session_keys(adverts[0])
