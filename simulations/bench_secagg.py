@@ -4,9 +4,10 @@
 
     python -m simulations.bench_secagg --dimensions 100000 800000 --cohorts 3 10 100 --output secagg.json
 
-Each figure is the median of some repetitions of the real code, on one thread. Flower's client draws one private mask
-and one pairwise mask per other institution (``flwr.client.mod.secure_aggregation``); its masks are timed one by one,
-at most ``--flower-masks`` of them, and the time of all is that of one times their number.
+Each figure is the least of some repetitions of the real code, on one thread, so that a busy machine disturbs it
+little. Flower's client draws one private mask and one pairwise mask per other institution
+(``flwr.client.mod.secure_aggregation``), agreeing on each key again in each round; its masks are timed one by one, at
+most ``--flower-masks`` of them, and the time of all is that of one times their number.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import numpy as np
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
 from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition, parameters_mod
 from flwr.common.secure_aggregation.quantization import quantize
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+from flwr.supercore.primitives.asymmetric import generate_key_pairs
 
 from common.config import PLAIN_WORDS, BaseModelConfig, RunConfig
-from common.crypto import Identity, aes_ctr_keystream, random_key
+from common.crypto import Identity, aes_ctr_keystream, expand_key, random_key
 from common.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
 from common.secagg import aggregator, masking, participant
 from common.secagg.messages import Step
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from common.secagg.aggregator import Open
     from common.secagg.participant import Contributing, Participant
+    from common.secagg.quantize import Words
 
 T = TypeVar("T")
 
@@ -62,6 +65,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     mask_s: float
     """All masks of one institution, check coordinates included."""
     per_mask_s: float
+    """One peer in one step: mask key expanded, mask drawn and added."""
     answer_s: float
     """From checked request and noised integers to signed wire bytes, masks included."""
     client_s: float
@@ -74,6 +78,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     request_overhead_bytes: int
     """The request without its adapter."""
     flower_per_mask_s: float
+    """One peer in one step, as its client does it: key agreed, mask drawn and added."""
     flower_client_s: float
     """Quantise and mask, extrapolated to n masks from those timed."""
     flower_upload_bytes: int
@@ -90,7 +95,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(
-    *, institutions: int, dimension: int, bits: int = 32, repetitions: int = 5, flower_masks: int = 2, uploads: int = 10
+    *, institutions: int, dimension: int, bits: int = 32, repetitions: int = 5, flower_masks: int = 5, uploads: int = 10
 ) -> Cost:
     """Time one setting.
 
@@ -98,7 +103,7 @@ def measure(
         institutions: n ≥ 2.
         dimension: d.
         bits: 32 or 64.
-        repetitions: Of each timing; the median counts.
+        repetitions: Of each timing; the least counts.
         flower_masks: Flower masks that are really drawn.
         uploads: Most uploads that the coordinator's time is measured on; the time for n is in proportion.
 
@@ -118,7 +123,7 @@ def measure(
     answer_s, upload = _answer(working, integers + noise)
     sent = [upload, *(_answer(sites[i].handle_round_request(request), integers)[1] for i in cohort[1:uploads])]
     sum_s = _sum_time(collecting, sent) * institutions / len(sent)
-    per_mask_s = mask_s / (institutions - 1)
+    per_mask_s = _per_mask(summand.words.copy(), repetitions)
     flower_mask_s, flower_rest_s = _flower(gradient, masks=flower_masks)
     return Cost(
         institutions=institutions,
@@ -174,6 +179,16 @@ def _open_session(n: int, dimension: int, bits: int) -> tuple[Open, list[Partici
     return server, sites, session_s
 
 
+def _per_mask(words: Words, repetitions: int) -> float:
+    """Seconds that one peer more costs: the difference between eleven and one, divided by ten."""
+    keys = [random_key() for _ in range(11)]
+
+    def masks(count: int) -> None:
+        masking.apply_masks(words, [(expand_key(key, info=HEAD), True) for key in keys[:count]])
+
+    return (_timed(repetitions, lambda: masks(11))[0] - _timed(repetitions, lambda: masks(1))[0]) / 10
+
+
 def _answer(working: Contributing, integers: NDArray[np.int64]) -> tuple[float, bytes]:
     start = time.perf_counter()
     summand = from_integers(integers, bits=working.terms.bits, cohort=len(working.context.cohort))
@@ -204,29 +219,29 @@ def _rounded_gaussian(n: int) -> NDArray[np.int64]:
 
 
 def _flower(gradient: NDArray[np.float32], *, masks: int) -> tuple[float, float]:
-    """Seconds for one of Flower's masks, drawn and added, and for all the rest of its client's masking step."""
+    """Seconds for one of Flower's pairwise masks, and for all the rest of its client's masking step."""
     start = time.perf_counter()
     values = quantize([gradient.astype(np.float64)], FLOWER_CLIP, FLOWER_RANGE)
     rest_s = time.perf_counter() - start
-    times = []
+    times, ours, theirs = [], generate_key_pairs()[0], generate_key_pairs()[1]
     for _ in range(masks):
         start = time.perf_counter()
-        mask = pseudo_rand_gen(os.urandom(32), FLOWER_MODULUS, [gradient.shape])
+        mask = pseudo_rand_gen(generate_shared_key(ours, theirs), FLOWER_MODULUS, [gradient.shape])
         values = parameters_addition(values, mask)
         times.append(time.perf_counter() - start)
     start = time.perf_counter()
     parameters_mod(values, FLOWER_MODULUS)
-    return statistics.median(times), rest_s + time.perf_counter() - start
+    return min(times), rest_s + time.perf_counter() - start
 
 
 def _timed(repetitions: int, action: Callable[[], T]) -> tuple[float, T]:
-    """Median seconds and the last result."""
+    """Least seconds and the last result."""
     times = []
     for _ in range(repetitions):
         start = time.perf_counter()
         result = action()
         times.append(time.perf_counter() - start)
-    return statistics.median(times), result
+    return min(times), result
 
 
 def run(*, cohorts: Sequence[int], dimensions: Sequence[int], bits: int, repetitions: int, flower_masks: int) -> Report:
@@ -246,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[100_000, 800_000, 10_000_000])
     parser.add_argument("--bits", type=int, choices=(32, 64), default=32)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--flower-masks", type=int, default=2)
+    parser.add_argument("--flower-masks", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file; printed if absent")
     chosen = parser.parse_args(arguments)
     report = run(

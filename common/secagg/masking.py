@@ -1,7 +1,7 @@
 """Add the pairwise masks, and take the check coordinates off a sum.
 
 A mask is the AES-256-CTR keystream under a key that serves one pair, one step and one context, read as little-endian
-words; the nonce is zero because no key is used twice. Of two institutions the one that stands first in the roster
+words; the nonce is fixed because no key is used twice. Of two institutions the one that stands first in the roster
 adds it and the other subtracts it. Under the assumption that AES-256 is a pseudorandom permutation, a mask of 2²³
 blocks (d = 1.6e7 at 64 bits) is told from uniform words with advantage below 2⁻⁸² (PRP/PRF switching, q²/2¹²⁹).
 
@@ -14,23 +14,21 @@ mask words, which say nothing about the others.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.crypto import Keystream
+from common.crypto import KEYSTREAM_PIECE_BYTES, Keystream, keystream_buffer
 from common.errors import MasksDidNotCancel, WrongShape
 from common.secagg.messages import check_coordinates
 from common.secagg.quantize import VectorSum, word_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from common.crypto import Secret
     from common.secagg.messages import Bits, RoundContext
     from common.secagg.quantize import Summand, Words
-
-_CHUNK_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,8 +64,7 @@ def mask(summand: Summand, context: RoundContext, keys: Mapping[int, Secret], *,
         raise WrongShape("wanted exactly one mask key for every other participant")
     words = np.ones(context.dimension + check_coordinates(context.bits), dtype=word_type(context.bits))
     words[: context.dimension] = summand.words
-    for peer, key in keys.items():
-        _apply(words, key, adds=place < peer)
+    apply_masks(words, [(key, place < peer) for peer, key in keys.items()])
     return MaskedVector(words=words, bits=context.bits)
 
 
@@ -105,11 +102,12 @@ def open_sum(total: Words, context: RoundContext) -> VectorSum:
     return VectorSum(words=total[: context.dimension], bits=context.bits, cohort=len(context.cohort))
 
 
-def _apply(words: Words, key: Secret, *, adds: bool) -> None:
-    """Add or subtract one mask in place, in pieces that stay in the processor's cache."""
-    stream = Keystream(key)
-    combine = np.add if adds else np.subtract
-    step = _CHUNK_BYTES // words.itemsize
+def apply_masks(words: Words, masks: Sequence[tuple[Secret, bool]]) -> None:
+    """Add (True) or subtract each mask in place: piece by piece, all masks, so that a piece stays in the cache."""
+    streams = [(Keystream(key), np.add if adds else np.subtract) for key, adds in masks]
+    buffer = keystream_buffer()
+    step = KEYSTREAM_PIECE_BYTES // words.itemsize
     for start in range(0, words.size, step):
         piece = words[start : start + step]
-        combine(piece, np.frombuffer(stream.read(piece.nbytes), dtype=words.dtype), out=piece)
+        for stream, combine in streams:
+            combine(piece, np.frombuffer(stream.read(piece.nbytes, buffer=buffer), dtype=words.dtype), out=piece)

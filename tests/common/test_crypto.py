@@ -48,16 +48,32 @@ def test_ctr_is_sp800_38a() -> None:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 100), max_size=8))
-def test_keystream_in_pieces_is_the_keystream(sizes: list[int]) -> None:
-    stream = Keystream(Secret(b"k" * 32))
-    pieces = b"".join(bytes(stream.read(size)) for size in sizes)
-    assert pieces == crypto.aes_ctr_keystream(b"k" * 32, bytes(16), sum(sizes))
+def test_keystream_in_pieces_is_ctr_from_block_2(sizes: list[int]) -> None:
+    stream, buffer = Keystream(Secret(b"k" * 32)), crypto.keystream_buffer()
+    pieces = b"".join(bytes(stream.read(size, buffer=buffer)) for size in sizes)
+    assert pieces == crypto.aes_ctr_keystream(b"k" * 32, bytes(15) + b"\x02", sum(sizes))
+
+
+def test_long_keystream_is_ctr_from_block_2() -> None:
+    """Beyond 2¹⁶ blocks, in the pieces that masking reads."""
+    stream, buffer = Keystream(Secret(b"k" * 32)), crypto.keystream_buffer()
+    pieces = b"".join(bytes(stream.read(1 << 17, buffer=buffer)) for _ in range(12))
+    assert pieces == crypto.aes_ctr_keystream(b"k" * 32, bytes(15) + b"\x02", 12 << 17)
 
 
 @pytest.mark.parametrize(("key", "nonce", "n"), [(31, 16, 1), (33, 16, 1), (16, 16, 1), (32, 12, 1), (32, 16, -1)])
 def test_keystream_wants_exact_sizes(key: int, nonce: int, n: int) -> None:
     with pytest.raises(CryptoError, match="wanted"):
         crypto.aes_ctr_keystream(bytes(key), bytes(nonce), n)
+    if key != crypto.KEY_BYTES:
+        with pytest.raises(CryptoError, match="32-byte key"):
+            Keystream(Secret(bytes(key)))
+
+
+@pytest.mark.parametrize("size", [-1, crypto.KEYSTREAM_PIECE_BYTES + 1])
+def test_keystream_is_read_in_pieces(size: int) -> None:
+    with pytest.raises(CryptoError, match="in pieces"):
+        Keystream(Secret(b"k" * 32)).read(size, buffer=crypto.keystream_buffer())
 
 
 def test_labels_are_distinct_and_versioned() -> None:
