@@ -14,7 +14,8 @@ Castelluccia 2011), without any step that takes a mask off:
    b. Each institution checks it against its manifest and its own policy, and computes c = SHA-256(T, step,
    SHA-256(adapter), U, d, b) and m_ij = HKDF-Expand(k_ij, "darkroom/mask/1" ‖ c).
 3. It sends x_i ‖ 1…1 + Σ_{j>i} PRG(m_ij) − Σ_{j<i} PRG(m_ij) mod 2ᵇ, signed over c, where PRG is the AES-256-CTR
-   keystream and x_i already holds its share of the differential-privacy noise. One message each way.
+   keystream (counting from block 2) and x_i already holds its share of the differential-privacy noise. One message
+   each way.
 4. The sum of all |U| answers is the sum of all x_i. The trailing ones must sum to |U|; otherwise the step is void.
 
 **If somebody drops out**, the step is void and the survivors answer attempt + 1 with a fresh sample, fresh noise and
@@ -52,6 +53,8 @@ reuse a mask: a session's mask keys are handed out once (:class:`.keys.PairwiseK
 * *A colluding majority.* If all of U but one collude with the coordinator, that one's x_i is theirs; its noise
   share alone then protects it.
 * *Traffic analysis.* Who takes part, when, and how long it takes is visible.
+* *A steward's memory.* Whoever reads it during a session has that session's pairwise keys, so also the masks of its
+  earlier steps. Open a new session from time to time: the old keys are then gone.
 * *Copies of a live process.* A fork or restored snapshot of a steward repeats its masks.
 * *Quantum computers* that record traffic now: X25519 is not post-quantum. The inputs carry their noise even then.
 
