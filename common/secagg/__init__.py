@@ -55,7 +55,7 @@ reuse a mask: a session's mask keys are handed out once (:class:`.keys.PairwiseK
 * *Traffic analysis.* Who takes part, when, and how long it takes is visible.
 * *A steward's memory.* Whoever reads it during a session has that session's pairwise keys, so also the masks of its
   earlier steps. Open a new session from time to time: the old keys are then gone.
-* *Copies of a live process.* A fork or restored snapshot of a steward repeats its masks.
+* *Copies of a live process.* A restored snapshot of a steward's memory repeats its masks. (A fork is refused.)
 * *Quantum computers* that record traffic now: X25519 is not post-quantum. The inputs carry their noise even then.
 
 **Compared with Bonawitz et al. 2017** (CCS, "Practical secure aggregation for privacy-preserving machine learning"):

@@ -7,6 +7,7 @@ stolen later does not open an earlier session (forward secrecy).
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
@@ -159,6 +160,7 @@ class PairwiseKeys:
     _shared: Mapping[int, Secret] = field(repr=False)
     _last: Step | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _process: int = field(default_factory=os.getpid, repr=False)
 
     def places(self) -> frozenset[int]:
         """Everybody in the session."""
@@ -168,14 +170,21 @@ class PairwiseKeys:
         """Mask keys of one step by peer; this step and all before it are then spent.
 
         Raises:
-            MaskReuse: The step, or a later one, was taken before.
+            MaskReuse: The step, or a later one, was taken before, or this is a copy of the process that made the keys.
+            StaleSession: Another session's step.
+            CohortRefused: A step without this institution.
+            UnknownInstitution: Somebody without a key in this session.
 
         """
         if context.session != self.session:
             raise StaleSession("the step belongs to another session than these keys")
-        peers = [peer for peer in context.cohort if peer != self.place]
-        if strangers := set(peers) - self._shared.keys():
+        peers = frozenset(context.cohort) - {self.place}
+        if self.place not in context.cohort:
+            raise CohortRefused(f"the step's cohort {list(context.cohort)} is without this institution, {self.place}")
+        if strangers := peers - self._shared.keys():
             raise UnknownInstitution(f"places {sorted(strangers)} have no key in this session")
+        if os.getpid() != self._process:
+            raise MaskReuse("these keys belong to another process, which may use the same masks; open a new session")
         with self._lock:
             if self._last is not None and context.step <= self._last:
                 raise MaskReuse(f"masks of {context.step} are spent (last: {self._last}); ask for a new attempt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.crypto import Secret, aes_ctr_keystream
-from common.errors import MaskReuse, MasksDidNotCancel, StaleSession, UnknownInstitution, WrongShape
+from common.errors import CohortRefused, MaskReuse, MasksDidNotCancel, StaleSession, UnknownInstitution, WrongShape
 from common.secagg import masking
 from common.secagg.keys import PairwiseKeys
 from common.secagg.messages import (
@@ -154,7 +155,16 @@ def test_keys_of_a_step_are_handed_out_once() -> None:
         pairwise.take(context(step=Step(9, 0), session=b"t" * 32))
     with pytest.raises(UnknownInstitution):
         pairwise.take(context(step=Step(9, 0), cohort=(0, 5)))
+    with pytest.raises(CohortRefused):
+        pairwise.take(context(step=Step(9, 0), cohort=(1, 2)))
     assert pairwise.take(context(step=Step(9, 0)))
+
+
+def test_a_forked_process_gets_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairwise = PairwiseKeys(session=b"s" * 32, place=0, _shared={1: Secret(b"k" * 32)})
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(MaskReuse, match="another process"):
+        pairwise.take(context())
 
 
 @pytest.mark.parametrize(
