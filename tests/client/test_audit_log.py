@@ -114,6 +114,17 @@ def test_the_owner_cannot_rewrite_what_the_other_side_holds(path: Path) -> None:
         verify_log(path, OWNER.public, witnessed=[heads[3]])
 
 
+def test_two_histories_of_one_owner_cannot_be_spliced(path: Path, tmp_path: Path) -> None:
+    filled(path)
+    other = AuditLog(path=tmp_path / "other", identity=OWNER)
+    for _ in range(5):
+        other.append("refused", {"code": "stale_session"})
+    lines = path.read_bytes().splitlines()[:3] + other.path.read_bytes().splitlines()[3:]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    with pytest.raises(AuditLogError, match="does not follow"):
+        verify_log(path, OWNER.public)
+
+
 def test_a_log_cut_back_to_an_earlier_head_is_found_by_a_later_one(path: Path) -> None:
     heads = filled(path)
     path.write_bytes(b"".join(line + b"\n" for line in path.read_bytes().splitlines()[:3]))

@@ -151,6 +151,16 @@ def test_a_contribution_beyond_a_budget_is_refused_and_not_charged(ledger: Ledge
         charge(ledger, (5000, 0), account=limited)
 
 
+@pytest.mark.parametrize("which", ["lifetime", "per_run"])
+def test_a_budget_may_be_spent_to_the_last_bit_and_no_further(ledger: Ledger, which: str) -> None:
+    two = [Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0, count=2)]
+    limit = Zcdp().epsilon(two, delta=1e-5 if which == "lifetime" else 1e-6)
+    charge(ledger, (0, 0), account=account(**{which: limit}))
+    with pytest.raises(BudgetExceeded):
+        charge(ledger, (1, 0), account=account(**{which: math.nextafter(limit, 0)}))
+    charge(ledger, (1, 0), account=account(**{which: limit}))
+
+
 def test_what_may_be_lost_counts_against_delta(ledger: Ledger) -> None:
     eager = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0, lost=6e-7)
     charge(ledger, (0, 0), event=eager)
@@ -259,6 +269,12 @@ def test_a_missing_ledger_is_not_an_empty_one(ledger: Ledger) -> None:
         with pytest.raises(LedgerCorrupt, match="missing"):
             action()
     assert not ledger.path.exists()
+
+
+def test_a_connection_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        ledger_store.connect(tmp_path / "new", busy_seconds=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["text", "other database", "later version", "empty", "cut", "flipped"])

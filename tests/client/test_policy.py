@@ -166,12 +166,14 @@ def test_an_epsilon_that_is_not_a_number_is_refused() -> None:
             del events, delta
             return math.nan
 
-    with pytest.raises(PolicyRefusal):
+    with pytest.raises(PolicyRefusal) as caught:
         check_manifest(manifest(), policy(), accountant=Broken())
+    assert len(caught.value.reasons) == 2
 
 
 def test_a_run_without_privacy_needs_the_words() -> None:
     check_manifest(manifest(privacy=None), policy(non_private=PLAIN_WORDS), accountant=Simple())
+    reasons(manifest(privacy=None), policy(non_private="yes"))
 
 
 def test_a_site_that_relies_on_nobody_counts_its_own_share() -> None:
