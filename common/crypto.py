@@ -159,12 +159,7 @@ class Identity:
     __slots__ = ("_key", "public")
 
     def __init__(self, seed: Secret) -> None:
-        """Rebuild the key from its 32-byte seed.
-
-        Raises:
-            CryptoError: The seed is not 32 bytes.
-
-        """
+        """Rebuild the key from its 32-byte seed, or raise CryptoError."""
         if len(seed) != KEY_BYTES:
             raise CryptoError(f"wanted an identity seed of {KEY_BYTES} bytes, got {len(seed)}")
         self._key = Ed25519PrivateKey.from_private_bytes(seed.reveal())
@@ -255,12 +250,7 @@ class Keystream:
         self._encryptor = Cipher(algorithms.AES(key.reveal()), modes.GCM(bytes(GCM_NONCE_BYTES))).encryptor()
 
     def read(self, size: int, *, buffer: bytearray) -> memoryview:
-        """The next ``size`` bytes, in a buffer of :func:`keystream_buffer` bytes that many streams may take turns with.
-
-        Raises:
-            CryptoError: More than :data:`KEYSTREAM_PIECE_BYTES`.
-
-        """
+        """The next ``size`` ≤ :data:`KEYSTREAM_PIECE_BYTES` bytes; streams may take turns with one buffer."""
         if not 0 <= size <= KEYSTREAM_PIECE_BYTES:
             raise CryptoError(f"a keystream is read in pieces of at most {KEYSTREAM_PIECE_BYTES} bytes, got {size}")
         self._encryptor.update_into(memoryview(_ZEROS)[:size], buffer)

@@ -97,22 +97,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def measure(
     *, institutions: int, dimension: int, bits: int = 32, repetitions: int = 5, flower_masks: int = 5, uploads: int = 10
 ) -> Cost:
-    """Time one setting.
-
-    Args:
-        institutions: n ≥ 2.
-        dimension: d.
-        bits: 32 or 64.
-        repetitions: Of each timing; the least counts.
-        flower_masks: Flower masks that are really drawn.
-        uploads: Most uploads that the coordinator's time is measured on; the time for n is in proportion.
-
-    """
+    """Time one setting; the coordinator on at most ``uploads`` uploads, in proportion."""
     server, sites, session_s = _open_session(institutions, dimension, bits)
-    cohort = tuple(range(institutions))
-    collecting, request = server.create_round_request(
-        Step(0, 0), adapter=bytes(4 * dimension), cohort=cohort, head=HEAD
-    )
+    cohort, adapter = tuple(range(institutions)), bytes(4 * dimension)
+    collecting, request = server.create_round_request(Step(0, 0), adapter=adapter, cohort=cohort, head=HEAD)
     gradient = np.random.default_rng(0).normal(0, 1, dimension).astype(np.float32)
     request_s, working = _timed(repetitions, lambda: sites[0].handle_round_request(request))
     quantise_s, integers = _timed(repetitions, lambda: np.rint(gradient * SCALE).astype(np.int64))

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from common.crypto import Label, digest
 from common.errors import (
     CohortRefused,
     DuplicateMessage,
@@ -35,7 +34,6 @@ from common.secagg.messages import (
     KeyAdvert,
     MaskedContribution,
     OpenSession,
-    RoundContext,
     RoundRequest,
     SessionKeys,
     Step,
@@ -47,6 +45,7 @@ from common.secagg.messages import (
 if TYPE_CHECKING:
     from common.crypto import Identity
     from common.manifest import Manifest
+    from common.secagg.messages import RoundContext
     from common.secagg.quantize import VectorSum, Words
 
 
@@ -186,15 +185,6 @@ class Open(Aggregator):
         if self.last is not None and step <= self.last:
             raise ReplayedStep(f"wanted a step after {self.last}, got {step}")
         self.terms.check_cohort(cohort, session=self.places)
-        context = RoundContext(
-            session=self.session,
-            step=step,
-            adapter=digest(Label.ADAPTER, adapter),
-            cohort=cohort,
-            dimension=self.terms.dimension,
-            bits=self.terms.bits,
-        )
-        self.terms.check_request(context, session=self.session)
         message = RoundRequest(
             session=self.session,
             round=step.round,
@@ -205,13 +195,11 @@ class Open(Aggregator):
             head=head,
             adapter=adapter,
         )
+        context = message.context()
+        self.terms.check_request(context, session=self.session)
+        opened = replace(self, last=step)
         state = Collecting(
-            terms=self.terms,
-            identity=self.identity,
-            epoch=self.epoch,
-            last=step,
-            context=context,
-            opened=replace(self, last=step),
+            terms=self.terms, identity=self.identity, epoch=self.epoch, last=step, context=context, opened=opened
         )
         return state, encode(signed(message, self.identity))
 
