@@ -17,7 +17,29 @@
     ├── AdapterError               an adapter file or vector
     │   └── WrongAdapterSpec       made for another model, rank or target list
     ├── ProtocolError              a message that does not fit the run
-    │   └── OutOfOrder             a message or call that the present state does not expect
+    │   ├── OutOfOrder             a message or call that the present state does not expect
+    │   ├── MalformedMessage       bytes that are too many, too few, of another version or type
+    │   ├── BadSignature           a signature that is not the named party's over this content
+    │   ├── BadKey                 a public key that is weak, repeated or not the expected one
+    │   ├── UnknownInstitution     a party that the manifest's roster or the session does not hold
+    │   ├── StaleSession           a message of another run or session
+    │   ├── ReplayedStep           a round and attempt that are not later than the last
+    │   ├── CohortRefused          participants that are too few, repeated or without this institution
+    │   ├── WrongShape             another dimension, word size or cohort than was agreed
+    │   ├── DuplicateMessage       a second answer where one is due
+    │   ├── MissingContributions   a sum asked for before every participant answered
+    │   ├── MasksDidNotCancel      a sum whose check coordinates are wrong; nothing is released
+    │   └── MaskReuse              a second vector asked for under the same masks
+    ├── CryptoError                a key or sealed text that cannot be used
+    ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
+    ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
+    ├── LedgerError                the privacy ledger
+    │   ├── BudgetExceeded         the contribution would pass a budget of the site
+    │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
+    │   ├── LedgerCorrupt          missing, damaged or of another kind
+    │   ├── LedgerUnavailable      full disk, locked or unwritable
+    │   └── ClockWentBack          the clock is behind the last entry
+    ├── AuditLogError              an audit log that is damaged, forked or signed by somebody else
     ├── RoundFailed                too few institutions answered
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
@@ -104,6 +126,105 @@ class OutOfOrder(ProtocolError):
     def __init__(self, *, expected: str, got: str) -> None:
         """Name the step that is due and the one that came."""
         super().__init__(f"expected {expected}, got {got}")
+
+
+class MalformedMessage(ProtocolError):
+    """Bytes that are too many, too few, of another version or of another type."""
+
+
+class BadSignature(ProtocolError):
+    """A signature that is not the named party's over this content."""
+
+
+class BadKey(ProtocolError):
+    """A public key that is weak, repeated or not the expected one."""
+
+
+class UnknownInstitution(ProtocolError):
+    """A party that the manifest's roster or the session does not hold."""
+
+
+class StaleSession(ProtocolError):
+    """A message of another run or session."""
+
+
+class ReplayedStep(ProtocolError):
+    """A round and attempt that are not later than the last ones answered."""
+
+
+class CohortRefused(ProtocolError):
+    """Participants that are too few, repeated, out of order or without this institution."""
+
+
+class WrongShape(ProtocolError):
+    """Another dimension, word size or cohort than was agreed."""
+
+
+class DuplicateMessage(ProtocolError):
+    """A second answer where one is due."""
+
+
+class MissingContributions(ProtocolError):
+    """A sum was asked for before every participant had answered."""
+
+    def __init__(self, missing: tuple[int, ...]) -> None:
+        """Keep the roster places that did not answer."""
+        self.missing = missing
+        super().__init__(f"no answer from roster places {list(missing)}; abort this attempt and ask the others again")
+
+
+class MasksDidNotCancel(ProtocolError):
+    """The sum's check coordinates are wrong, so nothing of it is released."""
+
+
+class MaskReuse(ProtocolError):
+    """A second vector was asked for under masks that were already used or passed over."""
+
+
+class CryptoError(DarkroomError):
+    """A key or sealed text that cannot be used."""
+
+
+class ManifestError(DarkroomError):
+    """A run manifest that is not canonical, not signed by its coordinator, or contradicts itself."""
+
+
+class PolicyRefusal(DarkroomError):
+    """A manifest that the site's own policy forbids: every reason at once."""
+
+    def __init__(self, run: str, reasons: tuple[str, ...]) -> None:
+        """Join the reasons under the run's name."""
+        self.reasons = reasons
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        super().__init__(f"run {run!r} is refused by this site's policy:\n{listed}")
+
+
+class LedgerError(DarkroomError):
+    """Something about the site's privacy ledger."""
+
+
+class BudgetExceeded(LedgerError):
+    """The contribution would pass one of the site's budgets; nothing was charged."""
+
+
+class AlreadyCharged(LedgerError):
+    """This round and attempt of the run, or a later one, was charged before."""
+
+
+class LedgerCorrupt(LedgerError):
+    """A ledger that is missing, damaged or not a ledger."""
+
+
+class LedgerUnavailable(LedgerError):
+    """A ledger that cannot be written: full disk, locked or read-only."""
+
+
+class ClockWentBack(LedgerError):
+    """The clock is behind the last entry of the ledger."""
+
+
+class AuditLogError(DarkroomError):
+    """An audit log that is damaged, forked or signed by somebody else."""
 
 
 class RoundFailed(DarkroomError):

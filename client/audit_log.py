@@ -1,0 +1,202 @@
+"""The institution's own record of what was asked and answered: append-only, hash-chained, every entry signed.
+
+One JSON line per entry; its hash covers the line and so, through ``previous``, all lines before it. The hash of the
+last line is the *head*. It travels with each contribution, and the coordinator's head comes with each request and is
+written down here: whoever rewrites history must also change what the other side holds.
+
+Entries say what happened (round, attempt, cohort, refusal, charged row). Nothing about an image, a caption or a count
+of records belongs in one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from common.crypto import DIGEST_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
+from common.errors import AuditLogError, BadSignature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
+
+    from common.crypto import Identity
+
+MAX_LINE_BYTES: Final = 1 << 16
+Detail: TypeAlias = str | int | float | bool
+HexDigest = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
+HexSignature = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}$")]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line."""
+
+    version: Annotated[int, Meta(ge=1, le=1)] = 1
+    index: Annotated[int, Meta(ge=0)]
+    previous: HexDigest
+    time: str
+    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,40}$")]
+    details: dict[str, Detail]
+    signature: HexSignature = "0" * 2 * SIGNATURE_BYTES
+
+    def content(self) -> bytes:
+        """What the signature covers: the whole line but the signature."""
+        blank = msgspec.structs.replace(self, signature="0" * 2 * SIGNATURE_BYTES)
+        return msgspec.json.encode(blank, order="sorted")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """What a checked log ends in."""
+
+    entries: int
+    head: bytes
+
+
+def genesis(owner: bytes) -> bytes:
+    """The head of an empty log: 32 bytes that name its owner's public key."""
+    return digest(Label.AUDIT_GENESIS, owner)
+
+
+def verify_log(path: Path, owner: bytes, *, witnessed: Collection[bytes] = ()) -> Verified:
+    """Check every line, signature and link.
+
+    Args:
+        path: The log.
+        owner: The institution's Ed25519 public key.
+        witnessed: Heads that the other side received; each must be in this history.
+
+    Raises:
+        AuditLogError: A line is damaged, missing, out of order or not signed, or a witnessed head is not there.
+
+    """
+    head, entries, seen = genesis(owner), 0, {genesis(owner)}
+    for line in _lines(path):
+        head = _check_line(line, owner=owner, index=entries, previous=head)
+        entries += 1
+        seen.add(head)
+    if lost := [each for each in witnessed if each not in seen]:
+        raise AuditLogError(f"{path}: head {lost[0].hex()} was sent out but is not in this history; it was rewritten")
+    return Verified(entries=entries, head=head)
+
+
+@dataclass(kw_only=True, slots=True)
+class AuditLog:
+    """The log of one institution, open for appending by one process."""
+
+    path: Path
+    identity: Identity
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    _state: Verified = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the file if there is none, else check it all; cut off a last line that a crash left unfinished.
+
+        An unfinished line was never acknowledged, so its head went nowhere; that it was cut is itself written down.
+
+        Raises:
+            AuditLogError: Damaged, or the disk does not take it.
+
+        """
+        cut = _cut_unfinished_line(self.path)
+        self._state = verify_log(self.path, self.identity.public)
+        if cut:
+            self.append("recovered", {"bytes_cut": cut})
+
+    @property
+    def head(self) -> bytes:
+        """32 bytes that stand for the whole history."""
+        return self._state.head
+
+    def append(self, kind: str, details: dict[str, Detail]) -> bytes:
+        """Write an entry to disk and return the new head.
+
+        Raises:
+            AuditLogError: The entry is too large, the disk does not take it, or somebody else wrote to the log.
+
+        """
+        entry = Entry(
+            index=self._state.entries,
+            previous=self._state.head.hex(),
+            time=self.now().isoformat(),
+            kind=kind,
+            details=details,
+        )
+        signature = self.identity.sign(Label.AUDIT_ENTRY, entry.content())
+        line = msgspec.json.encode(msgspec.structs.replace(entry, signature=signature.hex()), order="sorted")
+        head = _check_line(line, owner=self.identity.public, index=entry.index, previous=self._state.head)
+        _append_line(self.path, line, after=self._state.head, empty=genesis(self.identity.public))
+        self._state = Verified(entries=entry.index + 1, head=head)
+        return head
+
+
+def _check_line(line: bytes, *, owner: bytes, index: int, previous: bytes) -> bytes:
+    """The head after this line."""
+    if len(line) > MAX_LINE_BYTES:
+        raise AuditLogError(f"entry {index}: {len(line)} bytes; at most {MAX_LINE_BYTES} are allowed")
+    try:
+        entry = msgspec.json.decode(line, type=Entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AuditLogError(f"entry {index}: cannot be read: {error}") from error
+    if (entry.index, entry.previous) != (index, previous.hex()):
+        raise AuditLogError(f"entry {index}: does not follow the one before it; lines were removed, added or moved")
+    if msgspec.json.encode(entry, order="sorted") != line:
+        raise AuditLogError(f"entry {index}: not in canonical form; it was edited")
+    try:
+        verify_signature(owner, bytes.fromhex(entry.signature), Label.AUDIT_ENTRY, entry.content())
+    except BadSignature as error:
+        raise AuditLogError(f"entry {index}: not signed by the log's owner") from error
+    return digest(Label.AUDIT_HASH, line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 2):
+                if not line.endswith(b"\n"):
+                    raise AuditLogError(f"{path}: its last line is unfinished or too long")
+                yield line[:-1]
+    except OSError as error:
+        raise AuditLogError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _cut_unfinished_line(path: Path) -> int:
+    """Bytes after the last newline, removed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - MAX_LINE_BYTES - 2)
+            file.seek(start)
+            tail = file.read()
+            keep = start + tail.rfind(b"\n") + 1
+            if keep < size and (start == 0 or b"\n" in tail):
+                file.truncate(keep)
+                os.fsync(file.fileno())
+                return size - keep
+    except OSError as error:
+        raise AuditLogError(f"{path}: cannot be opened ({error.strerror})") from error
+    return 0
+
+
+def _append_line(path: Path, line: bytes, *, after: bytes, empty: bytes) -> None:
+    """Write and sync one line, if the file's head is still ``after``."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_LINE_BYTES - 2))
+            tail = file.read().split(b"\n")
+            if (digest(Label.AUDIT_HASH, tail[-2]) if len(tail) > 1 else empty) != after:
+                raise AuditLogError(f"{path}: another process wrote to it; one steward per log")
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise AuditLogError(f"{path}: cannot be written ({error.strerror}); nothing may be sent") from error

@@ -1,0 +1,200 @@
+"""The site's own rules for runs, in its own TOML file; a manifest that breaks one is refused with every reason at once.
+
+A policy can only narrow what a manifest asks. ε is not taken from the manifest's word: the site's accountant computes
+it from the manifest's noise, sampling rate and rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from client.ledger import Account, Budget, Event
+from common.config import PLAIN_WORDS, Config, Digest, Positive
+from common.errors import DarkroomError, PolicyRefusal
+from common.manifest import Probability, PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
+from common.toml_config import parse_config, read_toml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from client.ledger import BudgetAccountant
+    from common.manifest import Manifest, PrivacyTerms
+
+
+class PrivacyLimits(Config, frozen=True, kw_only=True):
+    """The most that may become known about one privacy unit of this site."""
+
+    epsilon_per_run: Positive
+    delta_per_run: Probability
+    epsilon_lifetime: Positive
+    """Over all runs that ever use the same population."""
+    delta_lifetime: Probability
+    units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
+    """What may count as one unit; leave ``image`` out where a person has several pictures."""
+    rely_on_secure_aggregation: bool = True
+    """False: budgets are charged as if everybody else colluded, by this site's own noise share alone."""
+
+    def faults(self) -> Iterator[str]:
+        """Rules that types cannot say."""
+        if self.epsilon_per_run > self.epsilon_lifetime:
+            yield f"epsilon_per_run: {self.epsilon_per_run} is above epsilon_lifetime, {self.epsilon_lifetime}"
+        if self.delta_per_run > self.delta_lifetime:
+            yield f"delta_per_run: {self.delta_per_run} is above delta_lifetime, {self.delta_lifetime}"
+
+
+class SitePolicy(Config, frozen=True, kw_only=True):
+    """What this site takes part in."""
+
+    coordinators: Annotated[tuple[PublicKeyHex, ...], Meta(min_length=1)]
+    """Ed25519 keys, compared with their owners by another channel."""
+    base_digests: Annotated[tuple[Digest, ...], Meta(min_length=1)]
+    adapter_kinds: Annotated[tuple[Literal["B", "AB", "core"], ...], Meta(min_length=1)] = ("B",)
+    minimum_cohort: Annotated[int, Meta(ge=2)] = 3
+    """Fewest institutions, this one included, in any sum that it adds to."""
+    colluders: Annotated[int, Meta(ge=0)] = 1
+    """How many other institutions are assumed to work with the coordinator."""
+    institutions: tuple[PublicKeyHex, ...] = ()
+    """Keys of institutions known to be real; if given, a roster with any other is refused."""
+    privacy: PrivacyLimits
+    non_private: str = ""
+    """To take part in runs without privacy: the sentence :data:`common.config.PLAIN_WORDS`."""
+
+    def faults(self) -> Iterator[str]:
+        """Rules that types cannot say."""
+        if self.minimum_cohort < self.colluders + 2:
+            yield f"minimum_cohort: wanted at least colluders + 2 = {self.colluders + 2}, got {self.minimum_cohort}"
+        if self.non_private not in {"", PLAIN_WORDS}:
+            yield f'non_private: wanted "{PLAIN_WORDS}" or nothing, got {self.non_private!r}'
+
+    def account(self, population: str, *, private: bool) -> Account:
+        """The ledger limits of one population; without limit for runs that are allowed to have no noise."""
+        limits = self.privacy
+        unlimited = not private and self.non_private == PLAIN_WORDS
+        return Account(
+            population=population,
+            lifetime=Budget(epsilon=math.inf if unlimited else limits.epsilon_lifetime, delta=limits.delta_lifetime),
+            per_run=Budget(epsilon=math.inf if unlimited else limits.epsilon_per_run, delta=limits.delta_per_run),
+        )
+
+
+def read_policy(path: Path) -> SitePolicy:
+    """Read the site's policy file.
+
+    Raises:
+        ConfigError: Missing or not TOML.
+        ConfigErrors: Every fault in it.
+
+    """
+    return parse_config(read_toml(path), SitePolicy, source=str(path))
+
+
+def contribution_event(manifest: Manifest, policy: SitePolicy, *, cohort: int) -> Event:
+    """What one contribution costs this site in the view that its policy assumes.
+
+    With secure aggregation the coordinator and t colluders face the noise of the other |U| − t, multiplier z; each
+    share alone is z / √(|U| − t). Without it the site adds noise of multiplier z by itself. Without privacy there is
+    none.
+
+    Args:
+        manifest: The run.
+        policy: The site's.
+        cohort: |U|, institutions in this step's sum.
+
+    """
+    terms = manifest.privacy
+    if terms is None:
+        return Event(relation="none", noise_multiplier=0.0, sampling_rate=1.0)
+    noise = terms.noise_multiplier
+    if manifest.secure_aggregation is not None and not policy.privacy.rely_on_secure_aggregation:
+        noise /= math.sqrt(max(cohort - manifest.secure_aggregation.colluders, 1))
+    return Event(
+        relation=terms.relation,
+        noise_multiplier=noise,
+        sampling_rate=terms.sampling_rate,
+        slack=terms.slack,
+        lost=terms.lost,
+    )
+
+
+def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> None:
+    """Allow a manifest, whose signature and canonical form are checked, or say why not.
+
+    Raises:
+        PolicyRefusal: With every reason.
+
+    """
+    reasons = (
+        *_party_reasons(manifest, policy),
+        *_model_reasons(manifest, policy),
+        *_aggregation_reasons(manifest, policy),
+        *_privacy_reasons(manifest, policy, accountant),
+    )
+    if reasons:
+        raise PolicyRefusal(manifest.config.name, reasons)
+
+
+def _party_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
+    if manifest.coordinator not in policy.coordinators:
+        yield f"coordinator {manifest.coordinator} is not in policy.coordinators"
+    if policy.institutions:
+        for member in manifest.roster:
+            if member.key not in policy.institutions:
+                yield f"institution {member.name} with key {member.key} is not in policy.institutions"
+
+
+def _model_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
+    if manifest.base_digest not in policy.base_digests:
+        yield f"base model {manifest.base_digest} is not in policy.base_digests"
+    if manifest.config.adapter.train not in policy.adapter_kinds:
+        allowed = ", ".join(policy.adapter_kinds)
+        yield f"adapter kind {manifest.config.adapter.train!r}; policy.adapter_kinds allows {allowed}"
+
+
+def _aggregation_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
+    terms = manifest.secure_aggregation
+    if terms is None:
+        if manifest.privacy is not None and policy.privacy.rely_on_secure_aggregation:
+            yield "no secure aggregation, on which policy.privacy.rely_on_secure_aggregation counts"
+        return
+    if terms.minimum_cohort < policy.minimum_cohort:
+        yield f"sums of {terms.minimum_cohort} institutions; policy.minimum_cohort is {policy.minimum_cohort}"
+    if terms.colluders < policy.colluders:
+        yield f"noise for {terms.colluders} colluders; policy.colluders assumes {policy.colluders}"
+
+
+def _privacy_reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> Iterator[str]:
+    terms, limits = manifest.privacy, policy.privacy
+    if terms is None:
+        if policy.non_private != PLAIN_WORDS:
+            yield f'a run without privacy; policy.non_private would have to say "{PLAIN_WORDS}"'
+        return
+    if terms.unit not in limits.units:
+        yield f"privacy unit {terms.unit!r}; policy.privacy.units allows {', '.join(limits.units)}"
+    if terms.delta > limits.delta_per_run:
+        yield f"δ = {terms.delta:.3g}; policy.privacy.delta_per_run is {limits.delta_per_run:.3g}"
+    yield from _epsilon_reasons(manifest, terms, policy, accountant)
+
+
+def _epsilon_reasons(
+    manifest: Manifest, terms: PrivacyTerms, policy: SitePolicy, accountant: BudgetAccountant
+) -> Iterator[str]:
+    """Reasons from the ε that this site computes itself, for its own view and for the manifest's promise."""
+    rounds = manifest.config.rounds
+    own = contribution_event(manifest, policy, cohort=len(manifest.roster))
+    promised = msgspec.structs.replace(own, noise_multiplier=terms.noise_multiplier, count=rounds)
+    own = msgspec.structs.replace(own, count=rounds)
+    try:
+        epsilon = accountant.epsilon([own], delta=policy.privacy.delta_per_run)
+        stated = accountant.epsilon([promised], delta=terms.delta)
+    except DarkroomError as error:
+        yield f"the accountant does not know this run's mechanism: {error}"
+        return
+    if not epsilon <= (allowed := policy.privacy.epsilon_per_run):
+        yield f"ε = {epsilon:.4g} for this site's view; policy.privacy.epsilon_per_run is {allowed:.4g}"
+    if not stated <= terms.epsilon:
+        yield f"the manifest promises ε = {terms.epsilon:.4g}, but its own noise gives {stated:.4g}"

@@ -1,0 +1,247 @@
+"""A site's policy narrows; every reason is told at once; ε is computed and not believed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from client.ledger import Event
+from client.policy import PrivacyLimits, SitePolicy, check_manifest, contribution_event, read_policy
+from common.config import PLAIN_WORDS, AdapterConfig, BaseModelConfig, RunConfig
+from common.crypto import Identity, Secret
+from common.errors import ConfigError, ConfigErrors, PolicyRefusal
+from common.manifest import Manifest, Member, PrivacyTerms, SecureAggregationTerms, canonical_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+ZERO, ONE = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+COORDINATOR = Identity(Secret(b"c" * 32)).public.hex()
+SITES = tuple(Identity(Secret(bytes([n]) * 32)).public.hex() for n in range(1, 6))
+
+TOML = f"""
+coordinators = ["{COORDINATOR}"]
+base_digests = ["{ZERO}"]
+adapter_kinds = ["B"]
+minimum_cohort = 3
+colluders = 1
+
+[privacy]
+epsilon_per_run = 8.0
+delta_per_run = 1e-5
+epsilon_lifetime = 20.0
+delta_lifetime = 1e-4
+units = ["subject"]
+"""
+
+
+class Simple:
+    """ε = √(Σ count) · rate / noise, ∞ beyond δ: an accountant whose answers a test can work out."""
+
+    def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
+        if any(event.relation == "replace_one" for event in events):
+            raise ConfigError("replace_one is unknown to this accountant")
+        if sum(event.count * event.lost for event in events) >= delta:
+            return math.inf
+        return math.sqrt(sum(event.count * (event.sampling_rate / event.noise_multiplier) ** 2 for event in events))
+
+
+def policy(**changes: Any) -> SitePolicy:
+    limits = PrivacyLimits(
+        epsilon_per_run=8.0, delta_per_run=1e-5, epsilon_lifetime=20.0, delta_lifetime=1e-4, units=("subject",)
+    )
+    privacy = {key.removeprefix("privacy_"): changes.pop(key) for key in list(changes) if key.startswith("privacy_")}
+    fields: dict[str, Any] = {
+        "coordinators": (COORDINATOR,),
+        "base_digests": (ZERO,),
+        "privacy": msgspec.structs.replace(limits, **privacy),
+    }
+    return SitePolicy(**{**fields, **changes})
+
+
+def manifest(**changes: Any) -> Manifest:
+    """100 rounds at rate 0.5 and noise 1: ε = 5 by the accountant above."""
+    privacy = {
+        "unit": "subject",
+        "epsilon": 6.0,
+        "delta": 1e-5,
+        "clip": 1.0,
+        "sampling_rate": 0.5,
+        "noise_multiplier": 1.0,
+        "maximum_units": 100,
+    }
+    secure: dict[str, Any] = {"minimum_cohort": 3, "colluders": 1}
+    for key in list(changes):
+        if key.startswith("privacy_"):
+            privacy[key.removeprefix("privacy_")] = changes.pop(key)
+        elif key.startswith("secure_") and key != "secure_aggregation":
+            secure[key.removeprefix("secure_")] = changes.pop(key)
+    fields: dict[str, Any] = {
+        "run": "ab" * 16,
+        "config": RunConfig(
+            name="lungs", rounds=100, privacy="none", acknowledge=PLAIN_WORDS, base=BaseModelConfig(path="bundled")
+        ),
+        "base_digest": ZERO,
+        "adapter_digest": ONE,
+        "dimension": 10,
+        "coordinator": COORDINATOR,
+        "roster": tuple(Member(name=f"site-{i}", key=key) for i, key in enumerate(SITES)),
+        "privacy": PrivacyTerms(**privacy),
+        "secure_aggregation": SecureAggregationTerms(**secure),
+        "code_version": "0.1",
+    }
+    if "privacy" in changes and changes["privacy"] is None:
+        fields["secure_aggregation"] = SecureAggregationTerms(scale=1024.0, **secure)
+    made = Manifest(**{**fields, **changes})
+    canonical_bytes(made)
+    return made
+
+
+def reasons(made: Manifest, rules: SitePolicy) -> tuple[str, ...]:
+    with pytest.raises(PolicyRefusal) as caught:
+        check_manifest(made, rules, accountant=Simple())
+    assert "lungs" in str(caught.value)
+    assert all(reason in str(caught.value) for reason in caught.value.reasons)
+    return caught.value.reasons
+
+
+def test_a_manifest_within_the_policy_is_allowed() -> None:
+    check_manifest(manifest(), policy(), accountant=Simple())
+    check_manifest(manifest(), policy(institutions=SITES), accountant=Simple())
+
+
+@pytest.mark.parametrize(
+    ("made", "rules", "word"),
+    [
+        (manifest(), policy(coordinators=(SITES[0],)), "policy.coordinators"),
+        (manifest(), policy(institutions=SITES[1:]), "site-0"),
+        (manifest(base_digest=ONE), policy(), "policy.base_digests"),
+        (
+            manifest(config=msgspec.structs.replace(manifest().config, adapter=AdapterConfig(train="AB"))),
+            policy(),
+            "policy.adapter_kinds",
+        ),
+        (manifest(), policy(minimum_cohort=4), "policy.minimum_cohort"),
+        (manifest(), policy(colluders=2, minimum_cohort=3), "policy.colluders"),
+        (manifest(secure_aggregation=None), policy(), "rely_on_secure_aggregation"),
+        (manifest(privacy_unit="image"), policy(), "policy.privacy.units"),
+        (manifest(privacy_delta=2e-5), policy(), "policy.privacy.delta_per_run"),
+        (manifest(), policy(privacy_epsilon_per_run=4.9), "policy.privacy.epsilon_per_run"),
+        (manifest(privacy_epsilon=4.9), policy(), "promises ε = 4.9, but its own noise gives 5"),
+        (manifest(privacy_relation="replace_one"), policy(), "does not know this run's mechanism"),
+        (manifest(privacy_lost=9.9e-8, privacy_delta=9.8e-6), policy(), "promises"),
+        (manifest(privacy=None), policy(), "a run without privacy"),
+        (manifest(privacy=None, secure_aggregation=None), policy(), "a run without privacy"),
+    ],
+)
+def test_each_rule_refuses_with_one_reason(made: Manifest, rules: SitePolicy, word: str) -> None:
+    found = reasons(made, rules)
+    assert len(found) == 1, found
+    assert word in found[0]
+
+
+def test_every_reason_is_told_at_once() -> None:
+    made = manifest(base_digest=ONE, privacy_unit="image", privacy_delta=2e-5, privacy_noise_multiplier=0.5)
+    rules = policy(coordinators=(SITES[0],), minimum_cohort=4, institutions=SITES[2:])
+    found = reasons(made, rules)
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize("epsilon", [5.0, math.nextafter(5.0, 0)])
+def test_the_limit_itself_is_allowed(epsilon: float) -> None:
+    rules = policy(privacy_epsilon_per_run=epsilon)
+    if epsilon == 5.0:
+        check_manifest(manifest(), rules, accountant=Simple())
+    else:
+        reasons(manifest(), rules)
+
+
+def test_an_epsilon_that_is_not_a_number_is_refused() -> None:
+    class Broken:
+        def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
+            del events, delta
+            return math.nan
+
+    with pytest.raises(PolicyRefusal) as caught:
+        check_manifest(manifest(), policy(), accountant=Broken())
+    assert len(caught.value.reasons) == 2
+
+
+def test_a_run_without_privacy_needs_the_words() -> None:
+    check_manifest(manifest(privacy=None), policy(non_private=PLAIN_WORDS), accountant=Simple())
+    reasons(manifest(privacy=None), policy(non_private="yes"))
+
+
+def test_a_site_that_relies_on_nobody_counts_its_own_share() -> None:
+    """Five institutions, one colluder: a share has a quarter of the variance, so twice the ε."""
+    alone = policy(privacy_rely_on_secure_aggregation=False)
+    assert contribution_event(manifest(), alone, cohort=5).noise_multiplier == 0.5
+    assert contribution_event(manifest(), alone, cohort=3).noise_multiplier == pytest.approx(1 / math.sqrt(2))
+    assert "ε = 10" in reasons(manifest(), alone)[0]
+    check_manifest(
+        manifest(), policy(privacy_rely_on_secure_aggregation=False, privacy_epsilon_per_run=10.0), accountant=Simple()
+    )
+    plain = manifest(secure_aggregation=None)
+    check_manifest(plain, alone, accountant=Simple())
+    assert contribution_event(plain, alone, cohort=5).noise_multiplier == 1.0
+
+
+def test_a_contribution_costs_what_the_manifest_says() -> None:
+    made = manifest(privacy_lost=1e-12)
+    expected = Event(relation="add_remove_one", noise_multiplier=1.0, sampling_rate=0.5, lost=1e-12)
+    assert contribution_event(made, policy(), cohort=3) == expected
+    bare = contribution_event(manifest(privacy=None), policy(), cohort=3)
+    assert (bare.noise_multiplier, bare.count) == (0.0, 1)
+
+
+def test_the_ledger_limits_come_from_the_policy() -> None:
+    account = policy().account("scans", private=True)
+    assert (account.lifetime.epsilon, account.lifetime.delta) == (20.0, 1e-4)
+    assert (account.per_run.epsilon, account.per_run.delta) == (8.0, 1e-5)
+    assert policy().account("scans", private=False).lifetime.epsilon == 20.0
+    allowed = policy(non_private=PLAIN_WORDS)
+    assert math.isinf(allowed.account("scans", private=False).lifetime.epsilon)
+    assert math.isinf(allowed.account("scans", private=False).per_run.epsilon)
+    assert allowed.account("scans", private=True).lifetime.epsilon == 20.0
+
+
+def test_a_policy_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(TOML)
+    assert read_policy(path) == policy()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"epsilon_per_run = 8.0": "epsilon_per_run = 30.0", "delta_per_run = 1e-5": "delta_per_run = 1e-3"},
+            ("privacy.epsilon_per_run", "privacy.delta_per_run"),
+        ),
+        (
+            {"minimum_cohort = 3": "minimum_cohort = 2", "colluders = 1": 'colluders = 1\nnon_private = "yes"'},
+            ("minimum_cohort", "non_private"),
+        ),
+    ],
+)
+def test_the_faults_of_a_policy_file_are_told_together(
+    tmp_path: Path, changes: dict[str, str], words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "policy.toml"
+    text = TOML
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path.write_text(text)
+    with pytest.raises(ConfigErrors) as caught:
+        read_policy(path)
+    assert all(word in str(caught.value) for word in words)
+    assert len(caught.value.faults) == len(words)
+
+
+def test_a_missing_policy_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        read_policy(tmp_path / "missing.toml")
