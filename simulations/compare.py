@@ -1,8 +1,8 @@
 """Is it worth federating? Base, each institution alone, federated and centralised, side by side.
 
 All train for the same number of optimiser steps from the same initial adapter. Alone, an institution uses its own
-batch; centralised, one site holds everything and uses the sum of the batches. Each adapter is judged on every institution's
-hold-out set.
+batch; centralised, one site holds everything and uses the sum of the batches. Each adapter is judged on every
+institution's hold-out set.
 """
 
 from __future__ import annotations

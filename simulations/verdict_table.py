@@ -27,7 +27,7 @@ def render_table(comparison: Comparison) -> str:
     floors = ", ".join(f"{name} {floor:.3f}" for name, floor in comparison.floors.items())
     return (
         "\n".join(lines)
-        + f"\n\nKID is KID-local: features of EfficientNet-Lite0 (sha256:{comparison.features[:16]}…), not of Inception; "
+        + f"\n\nKID is KID-local: features of EfficientNet-Lite0 (sha256:{comparison.features[:16]}…), not Inception; "
         + f"real pictures against real pictures score {floors}.\n"
         + "Recognised: share of drawn pictures that a linear classifier of real pictures puts in the prompted domain.\n"
     )
