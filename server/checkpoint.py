@@ -38,8 +38,9 @@ _log = logging.getLogger(__name__)
 FORMAT: Final = 1
 KEPT: Final = 2
 """Checkpoints that stay on disk."""
-FREE_KEYS: Final = frozenset({"title", "rounds", "server.round_timeout_s", "server.attempts"})
-"""Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds."""
+FREE_KEYS: Final = frozenset({"title", "rounds", "base.path", "server.round_timeout_s", "server.attempts"})
+"""Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds; a
+base may have moved, since the adapter spec holds its digest."""
 _ADAPTER: Final = "adapter"
 _DESCRIPTION: Final = "darkroom"
 _DIGEST: Final = "digest"
