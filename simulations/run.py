@@ -20,6 +20,7 @@ from server.run_directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.ray import run_ray
 from simulations.institution_store import WorkerPlan
+from simulations.measured import MeasuredHoldout, PrivacyNotice
 from simulations.observers import Curves, Gallery, Progress
 from simulations.prepare import prepare_store
 
@@ -69,7 +70,7 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     trainer = build_trainer(base, config)
     if plan.engine == "inprocess":
         final = federate(
-            Federation(config, trainer, store, plan.directory), _observers(plan, trainer), resume=plan.resume
+            Federation(config, trainer, store, plan.directory), _observers(plan, trainer, store), resume=plan.resume
         )
     else:
         final = _federate_on_ray(plan, config, trainer, store)
@@ -77,15 +78,18 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
 
 
-def _observers(plan: RunPlan, trainer: Trainer) -> tuple[RunObserver, ...]:
+def _observers(plan: RunPlan, trainer: Trainer, store: InstitutionStore) -> tuple[RunObserver, ...]:
     """In this order: the metrics are on disk before the curves are drawn from them."""
     config = plan.scenario.run_config()
-    return (
+    listening = (
         RunDirectory(plan.directory),
         Progress(),
         Curves(plan.directory),
         Gallery(trainer, config, plan.directory),
     )
+    if config.privacy == "none":
+        return listening
+    return (PrivacyNotice(), MeasuredHoldout(Observers(listening), trainer, store, config))
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: 
     federation = Federation(config, trainer, store, plan.directory)
 
     def coordinate(transport: Transport) -> None:
-        federation.coordinator(transport, _observers(plan, trainer)).run(resume=plan.resume)
+        federation.coordinator(transport, _observers(plan, trainer, store)).run(resume=plan.resume)
 
     run_ray(coordinate, worker.connect, len(store.institutions))
-    return load_checkpoint(plan.directory / CHECKPOINTS).adapter
+    return load_checkpoint(plan.directory / CHECKPOINTS).released
