@@ -6,7 +6,7 @@ would cost twice and be counted once, and a resumed run would not know of the fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -16,7 +16,7 @@ from server.files import write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = "attempts.json"
+FILE: Final = "attempts.json"
 
 
 class AttemptJournal:
@@ -55,7 +55,7 @@ class AttemptJournal:
                 "would pass the promised epsilon, so the run ends here"
             )
         self._sent[round_number] = attempt + 1
-        write_atomically(self._path, msgspec.json.encode(self._sent, order="deterministic"))
+        write_atomically(self._path, msgspec.json.encode(self._sent))
 
     def _read(self) -> dict[int, int]:
         try:

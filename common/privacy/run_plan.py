@@ -14,7 +14,7 @@ from common.errors import MechanismError
 from common.privacy.accounting import calibrate
 from common.privacy.mechanisms import plan_noise, rounding_slack
 from common.privacy.sampling import overflow_probability, smallest_cap
-from common.privacy.statements import RunSettings, Statements, state
+from common.privacy.statements import RunSettings, Statements, figure, state
 
 if TYPE_CHECKING:
     from common.config import PrivacyConfig, RunConfig
@@ -121,11 +121,9 @@ class PrivacyReport:
 
 
 def _without_secure_aggregation(statements: Statements) -> str:
-    fallback = statements.fallback.epsilon
-    figure = "nothing is promised" if fallback is None else f"epsilon = {math.ceil(fallback * 100 - 1e-9) / 100:.2f}"
     return (
         "This run has no secure aggregation: the coordinator sees each institution's noised share alone. Against it "
-        f"the last of the four holds ({figure}), not the first."
+        f"the last of the four holds (epsilon = {figure(statements.fallback.epsilon)}), not the first."
     )
 
 
