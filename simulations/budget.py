@@ -131,4 +131,4 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "none"
     step = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
-    return f"{math.ceil(value / step - 1e-9) * step:.4g}"
+    return f"{math.ceil(value / step - 1e-9) * step:#.4g}"
