@@ -19,9 +19,7 @@ PLAIN = f'privacy = "none"\nacknowledge = "{PLAIN_WORDS}"'
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 50, 190)}
 
 
-def write_world(
-    root: Path, *, rounds: int = 4, institutions: str = "", more: str = "", privacy: str = PLAIN
-) -> Path:
+def write_world(root: Path, *, rounds: int = 4, institutions: str = "", more: str = "", privacy: str = PLAIN) -> Path:
     """A scenario file beside its base and pictures: three sites, each of one colour."""
     write_tiny_base(root / "base", Family.SD2)
     rng = np.random.default_rng(2)
