@@ -14,7 +14,6 @@ import msgspec
 import torch
 
 from client.trainer import build_trainer
-from common.adapter.model import open_base
 from common.adapter.vector import initial_vector
 from common.errors import ConfigError
 from server.checkpoint import checkpoint_files
@@ -24,7 +23,7 @@ from server.run_directory import RunDirectory
 from simulations.judge import Judge, Verdict
 from simulations.observers import Progress
 from simulations.prepare import prepare_store, sites_of
-from simulations.run import Federation, federate
+from simulations.run import Federation, federate, open_scenario_base
 from simulations.verdict_table import Comparison, render_table
 
 if TYPE_CHECKING:
@@ -72,8 +71,7 @@ def compare_scenario(plan: ComparisonPlan, warn: Callable[[str], None]) -> str:
     """
     _check_comparable(plan.scenario)
     torch.set_num_threads(plan.threads)
-    config = plan.scenario.run_config()
-    base = open_base(plan.scenario.base_path(), digest=config.base.digest, family=config.base.family)
+    base, config = open_scenario_base(plan.scenario)
     store = prepare_store(plan.scenario, base, plan.cache, warn)
     if len(store.institutions) > _MOST_INSTITUTIONS:
         raise ConfigError(f"compare trains every institution alone: at most {_MOST_INSTITUTIONS}, got more")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
 
     from client.trainer import Trainer
+    from common.adapter.model import BaseModel
     from common.config import RunConfig
     from common.port import StewardPort
     from server.reports import RunObserver
@@ -64,13 +65,14 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
 
     """
     torch.set_num_threads(plan.threads)
-    config = plan.scenario.run_config()
-    base = open_base(plan.scenario.base_path(), digest=config.base.digest, family=config.base.family)
+    base, config = open_scenario_base(plan.scenario)
     store = prepare_store(plan.scenario, base, plan.cache, warn)
     trainer = build_trainer(base, config)
     if plan.engine == "inprocess":
         final = federate(
-            Federation(config, trainer, store, plan.directory), _observers(plan, trainer, store), resume=plan.resume
+            Federation(config, trainer, store, plan.directory),
+            _observers(plan, config, trainer, store),
+            resume=plan.resume,
         )
     else:
         final = _federate_on_ray(plan, config, trainer, store)
@@ -78,9 +80,21 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
 
 
-def _observers(plan: RunPlan, trainer: Trainer, store: InstitutionStore) -> tuple[RunObserver, ...]:
+def open_scenario_base(scenario: Scenario) -> tuple[BaseModel, RunConfig]:
+    """The scenario's base, and its run configuration with the base pinned to the content that was found.
+
+    Raises:
+        ModelError: The base cannot be used, or is not the one that the scenario names.
+
+    """
+    config = scenario.run_config()
+    base = open_base(scenario.base_path(), digest=config.base.digest, family=config.base.family)
+    pinned = msgspec.structs.replace(config.base, digest=base.digest)
+    return base, msgspec.structs.replace(config, base=pinned)
+
+
+def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> tuple[RunObserver, ...]:
     """In this order: the metrics are on disk before the curves are drawn from them."""
-    config = plan.scenario.run_config()
     listening = (
         RunDirectory(plan.directory),
         Progress(),
@@ -139,7 +153,7 @@ def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: 
     federation = Federation(config, trainer, store, plan.directory)
 
     def coordinate(transport: Transport) -> None:
-        federation.coordinator(transport, _observers(plan, trainer, store)).run(resume=plan.resume)
+        federation.coordinator(transport, _observers(plan, config, trainer, store)).run(resume=plan.resume)
 
     run_ray(coordinate, worker.connect, len(store.institutions))
     return load_checkpoint(plan.directory / CHECKPOINTS).released

@@ -138,3 +138,20 @@ def test_many_virtual_institutions_share_one_base(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+def test_a_thousand_virtual_institutions_a_hundred_of_them_a_round(tmp_path: Path) -> None:
+    scenario = write_world(
+        tmp_path,
+        rounds=3,
+        pictures=450,
+        institutions='scheme = "dirichlet"\ncount = 1000\nalpha = 0.3',
+        more="[server]\ninstitutions_per_round = 100\nminimum_institutions = 90",
+    )
+    directory = tmp_path / "run"
+    run_scenario(plan_for(scenario, directory), print)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    rounds = [row for row in rows if row["kind"] == "round"]
+    assert [len(row["answered"]) for row in rounds] == [100, 100, 100]
+    assert len({node for row in rounds for node in row["answered"]}) > 200  # drawn afresh each round

@@ -19,15 +19,17 @@ PLAIN = f'privacy = "none"\nacknowledge = "{PLAIN_WORDS}"'
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 50, 190)}
 
 
-def write_world(root: Path, *, rounds: int = 4, institutions: str = "", more: str = "", privacy: str = PLAIN) -> Path:
-    """A scenario file beside its base and pictures: three sites, each of one colour."""
+def write_world(
+    root: Path, *, rounds: int = 4, pictures: int = 8, institutions: str = "", more: str = "", privacy: str = PLAIN
+) -> Path:
+    """A scenario file beside its base and pictures: three sites, each with pictures of one colour."""
     write_tiny_base(root / "base", Family.SD2)
     rng = np.random.default_rng(2)
     rows = []
     for colour, value in COLOURS.items():
         folder = root / "pictures" / colour
         folder.mkdir(parents=True)
-        for index in range(8):
+        for index in range(pictures):
             pixels = np.clip(np.array(value) + rng.normal(0, 12, (32, 32, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
             rows.append(json.dumps({"file_name": f"{colour}/{index}.png", "text": f"{colour} noise"}))
