@@ -8,11 +8,13 @@ exactly as if the picture were encoded afresh. For each distinct caption one tex
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from client.imagefolder import check_images, load_pixels
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from client.imagefolder import Picture
     from common.adapter.model import BaseModel
 
+_log: Final = logging.getLogger(__name__)
 _BATCH: Final = 16
 _FORMAT: Final = "1"
 
@@ -93,8 +96,8 @@ def encode_folder(base: BaseModel, folder: Path, pictures: Sequence[Picture], pl
     if not pictures:
         raise EmptyFolder(f"{folder}: no pictures to encode; put images and their metadata.jsonl there")
     kept = None if plan.cache is None else plan.cache / f"{_cache_key(base, folder, pictures, plan)}.safetensors"
-    if kept is not None and kept.exists():
-        return load_shard(kept)
+    if kept is not None and (found := _cached(kept)) is not None:
+        return found
     shard = _encode(base, folder, pictures, plan)
     if kept is not None:
         save_shard(shard, kept)
@@ -164,9 +167,27 @@ def _cache_key(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan:
     for part in (_FORMAT, base.digest, str(plan.resolution), str(plan.horizontal_flips)):
         state.update(part.encode() + b"\0")
     for picture in pictures:
-        content = hashlib.sha256((folder / picture.file_name).read_bytes()).hexdigest()
-        state.update(f"{content}\0{picture.caption}\0".encode())
+        state.update(f"{_content(folder / picture.file_name)}\0{picture.caption}\0".encode())
     return state.hexdigest()
+
+
+def _content(path: Path) -> str:
+    """Digest of a file; empty for one that cannot be read, which the check before the encoding then names."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _cached(path: Path) -> LatentShard | None:
+    """The shard that is kept there, if there is one and it is whole."""
+    if not path.exists():
+        return None
+    try:
+        return load_shard(path)
+    except (OSError, SafetensorError, KeyError) as error:
+        _log.warning("%s: a damaged cache is made anew (%s)", path, error)
+        return None
 
 
 def save_shard(shard: LatentShard, path: Path) -> None:

@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 
 
 def run_command_line(app: Callable[[], object]) -> None:
-    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt a word on how to go on."""
+    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt a word on how to go on.
+
+    So does a file or directory that the system refuses (read-only, full disk, a file where a directory is wanted). An
+    ``OSError`` that names no file is no user's mistake and keeps its stack trace.
+    """
     quiet_libraries()
     try:
         app()
     except DarkroomError as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}; give a path that can be read and written\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; a run goes on with --resume\n")

@@ -7,6 +7,7 @@ itself, unknown keys are named with the nearest known one, and ``check`` methods
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
@@ -86,6 +87,9 @@ def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # 
     member = _struct_in(get_args(kind)[0]) if get_origin(kind) is tuple else None
     if member is not None and isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return tuple(_parse(item, member, f"{key}[{i}].", faults) for i, item in enumerate(value))
+    if isinstance(value, float) and not math.isfinite(value):  # TOML has inf and nan, JSON and a range check do not
+        faults.append(f"{key}: wanted a finite number; got {value!r}")
+        return None
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -128,6 +128,8 @@ def _make_room(directory: Path, *, resume: bool, again: bool) -> None:
         if not (directory / "run.json").exists():
             raise ConfigError(f"{directory}: not a run's directory, so it is not removed; move it away or use --name")
         shutil.rmtree(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory}: a file where the run's directory would be; move it away or use --name")
     if directory.exists() and any(directory.iterdir()) and not resume:
         raise ConfigError(f"{directory} is there already; go on with --resume, start over with --again, or use --name")
     if resume and not directory.exists():

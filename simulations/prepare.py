@@ -11,7 +11,7 @@ import numpy as np
 
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, concatenate, encode_folder, overlong
-from common.errors import EmptyFolder
+from common.errors import DataError, EmptyFolder
 from simulations.institution_store import InstitutionStore, deal
 from simulations.institutions import build_institutions
 from simulations.partition import Dirichlet, Iid, partition, split_holdout
@@ -64,11 +64,23 @@ def prepare_store(scenario: Scenario, base: BaseModel, cache: Path, warn: Callab
     )
     for site in sites:
         _warn_of_long_captions(site, base, warn)
-    train = concatenate([encode_folder(base, site.train.folder, site.train.pictures, plan) for site in sites])
-    holdout = concatenate(
-        [encode_folder(base, s.holdout.folder, s.holdout.pictures, plan) for s in sites if s.holdout.pictures]
-    )
+    held = [site.holdout for site in sites if site.holdout.pictures]
+    shards = _encode_all(base, [*(site.train for site in sites), *held], plan)
+    train, holdout = concatenate(shards[: len(sites)]), concatenate(shards[len(sites) :])
     return _dealt(scenario, sites, train, holdout)
+
+
+def _encode_all(base: BaseModel, parts: Sequence[Pictures], plan: EncodingPlan) -> list[LatentShard]:
+    """A shard for each part; every part is looked at before one that cannot be used stops the run."""
+    shards, faults = [], []
+    for part in parts:
+        try:
+            shards.append(encode_folder(base, part.folder, part.pictures, plan))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+    return shards
 
 
 def sites_of(scenario: Scenario, base: BaseModel, cache: Path) -> tuple[Site, ...]:
@@ -96,10 +108,10 @@ def _own_sites(scenario: Scenario) -> tuple[Site, ...]:
     pictures = read_imagefolder(folder)
     _, held_out = split_holdout(pictures, share=scenario.institutions.holdout_share, seed=scenario.seed)
     kept = frozenset(held_out)
-    names = sorted({p.label for p in pictures}) if scenario.institutions.scheme == "site" else [folder.name]
+    names = sorted({_sub_folder(p) for p in pictures}) if scenario.institutions.scheme == "site" else [folder.name]
     sites = []
     for name in names:
-        rows = [i for i, p in enumerate(pictures) if len(names) == 1 or p.label == name]
+        rows = [i for i, p in enumerate(pictures) if len(names) == 1 or _sub_folder(p) == name]
         train = tuple(pictures[i] for i in rows if i not in kept)
         if not train:
             raise EmptyFolder(f"{folder}: {name or 'the folder'} has no training pictures left; lower holdout_share")
@@ -110,13 +122,17 @@ def _own_sites(scenario: Scenario) -> tuple[Site, ...]:
     return tuple(sites)
 
 
+def _sub_folder(picture: Picture) -> str:
+    """Where the picture lies, whatever it is labelled as; empty at the top of the folder."""
+    top, slash, _ = picture.file_name.partition("/")
+    return top if slash else ""
+
+
 def _warn_of_long_captions(site: Site, base: BaseModel, warn: Callable[[str], None]) -> None:
     cut = overlong(base, site.train.pictures + site.holdout.pictures)
     if cut:
-        shown = ", ".join(cut[:3])
-        warn(
-            f"{site.name}: {len(cut)} captions are longer than the text encoder reads; the rest is cut off ({shown}, …)"
-        )
+        shown = ", ".join([*cut[:3], *(["…"] if len(cut) > 3 else [])])
+        warn(f"{site.name}: {len(cut)} captions are longer than the text encoder reads and are cut off ({shown})")
 
 
 def _dealt(scenario: Scenario, sites: Sequence[Site], train: LatentShard, holdout: LatentShard) -> InstitutionStore:

@@ -13,10 +13,11 @@ from client.trainer import build_trainer
 from common.adapter.export import save_adapter
 from common.adapter.model import open_base
 from common.adapter.vector import initial_vector, write_vector
-from server.checkpoint import load_checkpoint
+from common.errors import ConfigError
+from server.checkpoint import checkpoint_files, load_checkpoint
 from server.coordinator import CHECKPOINTS, Coordinator
 from server.reports import Observers
-from server.run_directory import RunDirectory
+from server.run_directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.ray import run_ray
 from simulations.institution_store import WorkerPlan
@@ -67,17 +68,35 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     torch.set_num_threads(plan.threads)
     base, config = open_scenario_base(plan.scenario)
     store = prepare_store(plan.scenario, base, plan.cache, warn)
+    _check_enough(config, len(store.institutions))
     trainer = build_trainer(base, config)
     if plan.engine == "inprocess":
         final = federate(
             Federation(config, trainer, store, plan.directory),
             _observers(plan, config, trainer, store),
-            resume=plan.resume,
+            resume=plan.resume and has_begun(plan.directory),
         )
     else:
         final = _federate_on_ray(plan, config, trainer, store)
     write_vector(trainer.unet, trainer.spec, final)
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether there is something to go on from, or to lose: a run killed before its first checkpoint starts anew."""
+    if checkpoint_files(directory / CHECKPOINTS):
+        return True
+    return any(row["kind"] == "round" for row in read_metrics(directory))
+
+
+def _check_enough(config: RunConfig, institutions: int) -> None:
+    """A simulation's institutions do not grow in number: waiting for more would only end in the time limit."""
+    wanted = config.server.minimum_institutions
+    if wanted > institutions:
+        raise ConfigError(
+            f"server.minimum_institutions: {wanted} are wanted, the scenario has {institutions}; "
+            "lower it, or deal the pictures out to more institutions"
+        )
 
 
 def open_scenario_base(scenario: Scenario) -> tuple[BaseModel, RunConfig]:
@@ -153,7 +172,8 @@ def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: 
     federation = Federation(config, trainer, store, plan.directory)
 
     def coordinate(transport: Transport) -> None:
-        federation.coordinator(transport, _observers(plan, config, trainer, store)).run(resume=plan.resume)
+        observers = _observers(plan, config, trainer, store)
+        federation.coordinator(transport, observers).run(resume=plan.resume and has_begun(plan.directory))
 
     run_ray(coordinate, worker.connect, len(store.institutions))
     return load_checkpoint(plan.directory / CHECKPOINTS).released

@@ -39,7 +39,8 @@ def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
     """Write the adapter in the UNet; each file appears whole or not at all.
 
     Guarantee: :func:`read_adapter_vector` gives back the very vector, bit for bit; a stock pipeline of the same base
-    that loads the directory computes the same ΔW up to float32 rounding.
+    that loads the directory computes the same ΔW up to float32 rounding; the same adapter gives the same files, byte
+    for byte.
 
     Args:
         directory: Created if it does not exist; files of an earlier export are replaced.
@@ -54,10 +55,10 @@ def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
     modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
     factors = {f"unet.{name}.{factor}.weight": _plain(unet, name, factor) for name in modules for factor in (A, B)}
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / WEIGHTS_FILE, save(factors, metadata=_metadata(spec)))
+    _write(directory / WEIGHTS_FILE, _canonical(save(factors, metadata=_metadata(spec))))
     if spec.config.train == "core":
         cores = {one.name: _copy(value) for one, value in zip(spec.tensors, parameters, strict=True)}
-        _write(directory / CORE_FILE, save(cores, metadata={_SPEC_KEY: spec.digest}))
+        _write(directory / CORE_FILE, _canonical(save(cores, metadata={_SPEC_KEY: spec.digest})))
     else:
         (directory / CORE_FILE).unlink(missing_ok=True)
     _write(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
@@ -90,6 +91,28 @@ def read_adapter_spec(directory: Path) -> AdapterSpec:
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{path}: no adapter specification: {error}") from error
+
+
+def check_adapter_weights(directory: Path, spec: AdapterSpec) -> None:
+    """Look into the file that stock loaders read, without which they apply what is there and say nothing.
+
+    Raises:
+        AdapterError: The file is missing, truncated, garbage, not finite or of another adapter than ``spec``.
+
+    """
+    path = directory / WEIGHTS_FILE
+    modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
+    wanted = {f"unet.{module}.{factor}.weight" for module in modules for factor in (A, B)}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata, keys = file.metadata() or {}, set(file.keys())
+            is_finite = all(np.isfinite(file.get_tensor(key)).all() for key in sorted(keys & wanted))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    if metadata.get(_SPEC_KEY) != spec.digest or keys != wanted:
+        raise AdapterError(f"{path}: belongs to another adapter than the {SPEC_FILE} beside it; copy both again")
+    if not is_finite:
+        raise AdapterError(f"{path}: holds values that are not finite; copy it again")
 
 
 def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
@@ -167,6 +190,16 @@ def _plain(unet: nn.Module, module: str, factor: str) -> Tensor:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _canonical(data: bytes) -> bytes:
+    """The safetensors file with its metadata in order: safetensors itself writes them in another order each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the values stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -79,6 +79,25 @@ def test_the_cache_is_used_and_a_changed_picture_or_caption_misses_it(site: Site
     assert kept() == 3
 
 
+def test_a_damaged_cache_is_made_anew(site: Site, tmp_path: Path) -> None:
+    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=False, cache=tmp_path)
+    pictures = read_imagefolder(site.folder)
+    encoded = encode_folder(site.base, site.folder, pictures, plan)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert torch.equal(encode_folder(site.base, site.folder, pictures, plan).mean, encoded.mean)
+    assert torch.equal(load_shard(kept).mean, encoded.mean)
+
+
+def test_pictures_gone_since_the_metadata_was_read_are_named(site: Site, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "gone")
+    pictures = read_imagefolder(folder)
+    (folder / "01.png").unlink()
+    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=False, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"(?s)1 of 6 pictures.*01\.png"):
+        encode_folder(site.base, folder, pictures, plan)
+
+
 def test_a_joined_shard_keeps_each_pictures_caption(site: Site) -> None:
     joined = concatenate([site.shard, site.shard.select([4, 1])])
     assert len(joined) == 8

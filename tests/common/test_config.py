@@ -55,6 +55,8 @@ def test_a_small_table_gives_a_whole_configuration() -> None:
         ({"training": {"loss": {"caption_dropout": 2}}}, "training.loss.caption_dropout: "),
         ({"server": {"institutions_per_round": 1, "minimum_institutions": 2}}, "server.institutions_per_round: "),
         ({"training": 3}, "training: "),
+        ({"server": {"learning_rate": float("inf")}}, "server.learning_rate: wanted a finite number"),
+        ({"adapter": {"alpha": float("nan")}}, "adapter.alpha: wanted a finite number"),
     ],
 )
 def test_values_out_of_range_are_named_by_their_key(changes: dict[str, Any], expected: str) -> None:
@@ -114,7 +116,7 @@ def test_unknown_keys_are_named_with_the_nearest_known_one() -> None:
 
 def test_every_fault_is_reported_at_once() -> None:
     faults = faults_of(rounds=-1, colour="red", training={"batch_size": 0, "mode": "sgd"})
-    assert [fault.split(":")[0] for fault in faults] == ["colour", "rounds", "training.batch_size", "training.mode"]
+    assert [fault.split(":")[0] for fault in faults] == ["colour", "rounds", "training.mode", "training.batch_size"]
 
 
 def test_a_plain_run_needs_its_sentence_word_for_word() -> None:

@@ -125,6 +125,11 @@ def test_its_own_run_may_go_on_and_get_longer() -> None:
     made.check_belongs(longer, spec_digest=ToySpec().digest)
 
 
+def test_its_base_may_have_moved() -> None:
+    moved = toy_config(5, server={"optimizer": "adam"}, base={"path": "/elsewhere/base"})
+    checkpoint(5).check_belongs(moved, spec_digest=ToySpec().digest)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

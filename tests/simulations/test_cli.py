@@ -68,6 +68,32 @@ def test_an_adapter_of_another_base_is_refused(world: Path) -> None:
     assert "made for the base" in refused(darkroom("client.cli", "generate", *arguments, cwd=world))
 
 
+def test_drawing_mistakes_get_one_clear_message(world: Path) -> None:
+    drawn = ("generate", "--base", "base", "--adapter", "runs/world/adapter", "--prompt", "red")
+    wrong = ("--steps", "1001", "--seed", str(2**63), "--resolution", "20", "--guidance", "nan")
+    said = refused(darkroom("client.cli", *drawn, *wrong, cwd=world))
+    assert all(word in said for word in ("4 problems", "steps: ", "seed: ", "resolution: ", "guidance scale: "))
+    assert "world.toml: File exists" in refused(darkroom("client.cli", *drawn, "--out", "world.toml", cwd=world))
+
+
+def test_adapter_weights_are_never_unpickled(world: Path) -> None:
+    shutil.copytree(world / "runs" / "world" / "adapter", world / "pickled")
+    (world / "pickled" / "pytorch_lora_weights.safetensors").rename(world / "pickled" / "pytorch_lora_weights.bin")
+    arguments = ("--base", "base", "--adapter", "pickled", "--prompt", "red noise")
+    assert "pytorch_lora_weights.safetensors" in refused(darkroom("client.cli", "generate", *arguments, cwd=world))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--runs", ".", "--name", "world.toml"), "a file where the run's directory would be"),
+        (("--cache", "world.toml", "--name", "mistake"), "world.toml"),
+    ],
+)
+def test_a_file_where_a_directory_is_wanted_is_named(world: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(darkroom("simulations.cli", "run", "world.toml", *arguments, cwd=world))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

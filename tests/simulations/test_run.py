@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from client.trainer import build_trainer
 from common.adapter.export import read_adapter_vector
 from common.adapter.model import open_base
 from common.adapter.vector import write_vector
+from common.errors import CheckpointError, ConfigError, DataError
 from common.generate import SamplePlan, generate
+from server.coordinator import Coordinator
+from simulations.prepare import sites_of
 from simulations.run import RunPlan, run_scenario
 from simulations.scenario import load_scenario
 from tests.simulations.worlds import write_world
@@ -125,6 +129,55 @@ def test_a_killed_run_resumes_to_the_same_adapter(world: Path, finished: Path, t
     )
     assert done.returncode == 0, done.stderr
     assert digest_of(tmp_path / "world") == digest_of(finished)
+
+
+def test_a_run_killed_before_its_first_checkpoint_resumes(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Coordinator, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_scenario(plan_for(world, tmp_path), print)
+    run_scenario(plan_for(world, tmp_path, resume=True), print)
+    assert digest_of(tmp_path) == digest_of(finished)
+
+
+def test_rounds_without_a_checkpoint_are_not_thrown_away(world: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        run_scenario(plan_for(world, tmp_path / "run", resume=True), print)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_more_institutions_wanted_than_there_are(tmp_path: Path) -> None:
+    scenario = write_world(tmp_path, more="[server]\nminimum_institutions = 4")
+    with pytest.raises(ConfigError, match=r"minimum_institutions: 4 are wanted, the scenario has 3"):
+        run_scenario(plan_for(scenario, tmp_path / "run"), print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_pictures_of_all_sites_are_named_at_once(tmp_path: Path) -> None:
+    scenario = write_world(tmp_path)
+    bad = [tmp_path / "pictures" / colour / "3.png" for colour in ("red", "blue")]
+    for path in bad:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)blue/3\.png.*red/3\.png"):
+        run_scenario(plan_for(scenario, tmp_path / "run"), print)
+
+
+def test_sites_are_sub_folders_whatever_the_labels(tmp_path: Path) -> None:
+    scenario = write_world(tmp_path)
+    metadata = tmp_path / "pictures" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    labelled = [{**row, "label": "even" if place % 2 else "odd"} for place, row in enumerate(rows)]
+    metadata.write_text("\n".join(json.dumps(row) for row in labelled))
+    loaded = load_scenario(str(scenario))
+    sites = sites_of(loaded, open_base(loaded.base_path()), tmp_path)
+    assert [site.name for site in sites] == ["blue", "green", "red"]
 
 
 def test_many_virtual_institutions_share_one_base(tmp_path: Path) -> None:
