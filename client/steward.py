@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from client.private_update import PrivateUpdate
 from client.trainer import training_draws
-from common.errors import DarkroomError, ProtocolError
+from common.errors import DarkroomError, PrivacyError, ProtocolError
 from common.messages import (
     Contribute,
     Evaluate,
+    NoisedContribution,
     PlainContribution,
     PlainEvaluation,
     Refusal,
@@ -27,6 +29,8 @@ from common.messages import (
     decode_request,
     encode,
 )
+from common.privacy.run_plan import private_plan
+from common.randomness import SystemRandomness, repeatable_randomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from client.latents import LatentShard
     from client.trainer import Draws, Trainer
     from common.config import RunConfig
+    from common.privacy.run_plan import PrivatePlan
+    from common.randomness import Randomness
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -65,6 +71,7 @@ class Steward:
         trainer: The frozen base with the adapter; institutions in one process may share it.
         train: Encoded training pictures.
         holdout: Encoded hold-out pictures, or None.
+        units: Training pictures of each privacy unit; None: each picture is one.
 
     """
 
@@ -73,6 +80,7 @@ class Steward:
     trainer: Trainer = field(repr=False)
     train: LatentShard = field(repr=False)
     holdout: LatentShard | None = field(repr=False, default=None)
+    units: tuple[tuple[int, ...], ...] | None = field(repr=False, default=None)
 
     def answer(self, request: bytes) -> bytes:
         """Reply bytes to request bytes; never raises for anything the request does."""
@@ -87,8 +95,11 @@ class Steward:
 
     def _reply(self, request: Request) -> Reply:
         vector = self._checked_adapter(request)
+        plan = private_plan(self.config)
         if isinstance(request, Contribute):
-            return self._contribute(request, vector)
+            return self._contribute(request, vector) if plan is None else self._contribute_noised(request, vector, plan)
+        if plan is not None:
+            raise _Refused(RefusalCode.NOT_ALLOWED, "asked for a hold-out loss, which is no private release")
         return self._evaluate(request, vector)
 
     def _checked_adapter(self, request: Request) -> NDArray[np.float32]:
@@ -113,6 +124,29 @@ class Steward:
             weight=update.weight,
             train_loss=update.train_loss,
         )
+
+    def _contribute_noised(
+        self, request: Contribute, vector: NDArray[np.float32], plan: PrivatePlan
+    ) -> NoisedContribution:
+        self.trainer.set_adapter(vector)
+        units = tuple((row,) for row in range(len(self.train))) if self.units is None else self.units
+        try:
+            update = PrivateUpdate(trainer=self.trainer, shard=self.train, units=units, plan=plan)
+            values = update.share(self._randomness(request, plan)).ring()
+        except PrivacyError as error:
+            raise _Refused(RefusalCode.NOT_ALLOWED, str(error)) from error
+        return NoisedContribution(
+            round=request.round,
+            attempt=request.attempt,
+            values=values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(),
+        )
+
+    def _randomness(self, request: Contribute, plan: PrivatePlan) -> Randomness:
+        """Secret, but in a run that says aloud that it is not private."""
+        if plan.config.is_private:
+            return SystemRandomness()
+        name = f"{self.name}/{request.round}/{request.attempt}"
+        return repeatable_randomness(name, seed=self.config.seed, acknowledge=plan.config.repeatable)
 
     def _one_gradient(self, request: Contribute) -> _Update:
         """FedSGD: the sum of per-picture gradients at the global adapter; the weight is the public batch size."""

@@ -155,6 +155,11 @@ class Trainer:
         """Length of the noise schedule."""
         return len(self.alpha_bar)
 
+    @property
+    def microbatch(self) -> int:
+        """Draws per forward and backward."""
+        return self._microbatch
+
     def set_adapter(self, vector: NDArray[np.float32]) -> None:
         """Load adapter parameters, float32 [d], into the UNet."""
         write_vector(self.unet, self.spec, vector)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from common.randomness import REPEATABLE_WORDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -70,7 +72,7 @@ class TrainingConfig(Config, frozen=True, kw_only=True):
 
     mode: Literal["fedsgd", "fedavg"] = "fedsgd"
     batch_size: PositiveInt = 16
-    """Expected number of pictures per institution and step."""
+    """Pictures per institution and step, without privacy; with it, ``privacy.sampling_rate`` decides."""
     local_steps: PositiveInt = 1
     """Steps of local SGD per round; fedavg only."""
     local_learning_rate: Positive = 1e-3
@@ -100,6 +102,12 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """Momentum of SGD, or Adam's β1."""
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     epsilon: Positive = 1e-8
+    subtract_noise: bool = False
+    """With privacy and Adam: take the known variance of the noise off the mean of squared gradients."""
+    noise_floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """What is left of that mean, at least, as a share of the noise's variance."""
+    average: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of adapters that is evaluated and released in place of the last one; 0: the last."""
     schedule: Literal["constant", "cosine"] = "cosine"
     institutions_per_round: PositiveInt | None = None
     """Asked per round, drawn afresh; absent: all."""
@@ -108,6 +116,54 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     round_timeout_s: Positive = 3600.0
     attempts: PositiveInt = 5
     """Attempts at one round before the run stops with an error; it can be resumed."""
+
+
+class PrivacyConfig(Config, frozen=True, kw_only=True):
+    """Differential privacy of every contribution. All of it is public, and all sides work out the noise from it."""
+
+    unit: Literal["image", "subject"] = "image"
+    """What is protected: one picture, or all pictures of one subject."""
+    epsilon: Positive
+    """For the whole run, against the coordinator and the tolerated colluders, given secure aggregation."""
+    delta: Annotated[float, Meta(gt=0, lt=1)]
+    clip: Positive
+    """Norm to which each unit's gradient is clipped; not to be chosen by looking at private data."""
+    draws: PositiveInt = 1
+    """Draws of (picture of the unit, timestep, noise) whose mean is a unit's gradient."""
+    colluders: Annotated[int, Meta(ge=0)] = 1
+    """Institutions whose shares of the noise do not count, because they may be known."""
+    population: PositiveInt
+    """Privacy units of all institutions together: fewest that the promise counts on."""
+    largest_site: PositiveInt | None = None
+    """Most units that one institution may have; absent: ``population``. An institution with more does not take part."""
+    sampling_rate: Annotated[float, Meta(gt=0, le=1)]
+    """Chance of each unit to be in a round's sample."""
+    repeats: Annotated[int, Meta(ge=0)] = 2
+    """Attempts beyond one a round that the noise is sized for; the run stops when they are used up."""
+    repeatable: str = ""
+    """For tests: the sentence :data:`common.randomness.REPEATABLE_WORDS`; noise then comes from the run's seed."""
+
+    @property
+    def is_private(self) -> bool:
+        """False where noise is repeatable, so that nothing is protected."""
+        return not self.repeatable
+
+    @property
+    def expected_batch(self) -> float:
+        """Units expected in a round's sample over all institutions: what the server divides by."""
+        return self.sampling_rate * self.population
+
+    def faults(self) -> Iterator[str]:
+        """Rules that types cannot say."""
+        if self.delta * self.population >= 1:
+            yield (
+                f"delta: {self.delta:g} is not below 1/population = {1 / self.population:g}: publishing one whole unit "
+                "would satisfy it"
+            )
+        if self.largest_site is not None and self.largest_site > self.population:
+            yield f"largest_site: {self.largest_site} is more than population, {self.population}"
+        if self.repeatable not in {"", REPEATABLE_WORDS}:
+            yield f'repeatable: wanted nothing, or for tests "{REPEATABLE_WORDS}"; got {self.repeatable!r}'
 
 
 class EvaluationConfig(Config, frozen=True, kw_only=True):
@@ -130,7 +186,8 @@ class RunConfig(Config, frozen=True, kw_only=True):
     title: str = ""
     rounds: PositiveInt
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    privacy: Literal["none"]
+    privacy: Literal["none"] | PrivacyConfig
+    """A table of settings, or ``"none"`` together with ``acknowledge``."""
     acknowledge: str = ""
     """With ``privacy = "none"``: the sentence :data:`PLAIN_WORDS`."""
     base: BaseModelConfig
@@ -141,8 +198,29 @@ class RunConfig(Config, frozen=True, kw_only=True):
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
-        if self.acknowledge != PLAIN_WORDS:
-            yield f'acknowledge: privacy = "none" needs acknowledge = "{PLAIN_WORDS}"; got {self.acknowledge!r}'
+        yield from self._plain_faults() if self.privacy == "none" else self._private_faults(self.privacy)
         asked = self.server.institutions_per_round
         if asked is not None and asked < self.server.minimum_institutions:
             yield f"server.institutions_per_round: {asked} is below server.minimum_institutions"
+
+    def _plain_faults(self) -> Iterator[str]:
+        if self.acknowledge != PLAIN_WORDS:
+            yield f'acknowledge: privacy = "none" needs acknowledge = "{PLAIN_WORDS}"; got {self.acknowledge!r}'
+        if self.server.subtract_noise:
+            yield "server.subtract_noise: there is no noise without a table privacy"
+
+    def _private_faults(self, privacy: PrivacyConfig) -> Iterator[str]:
+        server = self.server
+        if self.acknowledge:
+            yield 'acknowledge: wanted with privacy = "none" only'
+        if self.training.mode != "fedsgd":
+            yield 'training.mode: wanted "fedsgd" with a table privacy: local steps would each need noise of their own'
+        if privacy.colluders >= server.minimum_institutions:
+            yield (
+                f"privacy.colluders: {privacy.colluders} of server.minimum_institutions = "
+                f"{server.minimum_institutions}: someone honest must add noise"
+            )
+        if server.institutions_per_round not in {None, server.minimum_institutions}:
+            yield "server.institutions_per_round: with a table privacy every round has exactly minimum_institutions"
+        if server.subtract_noise and server.optimizer != "adam":
+            yield 'server.subtract_noise: wanted with optimizer = "adam" only'

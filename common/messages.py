@@ -69,6 +69,18 @@ class PlainContribution(_Message, frozen=True, kw_only=True, tag="plain_contribu
     train_loss: float
 
 
+class NoisedContribution(_Message, frozen=True, kw_only=True, tag="noised_contribution"):
+    """Institution → coordinator with privacy: the clipped, noised sum modulo 2^bits, and nothing else of the data.
+
+    ``values`` are unsigned little-endian integers of the width that the run's noise plan has, 32 or 64 bits. There is
+    neither loss nor count: each would be a release of its own.
+    """
+
+    round: Round
+    attempt: Round
+    values: bytes
+
+
 class PlainEvaluation(_Message, frozen=True, kw_only=True, tag="plain_evaluation"):
     """Institution → coordinator without privacy: mean hold-out loss and the number of hold-out pictures."""
 
@@ -85,7 +97,8 @@ class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
 
 
 Request: TypeAlias = Contribute | Evaluate
-Reply: TypeAlias = PlainContribution | PlainEvaluation | Refusal
+Contribution: TypeAlias = PlainContribution | NoisedContribution
+Reply: TypeAlias = Contribution | PlainEvaluation | Refusal
 M = TypeVar("M")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from common.errors import ProtocolError
-from common.messages import PlainContribution, PlainEvaluation, Refusal, decode_reply
+from common.messages import NoisedContribution, PlainContribution, PlainEvaluation, Refusal, decode_reply
 from server.reports import InstitutionLoss
 from server.transport import Failure
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "protocol"
 """Reason of a failure: an answer that does not fit the run."""
-Answer: TypeAlias = PlainContribution | PlainEvaluation | str
+Answer: TypeAlias = PlainContribution | NoisedContribution | PlainEvaluation | str
 """A message, or the reason why there is none."""
 
 
@@ -53,7 +53,7 @@ def timed_answers(outcomes: Iterator[tuple[int, bytes | Failure]], clock: Clock)
 
 def take_contribution(collecting: Collecting, node: int, answer: Answer) -> Collecting:
     """Count the answer in, or count its node as failed."""
-    if isinstance(answer, PlainContribution):
+    if isinstance(answer, PlainContribution | NoisedContribution):
         try:
             return collecting.handle_reply(node, answer)
         except ProtocolError as error:
@@ -67,7 +67,7 @@ def evaluation_row(node: int, answer: Answer, *, round_number: int) -> Instituti
     """One institution's hold-out loss, or the reason why there is none."""
     if isinstance(answer, str):
         return answer
-    if isinstance(answer, PlainContribution) or answer.round != round_number or not math.isfinite(answer.loss):
+    if not isinstance(answer, PlainEvaluation) or answer.round != round_number or not math.isfinite(answer.loss):
         _log.warning("evaluation of node %d refused: wanted a finite loss of round %d", node, round_number)
         return PROTOCOL
     return InstitutionLoss(node=node, institution=answer.institution, loss=answer.loss, pictures=answer.pictures)

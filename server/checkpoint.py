@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from common.config import RunConfig
 from common.errors import CheckpointError
 from server.files import write_atomically
 from server.optimizer import OptimizerState
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from common.config import RunConfig
-
 _Array: TypeAlias = Any
 """A numpy array of any type; safetensors carries no types."""
 _log = logging.getLogger(__name__)
@@ -39,9 +38,10 @@ FORMAT: Final = 1
 KEPT: Final = 2
 """Checkpoints that stay on disk."""
 FREE_KEYS: Final = frozenset({"title", "rounds", "base.path", "server.round_timeout_s", "server.attempts"})
-"""Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds; a
-base may have moved, since the adapter spec holds its digest."""
+"""Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds; with
+privacy it may not change, since the noise depends on it. A base may have moved: the adapter spec holds its digest."""
 _ADAPTER: Final = "adapter"
+_AVERAGE: Final = "average"
 _DESCRIPTION: Final = "darkroom"
 _DIGEST: Final = "digest"
 
@@ -65,6 +65,13 @@ class Checkpoint:
     config: dict[str, Any]
     """The run configuration as it was at the time, by :func:`plain_values`."""
     spec_digest: str
+    average: Vector | None = None
+    """float32[d]: moving average of the adapters, where the run keeps one."""
+
+    @property
+    def released(self) -> Vector:
+        """What is released: the average where there is one."""
+        return self.adapter if self.average is None else self.average
 
     def check_belongs(self, config: RunConfig, *, spec_digest: str) -> None:
         """Refuse to go on with another run's state.
@@ -74,7 +81,9 @@ class Checkpoint:
                 further than the run is long.
 
         """
-        differing = list(_differences(self.config, plain_values(config)))
+        free = FREE_KEYS if config.privacy == "none" else FREE_KEYS - {"rounds"}
+        found = _differences(_with_defaults(self.config), plain_values(config))
+        differing = [line for path, line in found if path not in free]
         if self.spec_digest != spec_digest:
             differing.append(f"adapter spec: checkpoint {self.spec_digest}, this run {spec_digest}")
         if differing:
@@ -107,7 +116,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             versions=package_versions(),
         )
     )
-    arrays = {_ADAPTER: checkpoint.adapter, **checkpoint.optimizer.to_arrays()}
+    average = {} if checkpoint.average is None else {_AVERAGE: checkpoint.average}
+    arrays = {_ADAPTER: checkpoint.adapter, **average, **checkpoint.optimizer.to_arrays()}
     header = {_DESCRIPTION: description.decode(), _DIGEST: _digest(description, arrays)}
     path = directory / f"round-{checkpoint.round:07d}.safetensors"
     write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
@@ -159,6 +169,7 @@ def _read(path: Path) -> Checkpoint:
         parsed = msgspec.json.decode(description, type=_Description)
         optimizer = OptimizerState.from_arrays(arrays, steps=parsed.optimizer_steps)
         adapter: Vector = frozen_copy(arrays[_ADAPTER], np.float32)
+        average: Vector | None = frozen_copy(arrays[_AVERAGE], np.float32) if _AVERAGE in arrays else None
     except (OSError, SafetensorError, KeyError, ValueError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: damaged or of another version: {error}") from error
     return Checkpoint(
@@ -167,6 +178,7 @@ def _read(path: Path) -> Checkpoint:
         optimizer=optimizer,
         config=parsed.config,
         spec_digest=parsed.spec_digest,
+        average=average,
     )
 
 
@@ -182,10 +194,19 @@ def _digest(description: bytes, arrays: Mapping[str, _Array]) -> str:
     return digest.hexdigest()
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """An earlier version's configuration with defaults for newer keys; as it is, where it is none of this version."""
+    try:
+        return plain_values(msgspec.convert(values, RunConfig))
+    except msgspec.ValidationError:
+        return values
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each differing key, and a line about it."""
     for key in sorted(old.keys() | new.keys()):
         path, was, now = prefix + key, old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now, f"{path}.")
-        elif was != now and path not in FREE_KEYS:
-            yield f"{path}: checkpoint {was!r}, this run {now!r}"
+        elif was != now:
+            yield path, f"{path}: checkpoint {was!r}, this run {now!r}"

@@ -23,7 +23,9 @@ def commands() -> None:
 def check(config: Annotated[Path, typer.Argument(help="Run configuration, a TOML file.")]) -> None:
     """Check a run configuration: every fault at once. Nothing is started."""
     parsed = parse_config(read_toml(config), RunConfig, source=str(config))
-    typer.echo(f"{config}: {parsed.name}, {parsed.rounds} rounds of {parsed.training.mode}, privacy {parsed.privacy}")
+    privacy = parsed.privacy
+    said = "none" if privacy == "none" else f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, one {privacy.unit}"
+    typer.echo(f"{config}: {parsed.name}, {parsed.rounds} rounds of {parsed.training.mode}, privacy {said}")
 
 
 def main() -> None:

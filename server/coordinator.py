@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from common.errors import CheckpointError, ProtocolError
 from common.messages import Evaluate, encode
+from common.privacy.run_plan import private_plan
+from server import attempts
 from server.answers import Clock, evaluation_row, take_contribution, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.optimizer import initial_state
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.config import RunConfig
+    from common.privacy.run_plan import PrivacyReport
     from server.reports import RunObserver
     from server.rounds import Collecting
     from server.transport import Transport
@@ -48,8 +52,10 @@ class Coordinator:
     """Leads one run to its end.
 
     Guarantee: a run that is killed at any moment and resumed with :meth:`run` gives the same adapter, bit for bit, as
-    one that was not, given institutions that answer the same request with the same bytes and the same nodes at hand. A
-    checkpoint stands for a whole round, its evaluation included; what came after it is done again.
+    one that was not, given institutions that answer the same request with the same bytes and the same nodes at hand.
+    With privacy they never do: instead no round and attempt is sent twice, whatever crashes, and no more attempts are
+    sent than the noise is sized for. A checkpoint stands for a whole round, its evaluation included; what came after
+    it is done again.
     """
 
     def __init__(
@@ -71,6 +77,11 @@ class Coordinator:
         self._transport = transport
         self._observer = observer
         self._checkpoints = directory / CHECKPOINTS
+        self._privacy = private_plan(config)
+        self._journal: attempts.AttemptJournal | None = None
+        if self._privacy is not None:
+            self._privacy.noise(spec.dimension)  # noise that no scale carries is a fault now, not in the first round
+            self._journal = attempts.AttemptJournal(directory / attempts.FILE, most=self._privacy.attempts)
 
     def run(self, *, resume: bool) -> Vector:
         """Run to the last round; the final adapter vector, float32[d].
@@ -89,7 +100,8 @@ class Coordinator:
                 dimension=self._rules.dimension,
                 round=ready.round - 1,
                 resumed=resume,
-                adapter_digest=vector_digest(ready.adapter),
+                adapter_digest=vector_digest(ready.released),
+                privacy=None if self._privacy is None else self._privacy.report(self._privacy.attempts),
             )
         )
         if not resume:
@@ -100,12 +112,23 @@ class Coordinator:
             if self._is_evaluated(ready.round - 1):
                 self._evaluate(ready)
             self._save(ready)
-        digest = vector_digest(ready.adapter)
+        digest = vector_digest(ready.released)
         self._observer.on_finish(
-            RunFinish(round=ready.round - 1, adapter=ready.adapter, adapter_digest=digest, seconds=clock.seconds)
+            RunFinish(
+                round=ready.round - 1,
+                adapter=ready.released,
+                adapter_digest=digest,
+                seconds=clock.seconds,
+                privacy=self._spent(),
+            )
         )
         _log.info("finished rounds=%d adapter=%s seconds=%.3f", ready.round - 1, digest, clock.seconds)
-        return ready.adapter
+        return ready.released
+
+    def _spent(self) -> PrivacyReport | None:
+        if self._privacy is None or self._journal is None:
+            return None
+        return self._privacy.report(self._journal.sent)
 
     def _create_start(self) -> ReadyForRound:
         if checkpoint_files(self._checkpoints):
@@ -123,7 +146,11 @@ class Coordinator:
         checkpoint = load_checkpoint(self._checkpoints)
         checkpoint.check_belongs(self._config, spec_digest=self._rules.spec_digest)
         return ReadyForRound(
-            rules=self._rules, round=checkpoint.round + 1, adapter=checkpoint.adapter, optimizer=checkpoint.optimizer
+            rules=self._rules,
+            round=checkpoint.round + 1,
+            adapter=checkpoint.adapter,
+            optimizer=checkpoint.optimizer,
+            average=checkpoint.average,
         )
 
     def _save(self, ready: ReadyForRound) -> None:
@@ -135,6 +162,7 @@ class Coordinator:
                 optimizer=ready.optimizer,
                 config=plain_values(self._config),
                 spec_digest=self._rules.spec_digest,
+                average=ready.average,
             ),
         )
 
@@ -145,6 +173,9 @@ class Coordinator:
         """Attempts at one round until one counts."""
         clock = Clock()
         current = ready
+        if self._journal is not None:
+            free = self._journal.free_attempt(ready.round)
+            current = replace(ready, attempt=free, first_attempt=free)
         while True:
             collecting = self._collect(current, clock)
             following = collecting.close()
@@ -164,6 +195,8 @@ class Coordinator:
     def _collect(self, ready: ReadyForRound, clock: Clock) -> Collecting:
         """One attempt: every participant has answered or failed."""
         collecting, requests = ready.create_requests(self._nodes(self._rules.minimum))
+        if self._journal is not None:
+            self._journal.record(ready.round, ready.attempt)
         outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
         for node, answer in timed_answers(outcomes, clock):
             collecting = take_contribution(collecting, node, answer)
@@ -173,11 +206,12 @@ class Coordinator:
         return self._transport.nodes(at_least=at_least, timeout_s=self._config.server.round_timeout_s)
 
     def _evaluate(self, ready: ReadyForRound) -> None:
-        """Ask every node for its hold-out loss; without a single answer the run goes on all the same."""
+        """Ask every node for its hold-out loss, with privacy none; without a single answer the run goes on."""
         clock = Clock()
         number = ready.round - 1
-        request = Evaluate(round=number, spec_digest=self._rules.spec_digest, adapter=to_bytes(ready.adapter))
-        requests = dict.fromkeys(self._nodes(1), encode(request))
+        request = Evaluate(round=number, spec_digest=self._rules.spec_digest, adapter=to_bytes(ready.released))
+        asked = self._privacy is None
+        requests = dict.fromkeys(self._nodes(1), encode(request)) if asked else {}
         outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
         rows: list[InstitutionLoss] = []
         failures: dict[int, str] = {}
@@ -192,7 +226,8 @@ class Coordinator:
             losses=tuple(sorted(rows, key=lambda row: row.node)),
             failures=failures,
             seconds=clock.seconds,
-            adapter=ready.adapter,
+            adapter=ready.released,
+            asked=asked,
         )
         _log_evaluation(report)
         self._observer.on_evaluation(report)
@@ -225,7 +260,7 @@ def _log_round(report: RoundReport) -> None:
 
 
 def _log_evaluation(report: EvaluationReport) -> None:
-    level = logging.INFO if report.losses else logging.WARNING
+    level = logging.INFO if report.losses or not report.asked else logging.WARNING
     _log.log(
         level,
         "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",

@@ -68,12 +68,21 @@ def learning_rate(config: ServerConfig, *, round_number: int, rounds: int) -> fl
 
 
 def step(
-    vector: Vector, gradient: Precise, state: OptimizerState, *, config: ServerConfig, rate: float
+    vector: Vector,
+    gradient: Precise,
+    state: OptimizerState,
+    *,
+    config: ServerConfig,
+    rate: float,
+    noise_variance: float = 0.0,
 ) -> tuple[Vector, OptimizerState]:
     """The vector after one step against ``gradient`` (float64[d]) at learning rate ``rate``, and the new state.
 
     SGD: m ← momentum·m + g, x ← x − rate·m. Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) with β1 =
-    ``momentum``. A result beyond float32 becomes infinite; the caller checks.
+    ``momentum``. With ``config.subtract_noise`` the known variance of the noise in each coordinate of ``gradient`` is
+    taken off the mean of squares, of which a share of that variance stays (Tang et al. 2023, arXiv:2312.14334): noise
+    would otherwise make all coordinates' squares alike and Adam a slow SGD. A result beyond float32 becomes infinite;
+    the caller checks.
     """
     if state.second is None:
         first = config.momentum * state.first + gradient
@@ -83,8 +92,23 @@ def step(
     second = config.beta2 * state.second + (1.0 - config.beta2) * np.square(gradient)
     unbiased_first = first / (1.0 - config.momentum**count)
     unbiased_second = second / (1.0 - config.beta2**count)
+    if config.subtract_noise and noise_variance > 0:
+        unbiased_second = np.maximum(unbiased_second - noise_variance, config.noise_floor * noise_variance)
     change = rate * unbiased_first / (np.sqrt(unbiased_second) + config.epsilon)
     return _moved(vector, change), _next(state, first, second)
+
+
+def moving_average(average: Vector | None, adapter: Vector, *, config: ServerConfig, step_number: int) -> Vector | None:
+    """The exponential moving average of adapters with this one in it, float32[d]; None where the run keeps none.
+
+    The decay grows from 2/11 at step 1 to ``config.average``, so that the start is soon forgotten.
+    """
+    if config.average == 0:
+        return None
+    before = adapter if average is None else average
+    decay = min(config.average, (1 + step_number) / (10 + step_number))
+    mixed: Vector = frozen_copy(decay * before.astype(np.float64) + (1 - decay) * adapter, np.float32)
+    return mixed
 
 
 def _moved(vector: Vector, change: Precise) -> Vector:

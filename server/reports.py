@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from common.config import RunConfig
+    from common.privacy.run_plan import PrivacyReport
     from server.vectors import Vector
 
 
@@ -23,6 +24,8 @@ class RunStart:
     """Completed rounds: 0 for a new run."""
     resumed: bool
     adapter_digest: str
+    privacy: PrivacyReport | None = None
+    """What is promised if all attempts are used; None for a run without privacy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class EvaluationReport:
     seconds: float
     adapter: Vector
     """float32[d]: what was evaluated."""
+    asked: bool = True
+    """False with privacy: institutions are not asked, because a loss would be a release of its own."""
 
     @property
     def loss(self) -> float:
@@ -92,6 +97,8 @@ class RunFinish:
     adapter_digest: str
     seconds: float
     """Wall-clock time since this start."""
+    privacy: PrivacyReport | None = None
+    """What holds for the attempts that were sent; None for a run without privacy."""
 
 
 class RunObserver(Protocol):

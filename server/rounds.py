@@ -14,24 +14,25 @@ equal answers give equal bits. No more than the answers that overtook a slower p
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.errors import OutOfOrder, ProtocolError, RoundFailed
+from common.errors import OutOfOrder, RoundFailed
 from common.messages import Contribute, encode
-from server.optimizer import OptimizerState, learning_rate, step
-from server.vectors import Precise, Vector, to_bytes
+from common.privacy.run_plan import private_plan
+from server.optimizer import OptimizerState, learning_rate, moving_average, step
+from server.sums import PartialSum, RingSum
+from server.vectors import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from common.config import RunConfig
-    from common.messages import PlainContribution
-
-_LARGEST: Final = float(np.finfo(np.float32).max)
+    from common.messages import Contribution
+    from server.sums import RoundSum
+    from server.vectors import Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,23 @@ class Rules:
         """Answers that a round needs."""
         return self.config.server.minimum_institutions
 
+    @property
+    def asked(self) -> int | None:
+        """Institutions asked for a round, None for all: with privacy exactly those that the noise is sized for."""
+        return self.config.server.institutions_per_round if self.config.privacy == "none" else self.minimum
+
+    def empty_sum(self) -> RoundSum:
+        """The sum over nobody."""
+        plan = private_plan(self.config)
+        if plan is None:
+            return PartialSum.empty(self.dimension)
+        return RingSum.empty(plan.noise(self.dimension), plan.config.expected_batch)
+
+    def noise_variance(self) -> float:
+        """Known variance of the noise in each coordinate of the mean update; 0 without privacy."""
+        plan = private_plan(self.config)
+        return 0.0 if plan is None else (plan.noise(self.dimension).total_deviation / plan.config.expected_batch) ** 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyForRound:
@@ -56,9 +74,18 @@ class ReadyForRound:
     round: int
     adapter: Vector
     optimizer: OptimizerState
+    average: Vector | None = None
+    """float32[d]: moving average of the adapters, where the run keeps one."""
     attempt: int = 0
+    first_attempt: int = 0
+    """Earlier attempts were sent before the run was resumed."""
     failed: frozenset[int] = frozenset()
     """Nodes that failed an earlier attempt at this round: asked again only where no other is left."""
+
+    @property
+    def released(self) -> Vector:
+        """What is evaluated and released: the average where there is one."""
+        return self.adapter if self.average is None else self.average
 
     @property
     def is_over(self) -> bool:
@@ -83,7 +110,7 @@ class ReadyForRound:
             )
         participants = draw_participants(
             at_hand,
-            count=self.rules.config.server.institutions_per_round,
+            count=self.rules.asked,
             seed=self.rules.config.seed,
             round_number=self.round,
             last=self.failed,
@@ -94,40 +121,8 @@ class ReadyForRound:
             spec_digest=self.rules.spec_digest,
             adapter=to_bytes(self.adapter),
         )
-        collecting = Collecting(ready=self, participants=participants, sum=PartialSum.empty(self.rules.dimension))
+        collecting = Collecting(ready=self, participants=participants, sum=self.rules.empty_sum())
         return collecting, dict.fromkeys(participants, encode(request))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartialSum:
-    """The sum over the first ``settled`` participants in their order."""
-
-    settled: int
-    vector: Precise
-    """float64[d]"""
-    weight: float
-    loss: float
-    """Weighted sum of the finite training losses."""
-    loss_weight: float
-
-    @classmethod
-    def empty(cls, dimension: int) -> PartialSum:
-        """The sum over nobody."""
-        return cls(settled=0, vector=np.zeros(dimension), weight=0.0, loss=0.0, loss_weight=0.0)
-
-    def plus(self, answer: PlainContribution | None) -> PartialSum:
-        """The sum over one participant more; None stands for one that failed."""
-        if answer is None:
-            return replace(self, settled=self.settled + 1)
-        # an institution whose Poisson batch was empty has no loss
-        finite = math.isfinite(answer.train_loss)
-        return PartialSum(
-            settled=self.settled + 1,
-            vector=self.vector + np.frombuffer(answer.vector, dtype="<f4"),
-            weight=self.weight + answer.weight,
-            loss=self.loss + (answer.weight * answer.train_loss if finite else 0.0),
-            loss_weight=self.loss_weight + (answer.weight if finite else 0.0),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +132,8 @@ class Collecting:
     ready: ReadyForRound
     participants: tuple[int, ...]
     """Nodes asked, in the order of summation."""
-    sum: PartialSum
-    held: Mapping[int, PlainContribution] = field(default_factory=dict)
+    sum: RoundSum
+    held: Mapping[int, Contribution] = field(default_factory=dict)
     """Answers waiting for a participant before them."""
     answered: frozenset[int] = frozenset()
     failures: Mapping[int, str] = field(default_factory=dict)
@@ -156,7 +151,7 @@ class Collecting:
     @property
     def train_loss(self) -> float:
         """Mean training loss so far, weighted as the update is; NaN if nobody reported one."""
-        return self.sum.loss / self.sum.loss_weight if self.sum.loss_weight else math.nan
+        return self.sum.train_loss
 
     @property
     def rate(self) -> float:
@@ -164,12 +159,12 @@ class Collecting:
         config = self.ready.rules.config
         return learning_rate(config.server, round_number=self.ready.round, rounds=config.rounds)
 
-    def handle_reply(self, node: int, reply: PlainContribution) -> Collecting:
+    def handle_reply(self, node: int, reply: Contribution) -> Collecting:
         """Take one answer in.
 
         Raises:
             OutOfOrder: Of another round or attempt, from a node that was not asked, or its second answer.
-            ProtocolError: Wrong length, a value that is not finite, or a weight that is not positive and finite.
+            ProtocolError: Wrong kind or length, a value that is not finite, or a weight that is not above 0.
 
         """
         self._check_expected(node, f"a contribution to round {reply.round}, attempt {reply.attempt}")
@@ -178,7 +173,7 @@ class Collecting:
                 expected=f"a contribution to round {self.ready.round}, attempt {self.ready.attempt}",
                 got=f"one to round {reply.round}, attempt {reply.attempt}",
             )
-        _check_contribution(reply, self.ready.rules.dimension)
+        self.sum.check(reply)
         return _settled(replace(self, answered=self.answered | {node}, held={**self.held, node: reply}))
 
     def handle_failure(self, node: int, reason: str) -> Collecting:
@@ -204,14 +199,27 @@ class Collecting:
         if len(self.answered) < self.ready.rules.minimum:
             return self._create_next_attempt()
         config = self.ready.rules.config
-        mean = self.sum.vector / self.sum.weight
+        mean = self.sum.mean()
         gradient = -mean if config.training.mode == "fedavg" else mean
-        adapter, state = step(self.ready.adapter, gradient, self.ready.optimizer, config=config.server, rate=self.rate)
+        adapter, state = step(
+            self.ready.adapter,
+            gradient,
+            self.ready.optimizer,
+            config=config.server,
+            rate=self.rate,
+            noise_variance=self.ready.rules.noise_variance(),
+        )
         if not np.isfinite(adapter).all():
             raise RoundFailed(
                 f"round {self.ready.round}: the step left the range of float32; lower server.learning_rate and resume"
             )
-        return ReadyForRound(rules=self.ready.rules, round=self.ready.round + 1, adapter=adapter, optimizer=state)
+        return ReadyForRound(
+            rules=self.ready.rules,
+            round=self.ready.round + 1,
+            adapter=adapter,
+            optimizer=state,
+            average=moving_average(self.ready.average, adapter, config=config.server, step_number=state.steps),
+        )
 
     def _check_expected(self, node: int, got: str) -> None:
         if node not in self.participants:
@@ -223,11 +231,12 @@ class Collecting:
 
     def _create_next_attempt(self) -> ReadyForRound:
         config = self.ready.rules.config.server
-        if self.ready.attempt + 1 >= config.attempts:
+        tried = self.ready.attempt + 1 - self.ready.first_attempt
+        if tried >= config.attempts:
             reasons = ", ".join(sorted(set(self.failures.values())))
             raise RoundFailed(
                 f"round {self.ready.round}: {len(self.answered)} of {len(self.participants)} institutions answered, "
-                f"{self.ready.rules.minimum} are needed, at attempt {self.ready.attempt + 1} of {config.attempts} "
+                f"{self.ready.rules.minimum} are needed, at attempt {tried} of {config.attempts} "
                 f"(failures: {reasons}); the run can be resumed"
             )
         failed = self.ready.failed | frozenset(self.failures)
@@ -259,14 +268,3 @@ def draw_participants(
 
 def _rank(seed: int, round_number: int, position: int) -> bytes:
     return hashlib.sha256(f"darkroom/participants/{seed}/{round_number}/{position}".encode()).digest()
-
-
-def _check_contribution(reply: PlainContribution, dimension: int) -> None:
-    if len(reply.vector) != 4 * dimension:
-        raise ProtocolError(f"contribution of {len(reply.vector)} bytes; wanted {dimension} float32 values")
-    if not (math.isfinite(reply.weight) and reply.weight > 0.0):
-        raise ProtocolError(f"contribution of weight {reply.weight}; wanted a positive, finite one")
-    largest = float(np.abs(np.frombuffer(reply.vector, dtype="<f4")).max(initial=0.0))
-    # also false for NaN; the bound keeps one institution's tiny weight from making the mean infinite
-    if not largest <= _LARGEST * min(reply.weight, 1.0):
-        raise ProtocolError("contribution with values that are not finite, by themselves or per weight")

@@ -50,7 +50,10 @@ class RunDirectory:
         kept = _rows_until(self._path / METRICS, start.round) if start.resumed else []
         write_atomically(self._path / METRICS, b"".join(kept))
         earlier = self._read_starts() if start.resumed else []
-        self._write(_description(start) | {"starts": [*earlier, _started(start)]})
+        made = _description(start) | {"starts": [*earlier, _started(start)]}
+        if start.privacy is not None:
+            made["privacy"] = {"planned": start.privacy.as_values()}
+        self._write(made)
 
     def on_round(self, report: RoundReport) -> None:
         """Append the round."""
@@ -70,12 +73,16 @@ class RunDirectory:
                 "failures": {str(node): reason for node, reason in sorted(report.failures.items())},
                 "seconds": report.seconds,
             }
+            | ({} if report.asked else {"asked": False})
         )
 
     def on_finish(self, finish: RunFinish) -> None:
         """Add the result to the description."""
         result = {"time": _now(), "round": finish.round, "adapter_digest": finish.adapter_digest}
-        self._write(self._read() | {"finish": result | {"seconds": finish.seconds}})
+        described = self._read()
+        if finish.privacy is not None:
+            described["privacy"] = {**described.get("privacy", {}), "spent": finish.privacy.as_values()}
+        self._write(described | {"finish": result | {"seconds": finish.seconds}})
 
     def _append(self, row: dict[str, Any]) -> None:
         line = json.dumps(_without_nan(row), allow_nan=False, ensure_ascii=True) + "\n"

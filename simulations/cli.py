@@ -78,6 +78,42 @@ def compare(
 
 
 @app.command()
+def budget(
+    scenario: Annotated[str | None, typer.Argument(help="A scenario with privacy; absent: the options alone.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Asks for epsilon.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Asks for the noise; with a scenario, instead of its.")] = None,
+    sampling_rate: Annotated[float | None, typer.Option(help="Chance of a unit to be in a round's sample.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="With a scenario: rounds instead of its.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Delta; below 1/population.")] = None,
+    population: Annotated[int | None, typer.Option(min=1, help="Privacy units of all institutions together.")] = None,
+    institutions: Annotated[int, typer.Option(min=1, help="Institutions that add noise.")] = 1,
+    colluders: Annotated[int, typer.Option(min=0, help="Of them, how many may collude.")] = 0,
+) -> None:
+    """What epsilon these settings have, or how much noise an epsilon takes; nothing is trained."""
+    from simulations.budget import Settings, budget_of, budget_of_scenario  # noqa: PLC0415 - scipy takes a second
+
+    if scenario is not None:
+        options = (noise_multiplier, sampling_rate, delta, population)
+        if any(option is not None for option in options) or (institutions, colluders) != (1, 0):
+            raise ConfigError("with a scenario, only --epsilon and --rounds can be given beside it")
+        typer.echo(budget_of_scenario(load_scenario(scenario, rounds=rounds), epsilon=epsilon))
+        return
+    if sampling_rate is None or rounds is None or delta is None:
+        raise ConfigError("without a scenario, --sampling-rate, --rounds and --delta are needed")
+    settings = Settings(
+        noise_multiplier=noise_multiplier,
+        epsilon=epsilon,
+        delta=delta,
+        sampling_rate=sampling_rate,
+        rounds=rounds,
+        population=population,
+        institutions=institutions,
+        colluders=colluders,
+    )
+    typer.echo(budget_of(settings))
+
+
+@app.command()
 def fetch(cache: Cache = Path(".cache")) -> None:
     """Fetch and build the demonstration's pictures, so that later commands need no network."""
     from simulations.institutions import build_institutions  # noqa: PLC0415 - as above

@@ -85,6 +85,8 @@ def compare_scenario(plan: ComparisonPlan, warn: Callable[[str], None]) -> str:
 
 
 def _check_comparable(scenario: Scenario) -> None:
+    if scenario.privacy != "none":
+        raise ConfigError('compare trains institutions alone and together without noise: wanted privacy = "none"')
     if scenario.institutions.scheme != "site":
         raise ConfigError('compare judges each institution as a domain: wanted institutions.scheme = "site"')
 

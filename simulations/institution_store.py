@@ -34,6 +34,17 @@ class InstitutionRows(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     train: tuple[int, ...]
     holdout: tuple[int, ...]
+    subjects: tuple[int, ...] | None = None
+    """Number of each training row's subject, where subjects are the privacy units."""
+
+    def units(self) -> tuple[tuple[int, ...], ...] | None:
+        """Places in ``train`` of each subject's pictures; None where each picture is a privacy unit."""
+        if self.subjects is None:
+            return None
+        found: dict[int, list[int]] = {}
+        for place, subject in enumerate(self.subjects):
+            found.setdefault(subject, []).append(place)
+        return tuple(tuple(places) for places in found.values())
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,10 @@ class InstitutionStore:
         """The store with one institution that holds everything: the centralised baseline."""
         train = tuple(row for institution in self.institutions for row in institution.train)
         holdout = tuple(row for institution in self.institutions for row in institution.holdout)
-        return InstitutionStore(
-            (InstitutionRows(name="union", train=train, holdout=holdout),), self.train, self.holdout
-        )
+        known = [institution.subjects for institution in self.institutions if institution.subjects is not None]
+        subjects = tuple(one for some in known for one in some) if known else None
+        union = InstitutionRows(name="union", train=train, holdout=holdout, subjects=subjects)
+        return InstitutionStore((union,), self.train, self.holdout)
 
     def steward(self, index: int, config: RunConfig, trainer: Trainer) -> Steward:
         """The steward of the institution at ``index``."""
@@ -79,6 +91,7 @@ class InstitutionStore:
             trainer=trainer,
             train=self.train.select(rows.train),
             holdout=self.holdout_of(index),
+            units=rows.units(),
         )
 
     def holdout_of(self, index: int) -> LatentShard | None:
@@ -120,10 +133,19 @@ def _worker(plan: WorkerPlan) -> _Worker:
 
 
 def deal(
-    names: Sequence[str], train: Sequence[Sequence[int]], holdout: Sequence[Sequence[int]]
+    names: Sequence[str],
+    train: Sequence[Sequence[int]],
+    holdout: Sequence[Sequence[int]],
+    *,
+    subjects: Sequence[int] | None = None,
 ) -> tuple[InstitutionRows, ...]:
-    """Institutions of the given names and rows."""
+    """Institutions of the given names and rows; ``subjects`` numbers the subject of every training row of the store."""
     return tuple(
-        InstitutionRows(name=name, train=tuple(ours), holdout=tuple(kept))
+        InstitutionRows(
+            name=name,
+            train=tuple(ours),
+            holdout=tuple(kept),
+            subjects=None if subjects is None else tuple(subjects[row] for row in ours),
+        )
         for name, ours, kept in zip(names, train, holdout, strict=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Never
@@ -42,7 +43,8 @@ class Progress:
     def on_round(self, report: RoundReport) -> None:
         """Advance."""
         if self._bar is not None:
-            self._bar.set_postfix(train=f"{report.train_loss:.4f}", refresh=False)
+            if not math.isnan(report.train_loss):  # with privacy nobody tells it
+                self._bar.set_postfix(train=f"{report.train_loss:.4f}", refresh=False)
             self._bar.update()
 
     def on_evaluation(self, report: EvaluationReport) -> None:
@@ -137,7 +139,8 @@ def draw_curves(directory: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([row["round"] for row in rounds], [row["train_loss"] for row in rounds], linewidth=1)
-    left.set(title="training loss", xlabel="round")
+    told = not rounds or any(row["train_loss"] is not None for row in rounds)
+    left.set(title="training loss" if told else "training loss: with privacy nobody tells it", xlabel="round")
     by_name: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         for one in row.get("institutions", []):

@@ -137,15 +137,24 @@ def _warn_of_long_captions(site: Site, base: BaseModel, warn: Callable[[str], No
 
 def _dealt(scenario: Scenario, sites: Sequence[Site], train: LatentShard, holdout: LatentShard) -> InstitutionStore:
     choice = scenario.institutions
+    subjects = _subject_numbers(scenario, sites)
     if choice.scheme == "site" or choice.count is None:
         blocks = [_blocks([len(s.train.pictures) for s in sites]), _blocks([len(s.holdout.pictures) for s in sites])]
-        return InstitutionStore(deal([s.name for s in sites], *blocks), train, holdout)
+        return InstitutionStore(deal([s.name for s in sites], *blocks, subjects=subjects), train, holdout)
     scheme: Scheme = Iid() if choice.scheme == "iid" else Dirichlet(alpha=choice.alpha)
     pictures = _named_apart(sites)
     parts = partition(pictures, scheme, count=choice.count, seed=scenario.seed)
     held = np.array_split(np.random.default_rng(scenario.seed).permutation(len(holdout)), choice.count)
     names = [f"institution-{i + 1:04d}" for i in range(choice.count)]
-    return InstitutionStore(deal(names, parts, [part.tolist() for part in held]), train, holdout)
+    return InstitutionStore(deal(names, parts, [part.tolist() for part in held], subjects=subjects), train, holdout)
+
+
+def _subject_numbers(scenario: Scenario, sites: Sequence[Site]) -> list[int] | None:
+    """A number for the subject of every training picture, where subjects are the privacy units."""
+    if scenario.privacy == "none" or scenario.privacy.unit != "subject":
+        return None
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(picture.subject_id, len(numbers)) for picture in _named_apart(sites)]
 
 
 def _blocks(lengths: Sequence[int]) -> list[range]:

@@ -21,6 +21,7 @@ from server.run_directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.ray import run_ray
 from simulations.institution_store import WorkerPlan
+from simulations.measured import MeasuredHoldout, PrivacyNotice
 from simulations.observers import Curves, Gallery, Progress
 from simulations.prepare import prepare_store
 
@@ -72,7 +73,7 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     if plan.engine == "inprocess":
         final = federate(
             Federation(config, trainer, store, plan.directory),
-            _observers(plan, config, trainer),
+            _observers(plan, config, trainer, store),
             resume=plan.resume and has_begun(plan.directory),
         )
     else:
@@ -111,14 +112,17 @@ def open_scenario_base(scenario: Scenario) -> tuple[BaseModel, RunConfig]:
     return base, msgspec.structs.replace(config, base=pinned)
 
 
-def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer) -> tuple[RunObserver, ...]:
+def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> tuple[RunObserver, ...]:
     """In this order: the metrics are on disk before the curves are drawn from them."""
-    return (
+    listening = (
         RunDirectory(plan.directory),
         Progress(),
         Curves(plan.directory),
         Gallery(trainer, config, plan.directory),
     )
+    if config.privacy == "none":
+        return listening
+    return (PrivacyNotice(), MeasuredHoldout(Observers(listening), trainer, store, config))
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: 
     federation = Federation(config, trainer, store, plan.directory)
 
     def coordinate(transport: Transport) -> None:
-        observers = _observers(plan, config, trainer)
+        observers = _observers(plan, config, trainer, store)
         federation.coordinator(transport, observers).run(resume=plan.resume and has_begun(plan.directory))
 
     run_ray(coordinate, worker.connect, len(store.institutions))
-    return load_checkpoint(plan.directory / CHECKPOINTS).adapter
+    return load_checkpoint(plan.directory / CHECKPOINTS).released

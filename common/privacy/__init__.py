@@ -10,4 +10,5 @@ function takes only what the step before it gave::
     dequantise       the sum over all institutions, in units of the gradient                       (mechanisms)
     Rounds, epsilon  what was done, and the (ε, δ) that it costs                                   (accounting)
     state            who learns how much, in words                                                 (statements)
+    private_plan     all of these numbers from a run's public settings                             (run_plan)
 """

@@ -131,7 +131,7 @@ class Statements:
             f"n ≥ {s.institutions}, t = {s.colluders}, z = {s.noise_multiplier:.4g} without {s.spare} of them, "
             f"q = {s.sampling_rate:.4g}, T = {s.rounds}; accountant: {self.accountant}."
         )
-        lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {_figure(one.epsilon)}." for one in self.all]
+        lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {figure(one.epsilon)}." for one in self.all]
         return "\n".join([head, *lines, basis, "Not included:", *(f"- {line}" for line in self.excluded)])
 
     def as_line(self) -> str:
@@ -139,7 +139,7 @@ class Statements:
         s = self.settings
         size = "" if s.population is None else f"N = {s.population:_}, B = {s.population * s.sampling_rate:.0f}, "
         basis = f"n = {s.institutions}, z = {s.noise_multiplier:.4g}, {size}T = {s.rounds}".replace("_", " ")
-        return f"{basis}: {' / '.join(_figure(one.epsilon) for one in self.all)}"
+        return f"{basis}: {' / '.join(figure(one.epsilon) for one in self.all)}"
 
     def as_json(self) -> str:
         """Everything, with sorted keys."""
@@ -147,7 +147,7 @@ class Statements:
 
     def as_table(self) -> str:
         """A Markdown table, one line for each adversary."""
-        rows = [f"| {o.adversary}{_known(o)} | {o.noise_multiplier:.4g} | {_figure(o.epsilon)} |" for o in self.all]
+        rows = [f"| {o.adversary}{_known(o)} | {o.noise_multiplier:.4g} | {figure(o.epsilon)} |" for o in self.all]
         s = self.settings
         title = f"| adversary (unit: {s.unit}, δ = {s.delta:g}, q = {s.sampling_rate:.4g}, T = {s.rounds}) | z | ε |"
         return "\n".join([title, "|---|---|---|", *rows])
@@ -160,7 +160,7 @@ def _known(statement: Statement) -> str:
     )
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     """ε to 3 digits, rounded up."""
     if value is None:
         return "none: nothing is promised"

@@ -63,6 +63,52 @@ def test_values_out_of_range_are_named_by_their_key(changes: dict[str, Any], exp
     assert any(fault.startswith(expected) for fault in faults_of(**changes))
 
 
+PRIVACY = {"epsilon": 8.0, "delta": 1e-5, "clip": 0.1, "population": 900, "sampling_rate": 0.2}
+
+
+def private(**changes: Any) -> dict[str, Any]:
+    """What turns the plain table into one of a private run."""
+    return {"privacy": {**PRIVACY, **changes}, "acknowledge": "", "server": {"minimum_institutions": 3}}
+
+
+def test_a_table_makes_a_run_private() -> None:
+    config = parse_config(table(**private(unit="subject")), RunConfig, source="run.toml")
+    assert config.privacy != "none"
+    assert (config.privacy.unit, config.privacy.is_private) == ("subject", True)
+    assert config.privacy.expected_batch == pytest.approx(180.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (private(epsilon=0), "privacy.epsilon: "),
+        (private(delta=0.01), "privacy.delta: 0.01 is not below 1/population"),
+        (private(sampling_rate=1.5), "privacy.sampling_rate: "),
+        (private(largest_site=901), "privacy.largest_site: "),
+        (private(noise=3), "privacy.noise: unknown key"),
+        (private(unit="pixel"), "privacy.unit: "),
+        (private(repeatable="yes"), "privacy.repeatable: "),
+        ({**private(), "acknowledge": PLAIN_WORDS}, "acknowledge: "),
+        ({**private(), "training": {"mode": "fedavg"}}, "training.mode: "),
+        ({**private(), "server": {}}, "privacy.colluders: 1 of server.minimum_institutions = 1"),
+        ({**private(), "server": {"minimum_institutions": 3, "institutions_per_round": 4}}, "server.institutions_per"),
+        (
+            {**private(), "server": {"minimum_institutions": 3, "optimizer": "sgd", "subtract_noise": True}},
+            "server.subtract_noise: ",
+        ),
+        ({"server": {"subtract_noise": True}}, "server.subtract_noise: "),
+        ({"privacy": {}}, "privacy.epsilon: missing"),
+    ],
+)
+def test_privacy_settings_that_promise_nothing_are_named(changes: dict[str, Any], expected: str) -> None:
+    assert any(fault.startswith(expected) for fault in faults_of(**changes))
+
+
+def test_faults_of_a_privacy_table_come_with_all_others() -> None:
+    faults = faults_of(**private(epsilon=-1, clip=0), rounds=0)
+    assert [fault.split(":")[0] for fault in faults] == ["rounds", "privacy.epsilon", "privacy.clip"]
+
+
 def test_unknown_keys_are_named_with_the_nearest_known_one() -> None:
     (fault,) = faults_of(training={"batchsize": 4})
     assert fault == "training.batchsize: unknown key; did you mean 'batch_size'?"

@@ -10,6 +10,7 @@ from common.errors import ProtocolError
 from common.messages import (
     Contribute,
     Evaluate,
+    NoisedContribution,
     PlainContribution,
     PlainEvaluation,
     Refusal,
@@ -26,6 +27,7 @@ REQUESTS = (
 )
 REPLIES = (
     PlainContribution(round=3, attempt=1, vector=b"\1" * 4, weight=2.0, train_loss=0.5),
+    NoisedContribution(round=3, attempt=1, values=b"\1" * 8),
     PlainEvaluation(round=0, institution="a", loss=0.25, pictures=7),
     Refusal(code=RefusalCode.NO_DATA),
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,3 +155,25 @@ def test_another_adapter_spec_is_refused() -> None:
 def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match="raise rounds"):
         checkpoint(8).check_belongs(toy_config(7, server={"optimizer": "adam"}), spec_digest=ToySpec().digest)
+
+
+def test_the_average_is_saved_and_what_is_released(tmp_path: Path) -> None:
+    average = np.full(DIMENSION, 0.5, dtype=np.float32)
+    saved = replace(checkpoint(), average=average)
+    save_checkpoint(tmp_path, saved)
+    loaded = load_checkpoint(tmp_path)
+    assert same(loaded, saved)
+    assert loaded.released.tobytes() == average.tobytes()
+    assert checkpoint().released.tobytes() == checkpoint().adapter.tobytes()
+
+
+def test_a_checkpoint_from_before_an_option_was_there_goes_on_with_its_default() -> None:
+    made = checkpoint()
+    older = {**made.config, "server": {k: v for k, v in made.config["server"].items() if k != "average"}}
+    replace(made, config=older).check_belongs(
+        toy_config(10, server={"optimizer": "adam"}), spec_digest=ToySpec().digest
+    )
+    with pytest.raises(CheckpointError, match=r"server\.average: checkpoint 0\.0, this run 0\.9"):
+        replace(made, config=older).check_belongs(
+            toy_config(10, server={"optimizer": "adam", "average": 0.9}), spec_digest=ToySpec().digest
+        )

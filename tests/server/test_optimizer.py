@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ServerConfig
-from server.optimizer import OptimizerState, initial_state, learning_rate, step
+from server.optimizer import OptimizerState, initial_state, learning_rate, moving_average, step
 
 D, STEPS = 11, 12
 
@@ -129,3 +129,48 @@ def test_overflow_becomes_infinite_without_a_warning() -> None:
         np.zeros(D, dtype=np.float32), np.full(D, 1e38), initial_state(config, D), config=config, rate=1e10
     )
     assert np.isinf(vector).all()
+
+
+def test_the_known_variance_of_noise_is_taken_off_and_a_share_of_it_stays() -> None:
+    config = server_config(momentum=0.0, beta2=0.9, subtract_noise=True, noise_floor=0.25, epsilon=1e-12)
+    first, second = np.array([3.0, 0.1, -2.0]), np.array([1.0, -0.2, 2.0])
+    vector, state = step(
+        np.zeros(3, dtype=np.float32), first, initial_state(config, 3), config=config, rate=1.0, noise_variance=0.5
+    )
+    denominators = [np.sqrt(9.0 - 0.5), np.sqrt(0.25 * 0.5), np.sqrt(4.0 - 0.5)]
+    np.testing.assert_allclose(vector, -first / denominators, rtol=1e-6)
+    after, _ = step(vector, second, state, config=config, rate=1.0, noise_variance=0.5)
+    squares = (0.09 * first**2 + 0.1 * second**2) / (1 - 0.81)
+    expected = vector - second / np.sqrt(np.maximum(squares - 0.5, 0.125))
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_with_the_noise_taken_off_steps_are_as_without_noise() -> None:
+    config = server_config(beta2=0.999, momentum=0.99, subtract_noise=True, schedule="constant")
+    rng = np.random.default_rng(11)
+    signal, deviation, count = 1.0, 3.0, 40_000
+    state = initial_state(config, count)
+    vector = np.zeros(count, dtype=np.float32)
+    for _ in range(300):
+        gradient = signal + deviation * rng.normal(size=count)
+        before = vector
+        vector, state = step(vector, gradient, state, config=config, rate=1.0, noise_variance=deviation**2)
+    assert np.mean(before - vector) == pytest.approx(1.0, abs=0.3)  # with the noise left in: 1/√10
+    assert np.mean(before - vector) > 0.7
+
+
+def test_without_the_option_noise_changes_nothing() -> None:
+    config = server_config()
+    start, state = np.zeros(D, dtype=np.float32), initial_state(config, D)
+    plain, _ = step(start, np.ones(D), state, config=config, rate=0.1)
+    told, _ = step(start, np.ones(D), state, config=config, rate=0.1, noise_variance=0.5)
+    assert plain.tobytes() == told.tobytes()
+
+
+def test_the_moving_average_forgets_its_start() -> None:
+    config = server_config(average=0.9)
+    average = None
+    for number in range(1, 200):
+        average = moving_average(average, np.full(D, 2.0, dtype=np.float32), config=config, step_number=number)
+    np.testing.assert_allclose(average, 2.0, rtol=1e-6)
+    assert moving_average(None, np.zeros(D, dtype=np.float32), config=server_config(), step_number=1) is None

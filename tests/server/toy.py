@@ -49,8 +49,27 @@ def toy_config(rounds: int = 5, **changes: Any) -> RunConfig:
         "server": {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.5, "schedule": "constant"},
     }
     for key, value in changes.items():
-        table[key] = {**table[key], **value} if isinstance(value, dict) and key in table else value
+        table[key] = {**table[key], **value} if isinstance(value, dict) and isinstance(table.get(key), dict) else value
     return msgspec.convert(table, RunConfig)
+
+
+PRIVACY = {
+    "epsilon": 1.0,
+    "delta": 1e-3,
+    "clip": 10.0,
+    "population": 20,
+    "sampling_rate": 0.5,
+    "colluders": 1,
+    "repeats": 2,
+}
+"""Settings of a private run of three institutions."""
+
+
+def private_config(rounds: int = 3, *, privacy: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    """A configuration of a private run; exactly three institutions answer."""
+    server = {"minimum_institutions": 3, **changes.pop("server", {})}
+    table = {**PRIVACY, **(privacy or {})}
+    return toy_config(rounds, privacy=table, acknowledge="", server=server, **changes)
 
 
 def centre(institution: int, dimension: int = DIMENSION) -> Vector:

@@ -15,10 +15,13 @@ from simulations.tiny import write_tiny_base
 if TYPE_CHECKING:
     from pathlib import Path
 
+PLAIN = f'privacy = "none"\nacknowledge = "{PLAIN_WORDS}"'
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 50, 190)}
 
 
-def write_world(root: Path, *, rounds: int = 4, pictures: int = 8, institutions: str = "", more: str = "") -> Path:
+def write_world(
+    root: Path, *, rounds: int = 4, pictures: int = 8, institutions: str = "", more: str = "", privacy: str = PLAIN
+) -> Path:
     """A scenario file beside its base and pictures: three sites, each with pictures of one colour."""
     write_tiny_base(root / "base", Family.SD2)
     rng = np.random.default_rng(2)
@@ -35,8 +38,7 @@ def write_world(root: Path, *, rounds: int = 4, pictures: int = 8, institutions:
     scenario.write_text(f"""
 name = "world"
 rounds = {rounds}
-privacy = "none"
-acknowledge = "{PLAIN_WORDS}"
+{privacy}
 [institutions]
 source = "folder"
 folder = "pictures"

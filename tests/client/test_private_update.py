@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from client.private_update import PrivateUpdate
+from client.steward import Steward
+from client.trainer import Draws, training_draws
+from common.adapter.vector import initial_vector
+from common.errors import AccountingError
+from common.messages import Contribute, Evaluate, NoisedContribution, Refusal, RefusalCode, decode_reply, encode
+from common.privacy.mechanisms import rounded_gaussian
+from common.privacy.run_plan import private_plan
+from common.randomness import REPEATABLE_WORDS, repeatable_randomness
+from tests.client.sites import run_config
+
+if TYPE_CHECKING:
+    from client.trainer import Trainer
+    from common.config import RunConfig
+    from common.privacy.mechanisms import NoisePlan
+    from common.privacy.run_plan import PrivatePlan
+    from common.randomness import Randomness
+    from tests.client.sites import Site
+
+CLIP = 0.015
+
+
+def private_config(**changes: Any) -> RunConfig:
+    privacy = {
+        "epsilon": 4.0,
+        "delta": 1e-3,
+        "clip": CLIP,
+        "draws": 3,
+        "population": 18,
+        "largest_site": 8,
+        "sampling_rate": 0.5,
+        "repeatable": REPEATABLE_WORDS,
+        **changes,
+    }
+    return run_config(privacy=privacy, acknowledge="", server={"minimum_institutions": 3})
+
+
+def steward(site: Site, units: tuple[tuple[int, ...], ...] | None = None, **changes: Any) -> Steward:
+    config = private_config(**changes)
+    trainer = site.trainer(config)
+    return Steward(name="ward", config=config, trainer=trainer, train=site.shard, holdout=site.shard, units=units)
+
+
+def request_of(trainer: Trainer, **changes: Any) -> Contribute:
+    fields = {"round": 1, "attempt": 0, "spec_digest": trainer.spec.digest, "adapter": elsewhere(trainer).tobytes()}
+    return Contribute(**(fields | changes))
+
+
+def elsewhere(trainer: Trainer) -> Any:
+    """An adapter at which A and B both have gradients."""
+    return (initial_vector(trainer.spec) + np.random.default_rng(5).normal(0, 0.05, trainer.spec.dimension)).astype(
+        "<f4"
+    )
+
+
+def values_of(one: Steward, **changes: Any) -> bytes:
+    reply = decode_reply(one.answer(encode(request_of(one.trainer, **changes))))
+    assert isinstance(reply, NoisedContribution)
+    return reply.values
+
+
+def plan_of(one: Steward) -> PrivatePlan:
+    plan = private_plan(one.config)
+    assert plan is not None
+    return plan
+
+
+def stream(one: Steward, attempt: int = 0) -> Randomness:
+    return repeatable_randomness(f"{one.name}/1/{attempt}", seed=one.config.seed, acknowledge=REPEATABLE_WORDS)
+
+
+def signed(values: bytes, plan: NoisePlan) -> Any:
+    return np.frombuffer(values, "<i4" if plan.bits == 32 else "<i8").astype(np.float64) / plan.scale
+
+
+def naive(one: Steward, units: tuple[tuple[int, ...], ...], *, attempt: int = 0) -> tuple[Any, list[float]]:
+    """One unit at a time: mean gradient over its draws, clipped, summed; then noise. And the unclipped norms."""
+    trainer, plan, draws, randomness = one.trainer, plan_of(one), 3, stream(one, attempt)
+    chosen = [i for i, coin in enumerate(randomness.coins(len(units), 0.5)) if coin]
+    rows: list[int] = []
+    for i in chosen:
+        images = list(units[i])
+        order = [j for _ in range(-(-draws // len(images))) for j in randomness.permutation(len(images))]
+        rows += [images[j] for j in order[:draws]]
+    rng = np.random.default_rng(int.from_bytes(randomness.take(32), "little"))
+    padding = -len(rows) % (32 // draws * draws)
+    filled = np.array(rows + [rows[0]] * padding)
+    made = training_draws(one.train, filled, trainer.config, trainer.schedule_steps, rng)
+    trainer.set_adapter(elsewhere(trainer))
+    total = np.zeros(trainer.spec.dimension)
+    norms: list[float] = []
+    for place in range(len(chosen)):
+        part = slice(place * draws, (place + 1) * draws)
+        own = Draws(*(getattr(made, name)[part] for name in Draws.__dataclass_fields__))
+        gradient = trainer.gradient_sum(one.train, own).vector.astype(np.float64) / draws
+        norms.append(float(np.linalg.norm(gradient)))
+        total += gradient * min(1.0, CLIP / norms[-1])
+    noise = rounded_gaussian(
+        trainer.spec.dimension, variance=plan.noise(trainer.spec.dimension).share_variance, randomness=randomness
+    )
+    return total + noise / plan.noise(trainer.spec.dimension).scale, norms
+
+
+IMAGES = tuple((i,) for i in range(6))
+SUBJECTS = ((0, 3), (1,), (2, 4, 5))
+
+
+@pytest.mark.parametrize("units", [IMAGES, SUBJECTS], ids=["image", "subject"])
+def test_a_contribution_is_the_clipped_sum_of_a_naive_loop_and_its_noise(
+    site: Site, units: tuple[tuple[int, ...], ...]
+) -> None:
+    one = steward(site, None if units is IMAGES else units)
+    attempt = next(k for k in range(20) if stream(one, k).coins(len(units), 0.5).sum() >= 2)
+    expected, norms = naive(one, units, attempt=attempt)
+    assert max(norms) > CLIP  # else clipping is not tested
+    plan = plan_of(one).noise(one.trainer.spec.dimension)
+    found = signed(values_of(one, attempt=attempt), plan)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 + 1 / plan.scale)
+
+
+def test_clipping_each_draw_or_no_noise_would_be_noticed(site: Site) -> None:
+    one = steward(site)
+    attempt = next(k for k in range(20) if stream(one, k).coins(6, 0.5).sum() >= 2)
+    found = signed(values_of(one, attempt=attempt), plan_of(one).noise(one.trainer.spec.dimension))
+    deviation = np.sqrt(plan_of(one).noise(len(found)).share_variance) / plan_of(one).noise(len(found)).scale
+    assert np.std(found) > 0.9 * deviation
+    assert np.abs(found).max() > 1e-3  # far beyond the tolerance above
+
+
+def test_an_empty_sample_sends_noise_alone(site: Site) -> None:
+    one = steward(site)
+    attempt = next(k for k in range(500) if not stream(one, k).coins(6, 0.5).any())
+    plan = plan_of(one).noise(one.trainer.spec.dimension)
+    randomness = stream(one, attempt)
+    randomness.coins(6, 0.5)
+    randomness.take(32)
+    noise = rounded_gaussian(plan.coordinates, variance=plan.share_variance, randomness=randomness)
+    found = np.frombuffer(values_of(one, attempt=attempt), "<i4" if plan.bits == 32 else "<i8")
+    np.testing.assert_array_equal(found, noise)
+
+
+def test_a_site_without_a_single_unit_sends_noise_all_the_same(site: Site) -> None:
+    assert any(values_of(steward(site, ())))
+
+
+def test_a_message_has_the_same_fields_and_length_whatever_the_data(site: Site) -> None:
+    full, nothing = steward(site), steward(site, ())
+    bodies = [one.answer(encode(request_of(one.trainer))) for one in (full, nothing)]
+    assert len(bodies[0]) == len(bodies[1])
+    for body in bodies:
+        assert set(msgspec.msgpack.decode(body)) == {"type", "version", "round", "attempt", "values"}
+
+
+def test_secret_noise_differs_at_the_same_request(site: Site) -> None:
+    one = steward(site, repeatable="")
+    assert values_of(one) != values_of(one)
+    assert values_of(steward(site)) == values_of(steward(site))
+
+
+def test_a_holdout_loss_is_refused(site: Site) -> None:
+    one = steward(site)
+    asked = request_of(one.trainer)
+    body = one.answer(encode(Evaluate(round=0, spec_digest=asked.spec_digest, adapter=asked.adapter)))
+    assert decode_reply(body) == Refusal(code=RefusalCode.NOT_ALLOWED)
+
+
+def test_a_site_with_more_units_than_the_run_counts_on_takes_no_part(site: Site) -> None:
+    one = steward(site, largest_site=5)
+    assert decode_reply(one.answer(encode(request_of(one.trainer)))) == Refusal(code=RefusalCode.NOT_ALLOWED)
+    with pytest.raises(AccountingError, match="largest_site"):
+        PrivateUpdate(trainer=one.trainer, shard=one.train, units=IMAGES, plan=plan_of(one))
+
+
+def test_every_micro_batch_has_one_size(site: Site) -> None:
+    one = steward(site)
+    update = PrivateUpdate(trainer=one.trainer, shard=one.train, units=IMAGES, plan=plan_of(one))
+    batches = list(update._batches(np.arange(6).repeat(3), np.random.default_rng(0)))
+    assert [len(batch.draws) for batch in batches] == [30]
+    assert batches[0].weights.tolist() == [1.0] * 18 + [0.0] * 12
+    assert list(update._batches(np.zeros(0, dtype=np.int64), np.random.default_rng(0))) == []
