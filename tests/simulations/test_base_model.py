@@ -35,7 +35,7 @@ def test_the_card_names_the_digest(base: BaseModel) -> None:
 
 def test_the_base_is_small_and_stock_diffusers_opens_it(base: BaseModel) -> None:
     assert sum(path.stat().st_size for path in base.directory.rglob("*") if path.is_file()) <= 16_000_000
-    pipeline = StableDiffusionPipeline.from_pretrained(base.directory, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(base.directory, dtype=torch.float32)
     assert type(pipeline.tokenizer).__name__.startswith("CLIPTokenizer")
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red apple", height=48, width=48, num_inference_steps=2).images[0]
