@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -196,7 +197,7 @@ def save_shard(shard: LatentShard, path: Path) -> None:
     arrays = {"mean": shard.mean, "std": shard.std, "rows": shard.caption_rows, "text": shard.captions.embeddings}
     if shard.captions.pooled is not None:
         arrays["pooled"] = shard.captions.pooled
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two runs may share a cache
     save_file({key: np.ascontiguousarray(value.numpy()) for key, value in arrays.items()}, partial)
     partial.replace(path)
 

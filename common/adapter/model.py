@@ -182,6 +182,9 @@ class BaseModel:
                 raise BadModelDirectory(
                     f"{folder}: {fault.replace('_', ' ')} in the weights: {sorted(found[fault])[:3]}"
                 )
+        broken = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+        if broken:  # every loss would be NaN, and the run would end as if the institutions had failed
+            raise BadModelDirectory(f"{folder}: weights that are not finite: {broken[:3]}; get the model again")
         return model.eval().requires_grad_(requires_grad=False)
 
 

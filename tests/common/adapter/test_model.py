@@ -115,7 +115,12 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**tensors, name: tensors[name][:, :-1].contiguous()}
 
 
-@pytest.mark.parametrize("damage", [_drop, _reshape], ids=["missing", "reshaped"])
+def _poison(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name, value = next(iter(tensors.items()))
+    return {**tensors, name: torch.full_like(value, float("nan"))}
+
+
+@pytest.mark.parametrize("damage", [_drop, _reshape, _poison], ids=["missing", "reshaped", "not-finite"])
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_weights_that_do_not_fit_are_refused_on_loading(
     copied: Callable[..., Path], damage: Callable[..., dict[str, torch.Tensor]], part: str
