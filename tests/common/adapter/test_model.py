@@ -202,7 +202,9 @@ def test_a_failed_download_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("path", ["../x", "a/b/c", "~/model", "owner/..", "-x/y"])
-def test_a_path_is_never_taken_for_a_hub_id(path: str) -> None:
+def test_a_path_is_never_taken_for_a_hub_id(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")  # where none of these exists
     with pytest.raises(BadModelDirectory, match="no such directory; wanted"):
         open_base(path, allow_download=True)
 
