@@ -11,7 +11,8 @@ from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-Base = Annotated[str, typer.Option(help="Base model: a diffusers directory.")]
+Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
 
 
 @app.command()
@@ -24,6 +25,7 @@ def generate(
     steps: Annotated[int, typer.Option(min=1)] = 25,
     guidance: Annotated[float, typer.Option(min=0)] = 3.0,
     resolution: Annotated[int | None, typer.Option(min=16, help="Pixels per side; absent: the base's own.")] = None,
+    download: Download = False,
 ) -> None:
     """Draw pictures from prompts with a base model and an adapter."""
     from client.generation import GenerationRequest, generate_pictures  # noqa: PLC0415 - torch takes seconds to load
@@ -37,17 +39,21 @@ def generate(
         steps=steps,
         guidance_scale=guidance,
         resolution=resolution,
+        download=download,
     )
     for path in generate_pictures(request):
         typer.echo(path)
 
 
 @app.command()
-def digest(base: Annotated[Path, typer.Argument(help="Base model: a diffusers directory.")]) -> None:
+def digest(
+    base: Annotated[str, typer.Argument(help="Base model: a diffusers directory, or with --download a hub id.")],
+    download: Download = False,
+) -> None:
     """Print the content digest that pins a base model in a run's configuration."""
     from common.adapter.model import open_base  # noqa: PLC0415 - torch takes seconds to load
 
-    typer.echo(open_base(str(base)).digest)
+    typer.echo(open_base(base, allow_download=download).digest)
 
 
 @app.command()

@@ -30,6 +30,7 @@ class GenerationRequest:
     steps: int
     guidance_scale: float
     resolution: int | None
+    download: bool = False
 
 
 def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
@@ -41,7 +42,7 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
         ConfigErrors: A resolution, seed or number of steps that cannot be drawn.
 
     """
-    base = open_base(request.base)
+    base = open_base(request.base, allow_download=request.download)
     _check_made_for(base, request.adapter)
     pipeline = base.pipeline()
     plan = SamplePlan(

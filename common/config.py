@@ -35,7 +35,9 @@ class BaseModelConfig(Config, frozen=True, kw_only=True):
     """Which Stable Diffusion pipeline is fine-tuned."""
 
     path: str
-    """A diffusers directory, ``bundled`` for the small base in this repository, or a hub id."""
+    """A diffusers directory, ``bundled`` for the small base in this repository, or with ``download`` a hub id."""
+    download: bool = False
+    """Whether a hub id may be fetched; without it nothing touches the network."""
     digest: Digest | None = None
     """Content digest that the directory must have; printed by ``darkroom-client digest``."""
     family: Literal["sd1", "sd2", "sdxl"] | None = None

@@ -107,7 +107,12 @@ def open_scenario_base(scenario: Scenario) -> tuple[BaseModel, RunConfig]:
 
     """
     config = scenario.run_config()
-    base = open_base(scenario.base_path(), digest=config.base.digest, family=config.base.family)
+    base = open_base(
+        scenario.base_path(),
+        digest=config.base.digest,
+        family=config.base.family,
+        allow_download=config.base.download,
+    )
     pinned = msgspec.structs.replace(config.base, digest=base.digest)
     return base, msgspec.structs.replace(config, base=pinned)
 

@@ -244,7 +244,7 @@ def _locate(path: str, *, allow_download: bool) -> Path:
         raise BadModelDirectory(f"{path}: no such directory; wanted a diffusers directory with a {INDEX}")
     if not allow_download:
         raise BadModelDirectory(
-            f"{path}: no such directory; it reads like a hub id, which is fetched only where downloads are allowed"
+            f"{path}: no such directory; to fetch it as a hub id, say base.download = true, or --download"
         )
     return _download(path)
 

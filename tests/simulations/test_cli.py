@@ -102,6 +102,7 @@ def test_a_file_where_a_directory_is_wanted_is_named(world: Path, arguments: tup
         (("run", "faulty.toml"), "rounds"),
         (("run", "baseless.toml"), "no such directory"),
         (("run", "pinned.toml"), "wanted content"),
+        (("run", "hub.toml"), "base.download"),
         (("run", "wrong-family.toml"), "family"),
     ],
 )
@@ -110,6 +111,7 @@ def test_scenario_mistakes_get_one_clear_message(world: Path, arguments: tuple[s
     (world / "broken.toml").write_text("name = [")
     (world / "faulty.toml").write_text(good.replace("rounds = 1", "rounds = 0"))
     (world / "baseless.toml").write_text(good.replace('path = "base"', 'path = "missing"'))
+    (world / "hub.toml").write_text(good.replace('path = "base"', 'path = "someone/some-model"'))
     (world / "pinned.toml").write_text(good.replace('path = "base"', f'path = "base"\ndigest = "sha256:{"0" * 64}"'))
     (world / "wrong-family.toml").write_text(good.replace('path = "base"', 'path = "base"\nfamily = "sdxl"'))
     assert said in refused(darkroom("simulations.cli", *arguments, "--name", "mistake", cwd=world))
