@@ -13,6 +13,7 @@ import typer
 from common.command_line import run_command_line
 from common.errors import ConfigError
 from simulations.scenario import load_scenario
+from simulations.sweep.grid import Axis
 
 app = typer.Typer(help="Darkroom on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -111,6 +112,39 @@ def budget(
         colluders=colluders,
     )
     typer.echo(budget_of(settings))
+
+
+@app.command()
+def sweep(
+    scenario: ScenarioName = "three-institutions-private",
+    axis: Annotated[
+        list[Axis] | None, typer.Option(help="Question to answer; repeat for several. Absent: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each setting.")] = 2,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the scenario's.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at a time, one CPU thread each.")] = DEFAULT_THREADS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trainings; run none.")] = False,
+    runs: RunsDirectory = Path("runs"),
+    cache: Cache = Path(".cache"),
+) -> None:
+    """What privacy costs: one training for each setting, as a table and a picture. Goes on where it was stopped."""
+    from simulations.sweep.study import StudyPlan, planned, run_study  # noqa: PLC0415 - torch takes seconds to load
+
+    loaded = load_scenario(scenario, rounds=rounds)
+    plan = StudyPlan(
+        scenario=loaded,
+        axes=tuple(axis or Axis),
+        seeds=tuple(range(seeds)),
+        directory=runs / f"{loaded.name}-sweep",
+        cache=cache,
+        workers=workers,
+    )
+    wanted, todo = planned(plan)
+    if dry_run:
+        typer.echo("\n".join(trial.key for trial in todo))
+        typer.echo(f"{len(todo)} trainings to run for {len(wanted)} points of {len(plan.axes)} axes")
+        return
+    typer.echo(f"{run_study(plan)}\n{plan.table}\n{plan.directory / 'sweep.png'}")
 
 
 @app.command()
