@@ -116,7 +116,7 @@ def budget(
 
 @app.command()
 def sweep(
-    scenario: ScenarioName = "three-institutions-private",
+    scenario: ScenarioName = "three-institutions",
     axis: Annotated[
         list[Axis] | None, typer.Option(help="Question to answer; repeat for several. Absent: all.")
     ] = None,

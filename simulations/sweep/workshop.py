@@ -24,7 +24,8 @@ from common.command_line import quiet_libraries
 from common.privacy.run_plan import private_plan
 from simulations.prepare import prepare_store
 from simulations.run import Federation, federate, open_scenario_base
-from simulations.sweep.trial import Trial, trial_config, trial_store
+from simulations.sweep.settings import trial_config, trial_store
+from simulations.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -41,10 +41,10 @@ def test_the_noise_of_a_wanted_epsilon_and_the_four_adversaries() -> None:
 
 
 def test_the_shipped_private_scenario_keeps_its_promise() -> None:
-    text = said("three-institutions-private")
+    text = said("three-institutions")
     assert re.search(r"^the coordinator with colluding institutions +\S+ +(8\.000|7\.99\d)$", text, re.MULTILINE)
     assert "80 rounds and 2 repeated attempts" in text
-    scenario = load_scenario("three-institutions-private")
+    scenario = load_scenario("three-institutions")
     assert scenario.privacy != "none"
     assert (scenario.privacy.epsilon, scenario.privacy.population, scenario.privacy.unit) == (8.0, 923, "image")
 
@@ -52,8 +52,8 @@ def test_the_shipped_private_scenario_keeps_its_promise() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("three-institutions",), 'privacy = "none"'),
-        (("three-institutions-private", "--delta", "1e-6"), "only --epsilon and --rounds"),
+        (("three-institutions-plain",), 'privacy = "none"'),
+        (("three-institutions", "--delta", "1e-6"), "only --epsilon and --rounds"),
         (("nowhere",), "no scenario"),
         ((), "--sampling-rate, --rounds and --delta are needed"),
         (CENTRAL, "one of them"),
