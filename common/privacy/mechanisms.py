@@ -8,6 +8,8 @@ integers add up. Sizes are in lattice steps of 1/s; d is the vector's length.
 * *Noise.* Each of n institutions adds a rounded Gaussian of integer variance (z²Δ₂² + 1/12)/(n − t). What n − t of them
   add up to is as good as rint(N(0, z²Δ₂²)), and the t others may be subtracted by whoever knows them. An integer plus
   rint(Gaussian) is the rounding of integer plus Gaussian, so the Gaussian accountant holds without a discrete Gaussian.
+  (The vetted exact sampler, OpenDP 0.16, takes over 10 s for a million values, these take 0.03 s; and sums of discrete
+  Gaussians would need a looser accountant: Kairouz et al. 2021, arXiv:2102.06387.)
 * *What that leaves out*: a sum of roundings is not quite the rounding of a sum, see :func:`rounding_slack`. Float64
   logarithms, roots and cosines are taken as exact; they move a value by some 2⁻⁵⁰ of itself before it is rounded.
 """
