@@ -61,11 +61,11 @@ def outcome(trial: Trial, *, loss: float = 0.5, noise: float = 1.0) -> Outcome:
 
 def test_one_training_answers_every_axis_that_asks_for_it(scenario: Scenario, tmp_path: Path) -> None:
     plan = StudyPlan(
-        scenario=scenario, axes=(Axis.EPSILON, Axis.RANK), seeds=(0, 1), directory=tmp_path, cache=tmp_path, workers=1
+        scenario=scenario, axes=(Axis.EPSILON, Axis.DRAWS), seeds=(0, 1), directory=tmp_path, cache=tmp_path, workers=1
     )
     wanted, todo = planned(plan)
     assert len(wanted) == 2 * (5 + 3)
-    assert len(todo) == 2 * (5 + 3 - 1)  # the scenario's own settings are rank 2 at ε = 8
+    assert len(todo) == 2 * (5 + 3 - 1)  # ε = 8 with K = 2 are the scenario's own settings
     assert len({trial.key for trial in todo}) == len(todo)
 
 
