@@ -17,6 +17,7 @@
     ├── AdapterError               an adapter file or vector
     │   └── WrongAdapterSpec       made for another model, rank or target list
     ├── ProtocolError              a message that does not fit the run
+    │   ├── RequestNotAllowed      a kind of request that this institution never answers
     │   ├── OutOfOrder             a message or call that the present state does not expect
     │   ├── MalformedMessage       bytes that are too many, too few, of another version or type
     │   ├── BadSignature           a signature that is not the named party's over this content
@@ -33,6 +34,7 @@
     ├── CryptoError                a key or sealed text that cannot be used
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
+    ├── NotApproved                a manifest that nobody at the institution has approved yet
     ├── LedgerError                the privacy ledger
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
@@ -120,6 +122,10 @@ class ProtocolError(DarkroomError):
     """A message that does not fit the run."""
 
 
+class RequestNotAllowed(ProtocolError):
+    """A kind of request that this institution never answers."""
+
+
 class OutOfOrder(ProtocolError):
     """A message or call that the present state does not expect."""
 
@@ -197,6 +203,10 @@ class PolicyRefusal(DarkroomError):
         self.reasons = reasons
         listed = "\n".join(f"  - {reason}" for reason in reasons)
         super().__init__(f"run {run!r} is refused by this site's policy:\n{listed}")
+
+
+class NotApproved(DarkroomError):
+    """A manifest that nobody at the institution has approved yet."""
 
 
 class LedgerError(DarkroomError):

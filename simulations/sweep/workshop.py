@@ -25,7 +25,7 @@ from client.trainer import build_trainer
 from common.command_line import quiet_libraries
 from common.privacy.run_plan import private_plan
 from simulations.prepare import prepare_store
-from simulations.run import Federation, federate, open_scenario_base
+from simulations.run import federate, make_federation, open_scenario_base
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
 
@@ -131,7 +131,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     trainer = build_trainer(base, config)
     before = mean_loss(trainer, store, config.evaluation.draws)
     with tempfile.TemporaryDirectory(prefix="darkroom-sweep-") as directory:
-        final = federate(Federation(config, trainer, chosen, Path(directory)), (), resume=False)
+        final = federate(make_federation(config, trainer, chosen, Path(directory)), (), resume=False)
     trainer.set_adapter(final)
     plan = private_plan(config)
     return Outcome(
