@@ -21,7 +21,8 @@ def shades(values: NDArray[Any], header: Any) -> NDArray[np.uint8]:  # noqa: ANN
 
     photometric = str(header.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
-        return _top_8_bits(apply_color_lut(values, header), 16)
+        colours = apply_color_lut(values, header)
+        return _top_8_bits(colours, 8 * colours.dtype.itemsize)
     if values.ndim == 3:
         return _top_8_bits(values, int(header.BitsStored))
     grey = _windowed(np.asarray(apply_modality_lut(values, header), np.float64), values, header)

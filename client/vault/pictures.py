@@ -43,6 +43,7 @@ _DECODER_ERRORS: Final = (
     struct.error,
     zlib.error,
 )
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TRANSPARENT: Final = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _PLAIN: Final = frozenset({"1", "L", "P", "RGB"})
 _OTHER_COLOURS: Final = frozenset({"CMYK", "YCbCr", "HSV"})
@@ -80,6 +81,19 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_COMPRESSION)
     return buffer.getvalue()
+
+
+def is_bare_png(data: bytes) -> bool:
+    """Whether this is a PNG of the chunks IHDR, IDAT and IEND alone, with nothing before, between or after them."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return False
+    at, names = len(_PNG_SIGNATURE), []
+    while at + 12 <= len(data):
+        names.append(data[at + 4 : at + 8])
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    middle = names[1:-1]
+    ends = names[:1] == [b"IHDR"] and names[-1:] == [b"IEND"]
+    return at == len(data) and ends and bool(middle) and set(middle) == {b"IDAT"}
 
 
 def scale_to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
