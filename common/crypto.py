@@ -139,7 +139,7 @@ def stretch_passphrase(passphrase: Secret, *, salt: bytes, memory_kib: int, pass
         return Secret(stretched.derive(passphrase.reveal()))
     except (ValueError, MemoryError) as error:
         raise CryptoError(
-            f"Argon2id with {memory_kib} KiB, {passes} passes and {lanes} lanes: {error or 'not enough memory'}"
+            f"Argon2id with {memory_kib} KiB, {passes} passes, {lanes} lanes: refused ({error})"
         ) from error
 
 

@@ -193,9 +193,8 @@ class Commitment:
         if state.lock != self.lock:
             raise VaultDamaged("the vault's lock is an older one put back; restore the index from a backup")
         tally = Tally(self.keys)
-        for kind in TABLES:
-            for row in self.index.rows(kind):
-                tally.add(row)
+        for row in self.index.every_row():
+            tally.add(row)
         if (tally.rows, tally.total.to_bytes(DIGEST_BYTES, "big")) != (state.rows, state.total):
             raise VaultDamaged(
                 f"rows of the index were added, taken out or exchanged ({tally.rows} rows, {state.rows} were written); "

@@ -42,7 +42,7 @@ class Scope:
 
     def blobs(self) -> tuple[bytes, ...]:
         """Names of their files."""
-        return tuple(row.blob for row in (*self.records, *self.derived))
+        return (*(row.blob for row in self.records), *(row.blob for row in self.derived))
 
 
 def subject_scope(index: Index, keys: VaultKeys, subject_id: str) -> Scope:
@@ -98,9 +98,12 @@ def erase(inside: Interior, scope_of: Callable[[Index, VaultKeys], Scope]) -> Er
 
     """
     with inside.writing():
-        with inside.changing() as change:
+        with inside.reading() as state:
             scope = scope_of(inside.index, inside.keys)
             plan = plan_of(scope, inside.index, inside.keys, inside.blobs)
+            if not scope.records:
+                return Erased(plan=plan, state=inside.commitment.public(state))
+        with inside.changing() as change:
             change.delete(scope.derived)
             change.delete(scope.records)
             change.delete(scope.subjects)

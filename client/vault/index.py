@@ -13,18 +13,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from client.vault.errors import VaultBusy, VaultDamaged, VaultMissing, VaultUnavailable, WrongVaultVersion
-from client.vault.rows import (
-    APPLICATION_ID,
-    SCHEMA,
-    SCHEMA_VERSION,
-    TABLES,
-    DerivedRow,
-    Header,
-    PastRow,
-    RecordRow,
-    RunRow,
-    SubjectRow,
-)
+from client.vault.rows import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, TABLES, Header
 from common.errors import VaultError
 
 if TYPE_CHECKING:
@@ -34,7 +23,7 @@ if TYPE_CHECKING:
     from client.vault.rows import Row
 
 _RESTORE: Final = "restore the vault from a backup"
-R = TypeVar("R", SubjectRow, RecordRow, DerivedRow, RunRow, PastRow)
+R = TypeVar("R", bound="Row")
 
 
 _SETTINGS: Final = (
@@ -131,6 +120,11 @@ class Index:
         condition = f"WHERE {where}" if where else ""
         query = f"SELECT {', '.join(kind._fields)} FROM {TABLES[kind]} {condition} ORDER BY {kind._fields[0]}"  # noqa: S608 - our own names
         return [kind(*found) for found in self._store.execute(query, values)]
+
+    def every_row(self) -> Iterator[Row]:
+        """Every row of every table."""
+        for kind in TABLES:
+            yield from self.rows(kind)
 
     def insert(self, row: Row) -> None:
         """Add a row."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from client.vault.blobs import generation_of, writing
-from client.vault.errors import UnknownRecord, VaultBusy, VaultDamaged, VaultError, VaultRolledBack
+from client.vault.errors import UnknownRecord, VaultBusy, VaultDamaged, VaultRolledBack
 from client.vault.rows import DerivedRow, RecordRow, SubjectRow
 from client.vault.sealing import record_key, subject_key
+from common.errors import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -151,7 +152,8 @@ class Interior:
             with self.guard, writing(self.lock, busy_seconds=0):
                 self.index.scrub(always=False)
                 with self.reading():
-                    kept = {row.blob for kind in (RecordRow, DerivedRow) for row in self.index.rows(kind)}
+                    kept = {row.blob for row in self.index.rows(RecordRow)}
+                    kept |= {row.blob for row in self.index.rows(DerivedRow)}
                 self.blobs.sweep(kept)
         except VaultBusy:
             return  # the next one to open it for writing will

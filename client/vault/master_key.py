@@ -224,7 +224,7 @@ def _safe_backend() -> KeyringBackend:
     # "chainer" asks several in turn, safe and unsafe alike: it is not taken, but its safest member is
     for candidate in getattr(backend, "backends", (backend,)):
         if type(candidate).__module__ in {f"keyring.backends.{name}" for name in SAFE_KEYRINGS}:
-            return candidate  # type: ignore[no-any-return] # the chainer's list is not typed
+            return candidate
     raise MasterKeyUnavailable(
         f"the system's keyring is {type(backend).__module__}, which is not known to encrypt what it keeps; "
         "use a passphrase or a key file"

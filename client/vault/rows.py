@@ -64,7 +64,7 @@ class Header(NamedTuple):
 
 Row: TypeAlias = SubjectRow | RecordRow | DerivedRow | RunRow | PastRow
 
-TABLES: Final[dict[type[Row], str]] = {
+TABLES: Final[dict[type, str]] = {
     SubjectRow: "subjects",
     RecordRow: "records",
     DerivedRow: "derived",

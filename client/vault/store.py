@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Self
 
 from client.vault.contents import add_records, all_facts, note_run, put_derived, read_derived, read_record
 from client.vault.erasure import erase, expired_scope, plan_erasure, subject_scope
-from client.vault.errors import VaultDamaged
+from client.vault.errors import UnknownRecord, VaultDamaged
 from client.vault.keys import Purpose, VaultKeys
 from client.vault.opening import create, locked, open_checked
 from client.vault.records import Erased, RecordHashes, RecordId, StoredRecord, Subject
@@ -110,6 +110,11 @@ class Vault:
         """Close; again is no error."""
         self._interior.close()
 
+    @property
+    def access(self) -> Access:
+        """What it was opened for."""
+        return self._interior.access
+
     def state(self) -> VaultState:
         """For the audit log, and for :meth:`open` to be handed as ``expected``."""
         with self._interior.reading() as state:
@@ -139,6 +144,18 @@ class Vault:
 
         """
         return read_record(self._interior, record_id)
+
+    def captions(self, record_ids: Sequence[RecordId]) -> tuple[str, ...]:
+        """Of these records, without opening their pictures.
+
+        Raises:
+            UnknownRecord: No such record, or no longer.
+
+        """
+        known = {row.record_id.hex(): facts.caption for row, facts in all_facts(self._interior)}
+        if lost := [each for each in record_ids if each not in known]:
+            raise UnknownRecord(f"no record {lost[0][:64]!r} in this vault; it was erased, or is another vault's")
+        return tuple(known[each] for each in record_ids)
 
     def hashes(self) -> Iterator[RecordHashes]:
         """Of every record, for the search for near-duplicates."""
