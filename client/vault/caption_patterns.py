@@ -38,13 +38,36 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("identifier", re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)")),
     ("date", re.compile(r"(?<!\d)(?:1[89]|20)\d{2}(?:[-/._ ]\d{1,2}){2}(?!\d)(?:[T ]\d{1,2}(?::\d{2}){1,2})?")),
     ("date", re.compile(r"(?<!\d)\d{1,2}([-/._])\d{1,2}\1(?:\d{4}|\d{2})(?!\d)")),
-    ("date", re.compile(rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th)?{_SPACE}(?:of |de )?(?:{_MONTHS})(?!\w)(?:{_SPACE}(?:de )?\d{{2,4}}(?!\d))?", re.IGNORECASE)),
-    ("date", re.compile(rf"(?<!\w)(?:{_MONTHS}){_SPACE}\d{{1,2}}(?:st|nd|rd|th)?(?!\w)(?:{_SPACE}\d{{2,4}}(?!\d))?", re.IGNORECASE)),
+    (
+        "date",
+        re.compile(
+            rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th)?{_SPACE}(?:of |de )?(?:{_MONTHS})(?!\w)(?:{_SPACE}(?:de )?\d{{2,4}}(?!\d))?",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "date",
+        re.compile(
+            rf"(?<!\w)(?:{_MONTHS}){_SPACE}\d{{1,2}}(?:st|nd|rd|th)?(?!\w)(?:{_SPACE}\d{{2,4}}(?!\d))?", re.IGNORECASE
+        ),
+    ),
     ("date", re.compile(rf"(?<!\w)(?:{_MONTHS}){_SPACE}(?:1[89]|20)\d{{2}}(?!\d)", re.IGNORECASE)),
-    ("age", re.compile(r"(?<!\d)(?:9\d|1[0-3]\d)[ -]?(?:years?|yrs?|yo|y/o|y\.o\.?|ans|jahre|jährige?r?)(?!\w)(?:[ -]old)?", re.IGNORECASE)),
+    (
+        "age",
+        re.compile(
+            r"(?<!\d)(?:9\d|1[0-3]\d)[ -]?(?:years?|yrs?|yo|y/o|y\.o\.?|ans|jahre|jährige?r?)(?!\w)(?:[ -]old)?",
+            re.IGNORECASE,
+        ),
+    ),
     ("age", re.compile(r"(?<!\w)aged? (?:of )?(?:9\d|1[0-3]\d)(?!\d)", re.IGNORECASE)),
     ("phone", re.compile(r"(?<!\w)(?:\+|tel\.?:? ?|phone:? ?|fax:? ?)\(?\d(?:[ ()./-]{0,3}\d){4,}", re.IGNORECASE)),
-    ("identifier", re.compile(rf"(?<!\w)(?:{_WORDS_BEFORE_NUMBERS})s?(?: ?(?:no|nr|number|num|id))?[ .:#=-]{{0,3}}(?=[\w/-]*\d)[\w/-]{{3,40}}", re.IGNORECASE)),
+    (
+        "identifier",
+        re.compile(
+            rf"(?<!\w)(?:{_WORDS_BEFORE_NUMBERS})s?(?: ?(?:no|nr|number|num|id))?[ .:#=-]{{0,3}}(?=[\w/-]*\d)[\w/-]{{3,40}}",
+            re.IGNORECASE,
+        ),
+    ),
     ("number", re.compile(r"\d(?:[\s()./_,:+-]{0,3}\d){6,}")),
     ("identifier", re.compile(r"(?<![\w-])(?!\d+x\d+(?:x\d+)?(?![\w-]))(?=(?:(?:[^\W\d]|-){0,60}\d){5})[\w-]{5,300}")),
 )

@@ -123,7 +123,9 @@ class CaptionScrubber:
 
     def _apply_rules(self, text: str, counts: Counter[str]) -> str:
         for rule, pattern in PATTERNS:
-            text = _outside_placeholders(text, lambda part, rule=rule, pattern=pattern: _replace(part, rule, pattern, counts))
+            text = _outside_placeholders(
+                text, lambda part, rule=rule, pattern=pattern: _replace(part, rule, pattern, counts)
+            )
         return _outside_placeholders(text, lambda part: self._replace_names(part, counts))
 
     def _replace_names(self, part: str, counts: Counter[str]) -> str:
@@ -168,7 +170,7 @@ def read_list(path: Path) -> tuple[str, ...]:
             raise ConfigError(f"{path}: wanted a list of at most {_MAX_LIST_BYTES >> 20} MiB")
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); mend the path or set it to \"\"") from error
+        raise ConfigError(f'{path}: cannot be read ({error.strerror}); mend the path or set it to ""') from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))

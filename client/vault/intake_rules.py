@@ -1,6 +1,6 @@
 """``ingest.toml``: what an institution lets into its vault, and what is done to it first.
 
-Every key has a default; ``darkroom-client ingest --print-rules`` writes the file with its comments.
+Every key has a default; ``darkroom-client ingest-rules`` prints the file with its comments.
 """
 
 from __future__ import annotations

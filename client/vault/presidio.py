@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,16 +36,24 @@ class PresidioFinder:
 
 
 def load_presidio(language: str) -> PresidioFinder:
-    """The analyser with its default model for the language.
+    """The analyser with spaCy's large model for the language.
 
     Raises:
-        ConfigError: Presidio or the model is not installed. Nothing is fetched.
+        ConfigError: Presidio or the model is not installed. Presidio would fetch a missing model by itself; here nothing
+            is fetched.
 
     """
+    model = "en_core_web_lg" if language == "en" else f"{language}_core_news_lg"
     try:
         from presidio_analyzer import AnalyzerEngine  # noqa: PLC0415 - an extra
+        from presidio_analyzer.nlp_engine import NlpEngineProvider  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigError(
-            'captions.presidio needs Presidio: pip install "darkroom[captions]" and a spaCy model, or set it to "off"'
+            'captions.presidio needs Presidio: pip install "darkroom[captions]", or set it to "off"'
         ) from error
-    return PresidioFinder(AnalyzerEngine(supported_languages=[language]), language)
+    if importlib.util.find_spec(model) is None:
+        raise ConfigError(f'captions.presidio = "{language}" needs the spaCy model {model}; install it, or set "off"')
+    models = [{"lang_code": language, "model_name": model}]
+    provider = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models})
+    analyzer = AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=[language])
+    return PresidioFinder(analyzer, language)

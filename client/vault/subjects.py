@@ -79,4 +79,3 @@ class OptOut:
         """Whether the file, or anybody it may be known as, is on the list."""
         named = (name for subject in subjects for name in (subject, subject.rpartition("/")[2]))
         return file_digest in self.files or any(normal_subject_id(name) in self.subjects for name in named)
-

@@ -128,7 +128,8 @@ class WorkerPool:
         for pipe in ready:
             if isinstance(pipe, Connection):
                 worker = busy[pipe]
-                found[worker.index] = self._receive(worker)
+                index = worker.index
+                found[index] = self._receive(worker)
         for worker in busy.values():
             if worker.index >= 0 and time.monotonic() > worker.deadline:
                 found[worker.index] = Refused(Reason.TIMED_OUT, f"more than {self.rules.files.seconds:g} s")
