@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from client.vault.intake_report import IntakeReport
     from client.vault.intake_rules import IntakeRules
+    from client.vault.interior import Access
     from client.vault.master_key import MasterKey
     from common.crypto import Identity
 
@@ -63,7 +64,7 @@ def ingest(
     with ExitStack() as stack:
         opened = None
         if vault is not None:
-            access = "write" if commit else "read"
+            access: Access = "write" if commit else "read"
             opened = stack.enter_context(
                 Vault.open(vault, _master_key(key_file, keyring, passphrase_file), access=access)
             )

@@ -65,7 +65,7 @@ def _ground(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     even = np.pad(grey, ((0, height % 2), (0, width % 2)), mode="edge")
     half = np.minimum(np.minimum(even[::2, ::2], even[1::2, ::2]), np.minimum(even[::2, 1::2], even[1::2, 1::2]))
     opened = ndimage.grey_opening(half, size=(_WINDOW // 2 + 1, _WINDOW // 2 + 1))
-    return np.minimum(opened.repeat(2, axis=0).repeat(2, axis=1)[:height, :width], grey)
+    return np.asarray(np.minimum(opened.repeat(2, axis=0).repeat(2, axis=1)[:height, :width], grey), np.uint8)
 
 
 def _letter_like(grey: NDArray[np.uint8], mask: NDArray[np.bool_]) -> _Parts | None:

@@ -1,8 +1,8 @@
 """The forms by which identifying numbers, addresses and dates are found in captions, in the order they are looked for.
 
 They err on the side of removal, and are written so that none takes more than about linear time: no repeated group may
-begin with what it may end with. Dates follow HIPAA's Safe Harbor (45 CFR 164.514(b)(2)): a year alone may stay, and ages
-from 90 on may not.
+begin with what it may end with. Dates follow HIPAA's Safe Harbor (45 CFR 164.514(b)(2)): a year alone may stay, and
+ages from 90 on may not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MONTHS: Final = (
 _SPACE: Final = r"[ .,/_-]{1,3}"
 _WORDS_BEFORE_NUMBERS: Final = (
     "mrn|medical record|record|patient|pat|pid|accession|acc|case|study|series|specimen|order|encounter|visit|account"
-    "|acct|policy|insurance|licen[sc]e|passport|nhs|ssn|social security|serial|device|chart|file|ref|reference|id|dob|born"
+    "|acct|policy|insurance|licen[sc]e|passport|nhs|ssn|social security|serial|device|chart|file|ref|reference"
+    "|id|dob|born"
 )
 
 PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
@@ -41,7 +42,8 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     (
         "date",
         re.compile(
-            rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th)?{_SPACE}(?:of |de )?(?:{_MONTHS})(?!\w)(?:{_SPACE}(?:de )?\d{{2,4}}(?!\d))?",
+            rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th)?{_SPACE}(?:of |de )?(?:{_MONTHS})(?!\w)"
+            rf"(?:{_SPACE}(?:de )?\d{{2,4}}(?!\d))?",
             re.IGNORECASE,
         ),
     ),
@@ -64,7 +66,8 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     (
         "identifier",
         re.compile(
-            rf"(?<!\w)(?:{_WORDS_BEFORE_NUMBERS})s?(?: ?(?:no|nr|number|num|id))?[ .:#=-]{{0,3}}(?=[\w/-]*\d)[\w/-]{{3,40}}",
+            rf"(?<!\w)(?:{_WORDS_BEFORE_NUMBERS})s?(?: ?(?:no|nr|number|num|id))?[ .:#=-]{{0,3}}"
+            r"(?=[\w/-]{0,40}\d)[\w/-]{3,40}",
             re.IGNORECASE,
         ),
     ),

@@ -36,7 +36,7 @@ _MAGIC_AT: Final = 128
 _CODED: Final = ("Modality", "BodyPartExamined", "Laterality", "ViewPosition")
 _CODE: Final = re.compile(r"[A-Z][A-Z0-9_ ]{0,15}")
 _FROM_FILM_OR_SCREEN: Final = frozenset({"DV", "DF", "SD", "SI"})
-"""Conversion types (PS3.3 C.8.6.1) of digitised film, scanned paper and screens: whatever was written there is in it."""
+"""Conversion types (PS3.3 C.8.6.1) of digitised film, scanned paper and screens: what was written there shows."""
 _MISSING: Final = 'DICOM objects need pydicom and dicom-anonymizer: pip install "darkroom[vault]"'
 
 
@@ -128,7 +128,7 @@ def _clean(header: Any) -> bool:  # noqa: ANN401 - as above
     return True
 
 
-def _check(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  # noqa: ANN401 - as above
+def _check(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  # noqa: ANN401, PLR0911 - one check a line
     """Number of frames to show."""
     from pydicom.pixels import get_decoder  # noqa: PLC0415 - an extra
 

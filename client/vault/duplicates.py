@@ -1,8 +1,8 @@
 """Find pictures that are equal, or nearly, to one that was kept: what is seen several times is what a model memorises.
 
 The perceptual hash (pHash: the signs of 64 low frequencies) alone takes different slices of one organ for one picture,
-so it only picks what is then compared by thumbnails. All hashes are compared at once: ten thousand pictures against each
-other take less than a second, and no tree is needed.
+so it only picks what is then compared by thumbnails. All hashes are compared at once: ten thousand pictures against
+each other take less than a second, and no tree is needed.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Judge:
         texts: tuple[ScrubbedCaption, ScrubbedCaption],
     ) -> Verdict:
         caption, label = texts
-        outcome = self._outcome(candidate, picture, caption)
+        outcome = self._outcome(picture, caption)
         example = Example(
             name=name,
             outcome=outcome,
@@ -162,7 +162,7 @@ class Judge:
         self.search.add(name, exact=picture.exact, perceptual=picture.perceptual, thumbnail=thumbnail)
         return Verdict(example=example, record=record, caption_rules=(*caption.counts, *label.counts))
 
-    def _outcome(self, candidate: Candidate, picture: CleanPicture, caption: ScrubbedCaption) -> Outcome:
+    def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption) -> Outcome:
         if picture.has_text and self.rules.pixels.text == "refuse":
             return Refused(Reason.BURNED_IN_TEXT, "look at it; --accept-text keeps pictures with text")
         found = self.search.find(exact=picture.exact, perceptual=picture.perceptual, thumbnail=_thumbnail(picture))

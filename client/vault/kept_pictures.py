@@ -26,7 +26,9 @@ def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSe
         near_difference=rules.near_difference,
         drop_near=rules.near_duplicates == "drop",
     )
-    for hashes in vault.hashes() if vault is not None else ():
+    if vault is None:
+        return search
+    for hashes in vault.hashes():
         stored = partial(_stored_thumbnail, vault, hashes.record_id)
         search.add("", exact=hashes.exact, perceptual=hashes.perceptual, thumbnail=stored)
     return search

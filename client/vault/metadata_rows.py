@@ -1,4 +1,4 @@
-"""Rows of ``metadata.jsonl`` and ``metadata.csv``; a row that cannot be used becomes a refusal and never stops the others.
+"""Rows of ``metadata.jsonl`` and ``metadata.csv``: a row that cannot be used becomes a refusal and never stops others.
 
 Lines are read one at a time and have a largest length, so that neither a huge line nor deep nesting fills the memory.
 """

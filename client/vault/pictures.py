@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from client.vault.outcomes import Change, Reason, Refused
 
@@ -68,7 +68,7 @@ def decode_picture(data: bytes, rules: FileRules) -> Decoded | Refused:
         warnings.simplefilter("ignore")  # they quote the file, and sizes are checked here
         try:
             return _decode(data, rules)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}, nor DICOM")
         except (Image.DecompressionBombError, MemoryError):
             return _too_large(rules)
@@ -107,7 +107,7 @@ def scale_to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         low, high = float(finite.min()), float(finite.max())
     span = high - low if high > low else 1.0
     scaled = np.clip((np.nan_to_num(wide, nan=low, posinf=high, neginf=low) - low) / span, 0.0, 1.0)
-    return np.rint(scaled * 255).astype(np.uint8)
+    return np.asarray(np.rint(scaled * 255), np.uint8)
 
 
 def shrink(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:

@@ -39,8 +39,8 @@ def load_presidio(language: str) -> PresidioFinder:
     """The analyser with spaCy's large model for the language.
 
     Raises:
-        ConfigError: Presidio or the model is not installed. Presidio would fetch a missing model by itself; here nothing
-            is fetched.
+        ConfigError: Presidio or the model is not installed. Presidio would fetch a missing model by itself; this does
+            not.
 
     """
     model = "en_core_web_lg" if language == "en" else f"{language}_core_news_lg"

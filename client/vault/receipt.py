@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from client.vault.intake_rules import IntakeRules
     from client.vault.intake_report import IntakeReport
+    from client.vault.intake_rules import IntakeRules
     from common.crypto import Identity
 
 MAX_BYTES: Final = 1 << 20

@@ -151,7 +151,7 @@ def _candidate(folder: Path, row: Row, rules: IntakeRules, *, sidecars: bool) ->
     )
 
 
-def _locate(folder: Path, name: str) -> Path | Refused:
+def _locate(folder: Path, name: str) -> Path | Refused:  # noqa: PLR0911 - one check a line
     """Where the named file really is, or why it is not read."""
     pure = PurePosixPath(name)
     if not pure.name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:

@@ -2,8 +2,8 @@
 
 Guarantee: without the intake key a pseudonym tells nothing about the patient's number, and no number can be tested
 against it.
-Guarantee: a subject has one side. It depends on the key and the subject alone, and for a subject that the vault holds it
-is the side that the vault has, whatever the share is now.
+Guarantee: a subject has one side. It depends on the key and the subject alone, and for a subject that the vault holds
+it is the side that the vault has, whatever the share is now.
 
 The key comes from the site's identity and not from the vault, whose own keys change when it is rotated: re-ingested
 patients must fall together with their earlier pictures.
