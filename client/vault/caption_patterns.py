@@ -33,7 +33,10 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("address", re.compile(r"(?:https?|ftp|file|s3|sftp)://[^\s\[]+|\bwww\.[^\s\[]+", re.IGNORECASE)),
     ("email", re.compile(r"[^\s@\[\]<>()]{1,64} ?@ ?[^\s@\[\]<>()]{1,255}")),
     ("address", re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\.\d)")),
-    ("address", re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}:){3,7}[0-9a-f:]{1,4}", re.IGNORECASE)),
+    (
+        "address",
+        re.compile(r"(?<![\w:])(?=[0-9a-f:]{0,40}[0-9a-f])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}", re.IGNORECASE),
+    ),
     ("identifier", re.compile(r"(?<!\d)\d+(?:\.\d+){3,}")),  # DICOM unique identifiers
     ("identifier", re.compile(r"(?<!\w)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?!\w)", re.IGNORECASE)),
     ("identifier", re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)")),
@@ -71,6 +74,6 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
             re.IGNORECASE,
         ),
     ),
-    ("number", re.compile(r"\d(?:[\s()./_,:+-]{0,3}\d){6,}")),
     ("identifier", re.compile(r"(?<![\w-])(?!\d+x\d+(?:x\d+)?(?![\w-]))(?=(?:(?:[^\W\d]|-){0,60}\d){5})[\w-]{5,300}")),
+    ("number", re.compile(r"\d(?:[\s()./_,:+-]{0,3}\d){6,}")),
 )

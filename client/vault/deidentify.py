@@ -21,6 +21,7 @@ from client.vault.duplicates import exact_hash, perceptual_hash, thumbnail
 from client.vault.faces import cover_faces
 from client.vault.outcomes import Change, Reason, Refused
 from client.vault.pictures import Decoded, decode_picture, encode_png, shrink
+from client.vault.quiet import quiet_decoders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,12 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
     data = _read(path, rules)
     if isinstance(data, Refused):
         return data
-    source = _decode(data, path.suffix.lower(), rules)
+    with quiet_decoders():
+        return _clean_data(data, path.suffix.lower(), rules, previews=previews)
+
+
+def _clean_data(data: bytes, suffix: str, rules: IntakeRules, *, previews: bool) -> Cleaned:
+    source = _decode(data, suffix, rules)
     if isinstance(source, Refused):
         return source
     pictures = tuple(_clean(frame, source, rules, previews=previews) for frame in source.frames)

@@ -8,11 +8,8 @@ window or table, MONOCHROME1 turned round.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import re
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +21,6 @@ from client.vault.pictures import check_size
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from client.vault.intake_rules import DicomRules, FileRules
@@ -65,29 +60,14 @@ def read_dicom(data: bytes, files: FileRules, rules: DicomRules) -> DicomPicture
         ConfigError: pydicom or the anonymiser is not installed.
 
     """
-    with _quiet():
-        try:
-            return _read(data, files, rules)
-        except MemoryError:
-            return Refused(Reason.TOO_LARGE, "more pixels than fit into memory")
-        except ImportError as error:
-            raise ConfigError(_MISSING) from error
-        except Exception as error:  # noqa: BLE001 - the parser raises nearly anything on damaged files
-            return Refused(Reason.DAMAGED, f"{type(error).__name__} while reading the DICOM object")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the parser warns, logs or prints quotes the header."""
-    level, logger = logging.CRITICAL + 1, logging.getLogger("pydicom")
-    before = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(level)
-        try:
-            yield
-        finally:
-            logger.setLevel(before)
+    try:
+        return _read(data, files, rules)
+    except MemoryError:
+        return Refused(Reason.TOO_LARGE, "more pixels than fit into memory")
+    except ImportError as error:
+        raise ConfigError(_MISSING) from error
+    except Exception as error:  # noqa: BLE001 - the parser raises nearly anything on damaged files
+        return Refused(Reason.DAMAGED, f"{type(error).__name__} while reading the DICOM object")
 
 
 def _read(data: bytes, files: FileRules, rules: DicomRules) -> DicomPictures | Refused:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -49,9 +48,10 @@ _PLAIN: Final = frozenset({"1", "L", "P", "RGB"})
 _OTHER_COLOURS: Final = frozenset({"CMYK", "YCbCr", "HSV"})
 _ORIENTATION: Final = 0x0112
 _HARMLESS_INFO: Final = frozenset(
-    {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "progressive", "progression", "compression", "gamma",
-     "interlace", "transparency", "background", "loop", "duration", "srgb", "version", "extension"}
-)  # fmt: skip
+    "background compression dpi duration extension gamma interlace jfif jfif_density jfif_unit jfif_version loop "
+    "progression progressive resolution srgb timestamp transparency version".split()
+)
+"""What Pillow tells of a file that says nothing about who or what it shows; all of it is dropped like the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,14 @@ class Decoded:
 
 def decode_picture(data: bytes, rules: FileRules) -> Decoded | Refused:
     """Decode one file of an ordinary picture format."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote the file, and sizes are checked here
-        try:
-            return _decode(data, rules)
-        except UnidentifiedImageError:
-            return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}, nor DICOM")
-        except (Image.DecompressionBombError, MemoryError):
-            return _too_large(rules)
-        except _DECODER_ERRORS as error:
-            return Refused(Reason.DAMAGED, f"{type(error).__name__} while decoding; export it again")
+    try:
+        return _decode(data, rules)
+    except UnidentifiedImageError:
+        return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}, nor DICOM")
+    except (Image.DecompressionBombError, MemoryError):
+        return _too_large(rules)
+    except _DECODER_ERRORS as error:
+        return Refused(Reason.DAMAGED, f"{type(error).__name__} while decoding; export it again")
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
