@@ -74,8 +74,8 @@ def _read(data: bytes, files: FileRules, rules: DicomRules) -> DicomPictures | R
     import pydicom  # noqa: PLC0415 - an extra
 
     header = pydicom.dcmread(io.BytesIO(data), force=not is_dicom(data))
-    if not header:
-        return Refused(Reason.DAMAGED, "no DICOM elements")
+    if "SOPClassUID" not in header:  # read by force, nearly anything has some elements
+        return Refused(Reason.DAMAGED, "no DICOM object")
     patient = _patient(header)
     if not _clean(header):
         return Refused(Reason.DICOM_PROFILE, f"an element that {PROFILE} has no rule for the form of")
@@ -126,7 +126,7 @@ def _check(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  
     try:
         syntax = header.file_meta.TransferSyntaxUID
         usable = not syntax.is_compressed or get_decoder(syntax).is_available
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError, ValueError):
         return Refused(Reason.TRANSFER_SYNTAX, "no transfer syntax, or one without pictures")
     return count if usable else Refused(Reason.TRANSFER_SYNTAX, str(syntax.name))
 

@@ -48,8 +48,27 @@ _PLAIN: Final = frozenset({"1", "L", "P", "RGB"})
 _OTHER_COLOURS: Final = frozenset({"CMYK", "YCbCr", "HSV"})
 _ORIENTATION: Final = 0x0112
 _HARMLESS_INFO: Final = frozenset(
-    "background compression dpi duration extension gamma interlace jfif jfif_density jfif_unit jfif_version loop "
-    "progression progressive resolution srgb timestamp transparency version".split()
+    {
+        "background",
+        "compression",
+        "dpi",
+        "duration",
+        "extension",
+        "gamma",
+        "interlace",
+        "jfif",
+        "jfif_density",
+        "jfif_unit",
+        "jfif_version",
+        "loop",
+        "progression",
+        "progressive",
+        "resolution",
+        "srgb",
+        "timestamp",
+        "transparency",
+        "version",
+    }
 )
 """What Pillow tells of a file that says nothing about who or what it shows; all of it is dropped like the rest."""
 

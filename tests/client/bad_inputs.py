@@ -140,7 +140,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "pdf behind.png": (lambda: picture(31) + b"%PDF-1.7 " + CANARY.encode(), "accepted"),
     "empty.png": (lambda: b"", "refused: EMPTY"),
     "one byte.png": (lambda: b"\x89", "refused: NOT_A_PICTURE"),
-    "signature only.png": (lambda: b"\x89PNG\r\n\x1a\n", "refused: DAMAGED"),
+    "signature only.png": (lambda: b"\x89PNG\r\n\x1a\n", "refused: NOT_A_PICTURE"),
     "truncated.png": (lambda: picture(32)[:900], "refused: DAMAGED"),
     "truncated.jpg": (lambda: picture(33, kind="JPEG")[:500], "refused: DAMAGED"),
     "truncated.tif": (lambda: picture(34, kind="TIFF")[:6000], "refused: DAMAGED"),
@@ -214,7 +214,7 @@ def write_files(folder: Path) -> dict[str, str]:
     (folder / "dangling.png").symlink_to(folder / "nothing")
     (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "proc.png").symlink_to("/proc/self/environ")
-    (folder / "link in.png").symlink_to(folder / "plain.png")
+    (folder / "z link in.png").symlink_to(folder / "plain.png")
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.png")
     os.link(folder / "grey.png", folder / "hard link.png")
@@ -225,7 +225,7 @@ def write_files(folder: Path) -> dict[str, str]:
         "dangling.png": "refused: MISSING",
         "loop.png": "refused: UNREADABLE",
         "proc.png": "refused: OUTSIDE",
-        "link in.png": "duplicate",
+        "z link in.png": "duplicate",
         "pipe.png": "refused: NOT_A_FILE",
         "hard link.png": "duplicate",
     }

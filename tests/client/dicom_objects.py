@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,10 @@ def dicom_bytes(seed: int, *, frames: int = 1, pixels: bool = True, syntax: str 
         data.NumberOfFrames = frames
     if pixels:
         data.PixelData = stored_values(seed, frames).tobytes()
-    for name, value in elements.items():
-        setattr(data, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values that the standard forbids are wanted here
+        for name, value in elements.items():
+            setattr(data, name, value)
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
     return _with_syntax(buffer.getvalue(), syntax) if syntax else buffer.getvalue()

@@ -133,5 +133,5 @@ def test_presidio_findings_become_placeholders() -> None:
 
 
 def test_presidio_is_not_fetched() -> None:
-    with pytest.raises(ConfigError, match="captions.presidio"):
+    with pytest.raises(ConfigError, match=r"captions\.presidio"):
         load_presidio("en")
