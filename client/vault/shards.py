@@ -154,7 +154,8 @@ def _row(table: CaptionTable, row: int) -> Parts:
 def _keep(vault: Vault, kind: str, items: Mapping[RecordId, Parts]) -> None:
     if vault.access == "write":
         vault.put_derived(
-            kind, {each: save({name: part.clone() for name, part in parts.items()}) for each, parts in items.items()}
+            kind,
+            {each: save({name: part.contiguous() for name, part in parts.items()}) for each, parts in items.items()},
         )
 
 

@@ -307,13 +307,15 @@ def test_a_database_that_another_program_holds_is_busy(tmp_path: Path) -> None:
 def test_an_erasure_that_a_reader_keeps_traces_of_is_finished_at_the_next_opening(tmp_path: Path) -> None:
     filled(tmp_path).close()
     index = tmp_path / "vault" / "index.sqlite3"
-    with closing(sqlite3.connect(index)) as reader:
-        with Vault.open(tmp_path / "vault", key_file(tmp_path), access="write", busy_seconds=0.1) as vault:
-            reader.execute("BEGIN")
-            (wrapped,) = reader.execute("SELECT wrapped FROM subjects LIMIT 1").fetchone()
-            with pytest.raises(VaultBusy, match="reader keeps"):
-                vault.erase_subject("patient 0")
-            assert vault.find_subject("patient 0") is None  # erased all the same
+    with (
+        closing(sqlite3.connect(index)) as reader,
+        Vault.open(tmp_path / "vault", key_file(tmp_path), access="write", busy_seconds=0.1) as vault,
+    ):
+        reader.execute("BEGIN")
+        (wrapped,) = reader.execute("SELECT wrapped FROM subjects LIMIT 1").fetchone()
+        with pytest.raises(VaultBusy, match="reader keeps"):
+            vault.erase_subject("patient 0")
+        assert vault.find_subject("patient 0") is None  # erased all the same
     with Vault.open(tmp_path / "vault", key_file(tmp_path), access="write"):
         assert not any(wrapped in each.read_bytes() for each in (tmp_path / "vault").iterdir() if each.is_file())
 
