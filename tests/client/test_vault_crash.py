@@ -62,8 +62,8 @@ def test_files_and_their_names_are_on_disk_before_the_index_refers_to_them(
     order = [event for at, event in enumerate(events) if event != "COMMIT" or events[at - 1] != "COMMIT"]
     assert order[order.index("file") :][:4] == ["file", "file", "folder", "COMMIT"]
     assert order[order.index("file") :][4:7] == ["file", "folder", "COMMIT"]
-    # the keys are gone before the files are, and their traces before the erasure is acknowledged
-    assert order[order.index("file") :][7:] == ["folder", "VACUUM", "COMMIT"]
+    # the keys' traces are gone before the files are, and both before the erasure is acknowledged
+    assert order[order.index("file") :][7:] == ["VACUUM", "folder", "COMMIT"]
 
 
 def test_files_of_a_transaction_that_failed_while_it_was_committed_are_kept_for_the_sweep(

@@ -143,3 +143,15 @@ def test_the_shard_prints_no_content(site: Site, vault: Vault) -> None:
     with vault:
         encoded: VaultShard = encode_vault(site.base, vault, plan_of(site), today=TODAY)
         assert repr(encoded) == "VaultShard(shard=LatentShard(…))"
+
+
+def test_a_damaged_encoding_is_made_anew(site: Site, vault: Vault, tmp_path: Path) -> None:
+    with vault:
+        first = encode_vault(site.base, vault, plan_of(site), today=TODAY)
+        pictures = {vault._interior.record(info.record_id)[0].blob.hex() for info in vault.infos()}
+        for each in (tmp_path / "vault" / "blobs").iterdir():
+            if each.name not in pictures:
+                each.write_bytes(each.read_bytes()[:-1])
+        assert_same(encode_vault(site.base, vault, plan_of(site), today=TODAY).shard, first.shard)
+        assert_same(encode_vault(site.base, vault, plan_of(site), today=TODAY).shard, first.shard)
+        assert len(vault._interior.blobs.names()) == 6 + 6 + 4  # pictures, their encodings, three captions and none

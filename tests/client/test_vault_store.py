@@ -29,7 +29,10 @@ from common.errors import DataError, VaultError
 from tests.client.vaults import filled, key_file, record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from client.vault.interior import Interior
 
 
 def test_what_goes_in_comes_out_after_reopening(tmp_path: Path) -> None:
@@ -451,3 +454,55 @@ def test_the_vault_grew_out_of_every_state_it_had(tmp_path: Path) -> None:
         other = VaultState(vault=state.vault, generation=state.generation, digest=bytes(32))
         with pytest.raises(VaultRolledBack):
             Vault.open(tmp_path / "vault", key_file(tmp_path, "new"), expected=other)
+
+
+def test_what_another_process_takes_away_while_it_is_read_is_unknown_or_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as writer, Vault.open(tmp_path / "vault", key_file(tmp_path)) as reader:
+        first, second, *_ = (info.record_id for info in writer.infos())
+        real = type(reader._interior).file_content
+        between: list[Callable[[], object]] = [lambda: writer.put_derived("latents", {first: b"newer"})]
+
+        def file_content(inside: Interior, name: bytes) -> bytes | None:
+            if inside is reader._interior and between:
+                between.pop()()
+            return real(inside, name)
+
+        monkeypatch.setattr("client.vault.interior.Interior.file_content", file_content)
+        assert reader.derived(first, "latents") == b"newer"
+        between.append(lambda: writer.erase_subject("patient 0"))
+        with pytest.raises(UnknownRecord):
+            reader.derived(first, "latents")
+        between.append(lambda: writer.erase_subject("patient 1"))
+        with pytest.raises(UnknownRecord):
+            reader.read(second)
+
+
+def test_a_device_that_fails_is_named(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    directory = tmp_path / "vault"
+    with Vault.open(directory, key_file(tmp_path), access="write") as vault:
+        first = vault.infos()[0].record_id
+        file = directory / "blobs" / vault._interior.record(first)[0].blob.hex()
+        file.unlink()
+        file.mkdir()  # stands for a file that cannot be read or taken away
+        with pytest.raises(VaultUnavailable):
+            vault.read(first)
+        with pytest.raises(VaultUnavailable, match="without a key are left"):
+            vault.erase_subject("patient 0")
+        assert vault.find_subject("patient 0") is None
+        file.rmdir()
+    (directory / "lock").unlink()
+    (directory / "lock").mkdir()
+    with pytest.raises(VaultUnavailable, match="cannot be written"):
+        Vault.open(directory, key_file(tmp_path), access="write")
+
+
+def test_an_index_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(VaultUnavailable, match="No space left"):
+        Vault.create(tmp_path / "vault", key_file(tmp_path))
