@@ -40,6 +40,8 @@
     │   ├── LedgerUnavailable      full disk, locked or unwritable
     │   └── ClockWentBack          the clock is behind the last entry
     ├── AuditLogError              an audit log that is damaged, forked or signed by somebody else
+    ├── StewardUnavailable         a steward that cannot be reached or cannot start
+    │   └── StewardRunning         another steward serves this site already
     ├── RoundFailed                too few institutions answered
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
@@ -225,6 +227,14 @@ class ClockWentBack(LedgerError):
 
 class AuditLogError(DarkroomError):
     """An audit log that is damaged, forked or signed by somebody else."""
+
+
+class StewardUnavailable(DarkroomError):
+    """A steward that cannot be reached, or that cannot start with what its site gives it."""
+
+
+class StewardRunning(StewardUnavailable):
+    """Another steward serves this site already; one ledger and one audit log have one writer."""
 
 
 class RoundFailed(DarkroomError):

@@ -31,6 +31,8 @@ class RefusalCode(StrEnum):
     NOT_FINITE = "not_finite"
     NOT_ALLOWED = "not_allowed"
     NO_DATA = "no_data"
+    BUSY = "busy"
+    """Too many requests at once, or a steward that is stopping; the same request may be sent again later."""
     INTERNAL = "internal"
 
 
