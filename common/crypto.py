@@ -47,6 +47,7 @@ class Label(enum.Enum):
 
     ADAPTER = b"darkroom/adapter/1"
     ADVERT = b"darkroom/session-key/1"
+    APPROVAL = b"darkroom/site-approval/1"
     AUDIT_ENTRY = b"darkroom/audit-entry/1"
     AUDIT_GENESIS = b"darkroom/audit-genesis/1"
     AUDIT_HASH = b"darkroom/audit-hash/1"

@@ -32,6 +32,7 @@
     │   └── MaskReuse              a second vector asked for under the same masks
     ├── CryptoError                a key or sealed text that cannot be used
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
+    ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── LedgerError                the privacy ledger
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
@@ -189,6 +190,10 @@ class CryptoError(DarkroomError):
 
 class ManifestError(DarkroomError):
     """A run manifest that is not canonical, not signed by its coordinator, or contradicts itself."""
+
+
+class ApprovalError(DarkroomError):
+    """A site's word on a run that is damaged, missing or not to be had."""
 
 
 class PolicyRefusal(DarkroomError):
