@@ -88,12 +88,11 @@ class ApprovalStore:
         return word is not None and word.decision == "approved"
 
     def note_proposal(self, signed: bytes) -> None:
-        """Keep a signed manifest for people to look at.
+        """Keep a signed manifest for people to look at, unless so many wait already.
 
         Raises:
             ManifestError: Unreadable, not signed, or from a coordinator that the site's policy does not name.
             ConfigErrors: The manifest contradicts itself.
-            ApprovalError: So many wait already that no more are kept.
 
         """
         manifest, digest = open_manifest(signed)
@@ -103,7 +102,8 @@ class ApprovalStore:
         if any((self.folder / place / f"{name}.manifest").exists() for place in ("pending", "decided")):
             return
         if len(list(self._place("pending").glob("*.manifest"))) >= MAX_PENDING:
-            raise ApprovalError(f"{MAX_PENDING} proposals wait already; approve or revoke some")
+            _log.warning("run %s is proposed but not kept: %d proposals wait already", name[:16], MAX_PENDING)
+            return
         _write(self._place("pending") / f"{name}.manifest", signed)
         _log.info("run %s is proposed; look at it with: darkroom-client approve %s", name[:16], name[:16])
 

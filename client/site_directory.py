@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from client.audit_log import AuditLog
-from client.budget import PldAccountant
+from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.service_socket import create_token_file
 from client.site import SiteConfig

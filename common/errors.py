@@ -41,6 +41,7 @@
     │   ├── LedgerUnavailable      full disk, locked or unwritable
     │   └── ClockWentBack          the clock is behind the last entry
     ├── AuditLogError              an audit log that is damaged, forked or signed by somebody else
+    ├── NotEnoughMemory            a base model that does not fit on this machine
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── RoundFailed                too few institutions answered
@@ -232,6 +233,10 @@ class ClockWentBack(LedgerError):
 
 class AuditLogError(DarkroomError):
     """An audit log that is damaged, forked or signed by somebody else."""
+
+
+class NotEnoughMemory(DarkroomError):
+    """A base model that does not fit on this machine, or on what the site allows."""
 
 
 class StewardUnavailable(DarkroomError):
