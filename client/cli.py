@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from client.commands.approval import approvals, approve, revoke
+from client.commands.site import init, status
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -71,6 +73,10 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadat
     typer.echo(f"{folder}: {len(pictures)} pictures of {subjects} subjects can be used")
     for name in unlisted_files(folder, pictures):
         typer.echo(f"not used, no row in metadata.jsonl: {name}")
+
+
+for command in (init, status, approve, approvals, revoke):
+    app.command()(command)
 
 
 def main() -> None:

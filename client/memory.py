@@ -62,8 +62,8 @@ def check_memory(base: BaseModel, *, device: str, limit: int | None) -> Memory:
     wanted = wanted_bytes(base)
     if wanted > available:
         raise NotEnoughMemory(
-            f"{base.directory}: wants about {wanted // MIB} MiB on {device}, {available // MIB} MiB are free or allowed; "
-            "take a smaller base, free memory, or raise memory_limit_mib"
+            f"{base.directory}: wants about {wanted // MIB} MiB on {device}, {available // MIB} MiB are free or "
+            "allowed; take a smaller base, free memory, or raise memory_limit_mib"
         )
     return Memory(wanted=wanted, available=available)
 

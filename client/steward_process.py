@@ -45,7 +45,7 @@ class TurnedAwayAudit:
         try:
             self.audit.append("turned_away", dict(counts))
         except DarkroomError as error:
-            _log.error("the audit log cannot be written: %s", error)  # noqa: TRY400 - the text says it all
+            _log.error("the audit log cannot be written: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class StewardProcess:
         place = SocketPlace(path=Path(self.settings.socket), group=self.settings.group)
         with held(place):
             service = self._service()
+            self.audit.append("started", {})  # before the doors open, because the log has one writer at a time
             serving = serve(service, place, _tcp(self.settings))
-            self.audit.append("started", {})
             _log.info("listening on %s", place.path)
             while not stop.wait(every):
                 self._look_after(service, stop)
@@ -109,7 +109,7 @@ class StewardProcess:
             try:
                 self.care()
             except DarkroomError as error:
-                _log.error("looking after the site failed: %s", error)  # noqa: TRY400 - the text says it all
+                _log.error("looking after the site failed: %s", error)
 
     def _end(self, serving: Serving) -> bool:
         _log.info("stopping; a round may end within %g s", self.settings.stop_seconds)
