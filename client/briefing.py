@@ -6,13 +6,13 @@ be compared.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client.policy import check_manifest
 from common.errors import DarkroomError, PolicyRefusal
 from common.manifest_diff import describe_changes
+from common.manifest_terms import check_terms
 from common.privacy.run_plan import private_plan
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _TRAINED: Final = {
     "AB": "both factors of each adapter layer",
     "core": "a small core between public, fixed factors of each adapter layer",
 }
-_TOLERANCE: Final = 1e-6
-"""Relative; noise and rates are worked out anew and may differ in the last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,30 +142,12 @@ def _reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountan
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     """The policy reads the manifest's privacy terms, the noise is made by its configuration: both must agree."""
-    terms = manifest.privacy
     try:
-        plan = private_plan(manifest.config)
+        check_terms(manifest)
     except DarkroomError as error:
-        yield f"the run's settings cannot be worked out: {error}"
-        return
-    if (terms is None) != (plan is None):
-        yield "config.privacy and privacy disagree on whether there is differential privacy"
-    if terms is None or plan is None:
-        return
-    config = plan.config
-    if not config.is_private:
+        yield str(error)
+    if manifest.config.privacy != "none" and not manifest.config.privacy.is_private:
         yield "config.privacy.repeatable: the noise can be computed by others, so nothing is protected"
-    if terms.unit != config.unit:
-        yield f"privacy.unit is {terms.unit}, config.privacy.unit {config.unit}"
-    pairs = (
-        ("clip", terms.clip, config.clip),
-        ("sampling_rate", terms.sampling_rate, config.sampling_rate),
-        ("noise_multiplier", terms.noise_multiplier, plan.noise_multiplier),
-        ("delta", terms.delta, config.delta),
-    )
-    for name, said, made in pairs:
-        if not math.isclose(said, made, rel_tol=_TOLERANCE):
-            yield f"privacy.{name} says {said:.6g}, but the run's settings make it {made:.6g}"
 
 
 def _printable(text: str) -> str:

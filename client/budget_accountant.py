@@ -1,11 +1,15 @@
-"""The ledger's accountant: its events, priced with privacy loss distributions."""
+"""The accountant behind the ledger: charged contributions composed by their privacy loss distributions.
+
+One composition takes about half a second, so each distinct one is computed once in a process.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
-from common.errors import AccountingError, UnknownEvent
+from common.errors import UnknownEvent
 from common.privacy.accounting import Rounds, epsilon
 
 if TYPE_CHECKING:
@@ -13,30 +17,36 @@ if TYPE_CHECKING:
 
     from client.ledger import Event
 
+_KNOWN: Final = "add_remove_one"
+
 
 class PldAccountant:
-    """A :class:`client.ledger.BudgetAccountant` over :mod:`common.privacy.accounting`."""
+    """A :class:`client.ledger.BudgetAccountant` for Poisson-sampled Gaussian sums.
+
+    Guarantee: what it answers is at least the ε of all events together at this δ, their slacks and losses included; it
+    refuses whatever it does not know.
+    """
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
-        """ε of all events together; ``inf`` for noise too small to be accounted for.
+        """See :class:`client.ledger.BudgetAccountant`.
 
         Raises:
-            UnknownEvent: Another neighbouring relation than adding or removing one unit.
+            UnknownEvent: A relation other than adding or removing one unit.
+            AccountingError: Slack or losses use up δ, or there is no finite ε.
 
         """
-        for event in events:
-            if event.relation != "add_remove_one":
-                raise UnknownEvent(f"the accountant knows add_remove_one only; got {event.relation!r}")
-        rounds = [
-            Rounds(noise_multiplier=event.noise_multiplier, sampling_rate=event.sampling_rate, rounds=event.count)
-            for event in events
-        ]
-        slack = math.fsum(event.slack * event.count for event in events)
-        lost = math.fsum(event.lost * event.count for event in events)
-        try:
-            return epsilon(rounds, delta=delta, slack=slack, lost=lost)
-        except UnknownEvent:
-            raise
-        except AccountingError:
-            # nothing can be promised (noise too small, or slack that uses up δ): over any budget
-            return math.inf
+        return _composed(tuple(events), delta)
+
+
+@lru_cache(maxsize=4096)
+def _composed(events: tuple[Event, ...], delta: float) -> float:
+    for event in events:
+        if event.relation != _KNOWN:
+            raise UnknownEvent(f"wanted events for {_KNOWN}, got {event.relation!r}: nothing is stated about it")
+    rounds = [
+        Rounds(noise_multiplier=one.noise_multiplier, sampling_rate=one.sampling_rate, rounds=one.count)
+        for one in events
+    ]
+    # each slack is Pinsker's bound on a divergence, and the divergences of independent rounds add up
+    slack = math.sqrt(sum(one.count * one.slack**2 for one in events))
+    return epsilon(rounds, delta=delta, slack=slack, lost=sum(one.count * one.lost for one in events))

@@ -9,6 +9,7 @@ import typer
 
 from client.commands.approval import approvals, approve, revoke
 from client.commands.site import init, status
+from client.commands.steward import steward
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -75,7 +76,7 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadat
         typer.echo(f"not used, no row in metadata.jsonl: {name}")
 
 
-for command in (init, status, approve, approvals, revoke):
+for command in (init, steward, status, approve, approvals, revoke):
     app.command()(command)
 
 

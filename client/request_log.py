@@ -27,6 +27,8 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
     round: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     attempt: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     session: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
+    message: bytes | None = None
+    """A message of secure aggregation inside this one."""
     code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}$")] | None = None
 
 
@@ -47,7 +49,7 @@ class Line:
         session = None if asked is None or asked.session is None else asked.session.hex()[:16]
         pairs = {
             "kind": UNREADABLE if asked is None else asked.type,
-            "run": session,
+            "session": session,
             "round": None if asked is None else asked.round,
             "attempt": None if asked is None else asked.attempt,
             "outcome": self.outcome,
@@ -57,9 +59,13 @@ class Line:
 
 
 def read_heading(message: bytes) -> Heading | None:
-    """The heading of encoded bytes; None if they have none."""
+    """The heading of encoded bytes, with the round of the message inside them; None if they have none."""
     try:
-        return _HEADINGS.decode(message)
+        outer = _HEADINGS.decode(message)
+        if outer.message is None:
+            return outer
+        inner = _HEADINGS.decode(outer.message)
+        return Heading(type=outer.type, round=inner.round, attempt=inner.attempt, session=inner.session)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.audit_log import AuditLog
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.service_socket import create_token_file
 from client.site import SiteConfig
+from common.audit_log import AuditLog
 from common.crypto import random_key
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.audit_log import Entry, verify_log
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
+from common.audit_log import Entry, verify_log
 from common.errors import StewardUnavailable
 
 if TYPE_CHECKING:

@@ -94,6 +94,11 @@ class Steward:
             return encode(Refusal(code=RefusalCode.MALFORMED))
 
     def _reply(self, request: Request) -> Reply:
+        if not isinstance(request, Contribute | Evaluate) or self.config.is_secure:
+            # a share alone has less noise than the run promises, so it leaves masked or not at all
+            raise _Refused(
+                RefusalCode.NOT_ALLOWED, f"asked for {type(request).__name__}, which this run has no use for"
+            )
         vector = self._checked_adapter(request)
         plan = private_plan(self.config)
         if isinstance(request, Contribute):
@@ -102,7 +107,7 @@ class Steward:
             raise _Refused(RefusalCode.NOT_ALLOWED, "asked for a hold-out loss, which is no private release")
         return self._evaluate(request, vector)
 
-    def _checked_adapter(self, request: Request) -> NDArray[np.float32]:
+    def _checked_adapter(self, request: Contribute | Evaluate) -> NDArray[np.float32]:
         spec = self.trainer.spec
         if request.spec_digest != spec.digest:
             raise _Refused(RefusalCode.WRONG_SPEC, f"adapter spec {request.spec_digest}, agreed {spec.digest}")

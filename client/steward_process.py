@@ -24,9 +24,9 @@ from common.steward_link import read_token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.audit_log import AuditLog
     from client.service import Serving
     from client.site import ServiceConfig
+    from common.audit_log import AuditLog
     from common.port import StewardPort
 
 CARE_SECONDS: Final = 60.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from client.membership import TrainingSide
 from client.memory import MIB, check_memory, choose_device
 from client.trainer import build_trainer
 from common.adapter.model import open_base
@@ -16,7 +17,6 @@ from common.errors import DigestMismatch
 if TYPE_CHECKING:
     from client.latents import LatentShard
     from client.site import SiteConfig
-    from client.trainer import Trainer
     from common.adapter.model import BaseModel
     from common.manifest import Manifest
 
@@ -44,6 +44,7 @@ class TrainingRoom:
     """One base model on one device.
 
     Args:
+        name: The institution's.
         directory: The base model's.
         device: ``auto``, ``cpu`` or ``cuda``.
         limit: Most bytes that the site allows; None: what is free.
@@ -51,26 +52,27 @@ class TrainingRoom:
 
     """
 
+    name: str
     directory: str
     device: str
     limit: int | None
     records: RecordSource
-    _run: tuple[bytes, Trainer, EncodedRecords] | None = field(init=False, default=None, repr=False)
+    _run: tuple[str, TrainingSide] | None = field(init=False, default=None, repr=False)
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of_site(cls, site: SiteConfig, records: RecordSource) -> TrainingRoom:
         """The room that a site's settings describe."""
         limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
-        return cls(directory=site.base, device=site.device, limit=limit, records=records)
+        return cls(name=site.name, directory=site.base, device=site.device, limit=limit, records=records)
 
     @property
     def loaded(self) -> bool:
         """Whether a base is in memory."""
         return self._run is not None
 
-    def trainer_for(self, manifest: Manifest, digest: bytes) -> tuple[Trainer, EncodedRecords]:
-        """The trainer and the records of this run; those of the run before are dropped first.
+    def prepare(self, manifest: Manifest) -> TrainingSide:
+        """Base, adapter and records of this run; those of the run before are dropped first.
 
         Raises:
             ModelError: The base cannot be read, or is not the manifest's.
@@ -79,19 +81,18 @@ class TrainingRoom:
 
         """
         with self._guard:
-            if self._run is not None and self._run[0] == digest:
-                return self._run[1], self._run[2]
+            if self._run is not None and self._run[0] == manifest.run:
+                return self._run[1]
             self._run = None  # before the next is loaded: two do not fit
             base = self.open_base(manifest.base_digest)
             device = choose_device(self.device)
             memory = check_memory(base, device=device, limit=self.limit)
-            _log.info(
-                "base model fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device
-            )
+            _log.info("the base fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device)
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
-            self._run = (digest, trainer, records)
-            return trainer, records
+            side = TrainingSide(name=self.name, trainer=trainer, shard=records.shard, units=records.units)
+            self._run = (manifest.run, side)
+            return side
 
     def forget(self) -> None:
         """Drop base and records, after an erasure or an expiry; the next run gets them anew."""

@@ -192,11 +192,19 @@ class RunConfig(Config, frozen=True, kw_only=True):
     """A table of settings, or ``"none"`` together with ``acknowledge``."""
     acknowledge: str = ""
     """With ``privacy = "none"``: the sentence :data:`PLAIN_WORDS`."""
+    aggregation: Literal["secure", "clear"] | None = None
+    """``secure``: the coordinator learns the sum alone; absent: so with a table ``privacy``. ``clear``: it sees each
+    institution's answer."""
     base: BaseModelConfig
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     server: ServerConfig = ServerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether sums are masked."""
+        return self.aggregation == "secure" or (self.aggregation is None and self.privacy != "none")
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
@@ -210,6 +218,8 @@ class RunConfig(Config, frozen=True, kw_only=True):
             yield f'acknowledge: privacy = "none" needs acknowledge = "{PLAIN_WORDS}"; got {self.acknowledge!r}'
         if self.server.subtract_noise:
             yield "server.subtract_noise: there is no noise without a table privacy"
+        if self.aggregation == "secure":
+            yield 'aggregation: wanted "secure" with a table privacy only: a sum without noise protects nobody in it'
 
     def _private_faults(self, privacy: PrivacyConfig) -> Iterator[str]:
         server = self.server
@@ -221,6 +231,12 @@ class RunConfig(Config, frozen=True, kw_only=True):
             yield (
                 f"privacy.colluders: {privacy.colluders} of server.minimum_institutions = "
                 f"{server.minimum_institutions}: someone honest must add noise"
+            )
+        if self.is_secure and server.minimum_institutions < privacy.colluders + 2:
+            # with one honest institution left, the sum less the colluders' own answers is that institution's update
+            yield (
+                f"server.minimum_institutions: secure sums need at least colluders + 2 = {privacy.colluders + 2}, got "
+                f'{server.minimum_institutions}; or say aggregation = "clear"'
             )
         if server.institutions_per_round not in {None, server.minimum_institutions}:
             yield "server.institutions_per_round: with a table privacy every round has exactly minimum_institutions"

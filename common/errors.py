@@ -17,6 +17,7 @@
     ├── AdapterError               an adapter file or vector
     │   └── WrongAdapterSpec       made for another model, rank or target list
     ├── ProtocolError              a message that does not fit the run
+    │   ├── RequestNotAllowed      a kind of request that this institution never answers
     │   ├── OutOfOrder             a message or call that the present state does not expect
     │   ├── MalformedMessage       bytes that are too many, too few, of another version or type
     │   ├── BadSignature           a signature that is not the named party's over this content
@@ -34,6 +35,7 @@
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
+    ├── NotApproved                a manifest that nobody at the institution has approved yet
     ├── LedgerError                the privacy ledger
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
@@ -44,6 +46,7 @@
     ├── NotEnoughMemory            a base model that does not fit on this machine
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
+    ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
     ├── RoundFailed                too few institutions answered
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
@@ -122,6 +125,10 @@ class WrongAdapterSpec(AdapterError):
 
 class ProtocolError(DarkroomError):
     """A message that does not fit the run."""
+
+
+class RequestNotAllowed(ProtocolError):
+    """A kind of request that this institution never answers."""
 
 
 class OutOfOrder(ProtocolError):
@@ -207,6 +214,10 @@ class PolicyRefusal(DarkroomError):
         super().__init__(f"run {run!r} is refused by this site's policy:\n{listed}")
 
 
+class NotApproved(DarkroomError):
+    """A manifest that nobody at the institution has approved yet."""
+
+
 class LedgerError(DarkroomError):
     """Something about the site's privacy ledger."""
 
@@ -245,6 +256,10 @@ class StewardUnavailable(DarkroomError):
 
 class StewardRunning(StewardUnavailable):
     """Another steward serves this site already; one ledger and one audit log have one writer."""
+
+
+class VaultError(DarkroomError):
+    """Something about the encrypted store of pictures."""
 
 
 class RoundFailed(DarkroomError):

@@ -13,12 +13,17 @@ import msgspec
 from msgspec import Meta
 
 from common.errors import ProtocolError
+from common.manifest import MAX_MANIFEST_BYTES
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """Larger messages are refused before they are decoded."""
 
+MAX_CONTROL_BYTES: Final = 1 << 18
+"""Longest message of a session's opening."""
+
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
+Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
 SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -31,6 +36,14 @@ class RefusalCode(StrEnum):
     NOT_FINITE = "not_finite"
     NOT_ALLOWED = "not_allowed"
     NO_DATA = "no_data"
+    BAD_MANIFEST = "bad_manifest"
+    """Not signed by the coordinator it names, or terms that do not follow from its own settings."""
+    AWAITING_APPROVAL = "awaiting_approval"
+    NO_SESSION = "no_session"
+    """No session key for this: the coordinator should open a new session."""
+    REPLAYED = "replayed"
+    """A round and attempt at or before the last one that was answered."""
+    OVER_BUDGET = "over_budget"
     BUSY = "busy"
     """Too many requests at once, or a steward that is stopping; the same request may be sent again later."""
     INTERNAL = "internal"
@@ -83,6 +96,52 @@ class NoisedContribution(_Message, frozen=True, kw_only=True, tag="noised_contri
     values: bytes
 
 
+class Propose(_Message, frozen=True, kw_only=True, tag="propose"):
+    """Coordinator → institution: take part in this run; the bytes of :func:`common.manifest.sign_manifest`."""
+
+    manifest: Annotated[bytes, Meta(max_length=MAX_MANIFEST_BYTES + 1024)]
+
+
+class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
+    """Institution → coordinator: the bytes of :func:`common.manifest.countersign`."""
+
+    countersignature: Annotated[bytes, Meta(max_length=1024)]
+
+
+class OpenSecureSession(_Message, frozen=True, kw_only=True, tag="open_secure_session"):
+    """Coordinator → institution: a :class:`common.secagg.messages.OpenSession`, encoded."""
+
+    message: Control
+
+
+class SessionKeyAdvert(_Message, frozen=True, kw_only=True, tag="session_key_advert"):
+    """Institution → coordinator: a :class:`common.secagg.messages.KeyAdvert`, encoded."""
+
+    message: Control
+
+
+class ShareSessionKeys(_Message, frozen=True, kw_only=True, tag="share_session_keys"):
+    """Coordinator → institution: a :class:`common.secagg.messages.SessionKeys`, encoded."""
+
+    message: Control
+
+
+class SessionReady(_Message, frozen=True, kw_only=True, tag="session_ready"):
+    """Institution → coordinator: the session's keys are derived; a round may come."""
+
+
+class ContributeMasked(_Message, frozen=True, kw_only=True, tag="contribute_masked"):
+    """Coordinator → institution: a :class:`common.secagg.messages.RoundRequest`, encoded."""
+
+    message: bytes
+
+
+class MaskedAnswer(_Message, frozen=True, kw_only=True, tag="masked_answer"):
+    """Institution → coordinator: a :class:`common.secagg.messages.MaskedContribution`, encoded."""
+
+    message: bytes
+
+
 class PlainEvaluation(_Message, frozen=True, kw_only=True, tag="plain_evaluation"):
     """Institution → coordinator without privacy: mean hold-out loss and the number of hold-out pictures."""
 
@@ -98,9 +157,12 @@ class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
     code: RefusalCode
 
 
-Request: TypeAlias = Contribute | Evaluate
+PlainRequest: TypeAlias = Contribute | Evaluate
+SecureRequest: TypeAlias = Propose | OpenSecureSession | ShareSessionKeys | ContributeMasked
+Request: TypeAlias = PlainRequest | SecureRequest
 Contribution: TypeAlias = PlainContribution | NoisedContribution
-Reply: TypeAlias = Contribution | PlainEvaluation | Refusal
+SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
+Reply: TypeAlias = Contribution | PlainEvaluation | SecureReply | Refusal
 M = TypeVar("M")
 
 

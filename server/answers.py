@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from common.errors import ProtocolError
-from common.messages import NoisedContribution, PlainContribution, PlainEvaluation, Refusal, decode_reply
+from common.messages import (
+    MaskedAnswer,
+    NoisedContribution,
+    PlainContribution,
+    PlainEvaluation,
+    Refusal,
+    SecureReply,
+    decode_reply,
+)
 from server.reports import InstitutionLoss
 from server.transport import Failure
 
@@ -17,12 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from server.rounds import Collecting
+    from server.secure_rounds import MaskedCollecting
 
 _log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "protocol"
 """Reason of a failure: an answer that does not fit the run."""
-Answer: TypeAlias = PlainContribution | NoisedContribution | PlainEvaluation | str
+Answer: TypeAlias = PlainContribution | NoisedContribution | PlainEvaluation | SecureReply | str
 """A message, or the reason why there is none."""
 
 
@@ -60,6 +69,17 @@ def take_contribution(collecting: Collecting, node: int, answer: Answer) -> Coll
             _log.warning("answer of node %d refused: %s", node, error)
     reason = answer if isinstance(answer, str) else PROTOCOL
     # a node that has answered already is none the worse for a second answer, nor is the round for a stranger's
+    return collecting.handle_failure(node, reason) if collecting.is_outstanding(node) else collecting
+
+
+def take_masked(collecting: MaskedCollecting, node: int, answer: Answer) -> MaskedCollecting:
+    """The same for a masked answer."""
+    if isinstance(answer, MaskedAnswer):
+        try:
+            return collecting.handle_reply(node, answer)
+        except ProtocolError as error:
+            _log.warning("masked answer of node %d refused: %s", node, error)
+    reason = answer if isinstance(answer, str) else PROTOCOL
     return collecting.handle_failure(node, reason) if collecting.is_outstanding(node) else collecting
 
 

@@ -8,24 +8,31 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from common.errors import CheckpointError, ProtocolError
+from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
 from server import attempts
-from server.answers import Clock, evaluation_row, take_contribution, timed_answers
+from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.optimizer import initial_state
-from server.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart
+from server.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStart
+from server.round_log import log_evaluation, log_round, report_round
 from server.rounds import ReadyForRound, Rules
+from server.secure_session import SecureSession
 from server.vectors import Vector, frozen_copy, to_bytes, vector_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from common.config import RunConfig
+    from common.manifest import Manifest
     from common.privacy.run_plan import PrivacyReport
+    from server.answers import Answer
     from server.reports import RunObserver
     from server.rounds import Collecting
+    from server.secure_rounds import MaskedCollecting
+    from server.secure_session import SecureRun
     from server.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -58,7 +65,7 @@ class Coordinator:
     it is done again.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a run
         self,
         *,
         config: RunConfig,
@@ -67,8 +74,17 @@ class Coordinator:
         transport: Transport,
         observer: RunObserver,
         directory: Path,
+        secure: SecureRun | None = None,
     ) -> None:
-        """Put the parts together; ``initial`` is float32[d], ``directory`` the run's directory."""
+        """Put the parts together; ``initial`` is float32[d], ``directory`` the run's directory.
+
+        Raises:
+            ConfigError: A run with masked sums needs ``secure``, and no other may have it.
+            ManifestError: The manifest in it is not of this run.
+
+        """
+        if config.is_secure != (secure is not None):
+            raise ConfigError("a manifest and the coordinator's key are wanted with secure aggregation, and only there")
         if initial.shape != (spec.dimension,):
             raise ProtocolError(f"initial adapter of shape {initial.shape}; the spec wants ({spec.dimension},)")
         self._rules = Rules(config=config, spec_digest=spec.digest, dimension=spec.dimension)
@@ -82,6 +98,10 @@ class Coordinator:
         if self._privacy is not None:
             self._privacy.noise(spec.dimension)  # noise that no scale carries is a fault now, not in the first round
             self._journal = attempts.AttemptJournal(directory / attempts.FILE, most=self._privacy.attempts)
+        self._session: SecureSession | None = None
+        if secure is not None:
+            self._session = SecureSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
+            _check_manifest(self._session.manifest, config, spec)
 
     def run(self, *, resume: bool) -> Vector:
         """Run to the last round; the final adapter vector, float32[d].
@@ -177,8 +197,7 @@ class Coordinator:
             free = self._journal.free_attempt(ready.round)
             current = replace(ready, attempt=free, first_attempt=free)
         while True:
-            collecting = self._collect(current, clock)
-            following = collecting.close()
+            collecting, following = self._attempt(current, clock)
             if following.round > current.round:
                 break
             _log.warning(
@@ -187,20 +206,41 @@ class Coordinator:
                 sorted(set(collecting.failures.values())),
             )
             current = following
-        report = _report(collecting, following, clock)
-        _log_round(report)
+        report = report_round(collecting, following, clock)
+        log_round(report)
         self._observer.on_round(report)
         return following
 
-    def _collect(self, ready: ReadyForRound, clock: Clock) -> Collecting:
-        """One attempt: every participant has answered or failed."""
-        collecting, requests = ready.create_requests(self._nodes(self._rules.minimum))
+    def _attempt(self, ready: ReadyForRound, clock: Clock) -> tuple[Collecting | MaskedCollecting, ReadyForRound]:
+        """One attempt: every participant has answered or failed; and what follows."""
+        nodes = self._nodes(self._rules.minimum)
+        if self._session is not None:
+            return self._masked_attempt(self._session, ready, nodes, clock)
+        collecting, requests = ready.create_requests(nodes)
+        self._record(ready)
+        for node, answer in self._answers(requests, clock):
+            collecting = take_contribution(collecting, node, answer)
+        return collecting, collecting.close()
+
+    def _masked_attempt(
+        self, session: SecureSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
+    ) -> tuple[MaskedCollecting, ReadyForRound]:
+        session.ensure(nodes, minimum=self._rules.minimum)
+        participants = ready.draw(session.members(nodes))
+        self._record(ready)
+        collecting, request = session.start_round(ready, participants)
+        for node, answer in self._answers(dict.fromkeys(participants, request), clock):
+            collecting = take_masked(collecting, node, answer)
+        return collecting, session.end_round(collecting)
+
+    def _record(self, ready: ReadyForRound) -> None:
+        """On disk before it is sent: no round and attempt is asked for twice."""
         if self._journal is not None:
             self._journal.record(ready.round, ready.attempt)
+
+    def _answers(self, requests: Mapping[int, bytes], clock: Clock) -> Iterator[tuple[int, Answer]]:
         outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
-        for node, answer in timed_answers(outcomes, clock):
-            collecting = take_contribution(collecting, node, answer)
-        return collecting
+        return timed_answers(outcomes, clock)
 
     def _nodes(self, at_least: int) -> tuple[int, ...]:
         return self._transport.nodes(at_least=at_least, timeout_s=self._config.server.round_timeout_s)
@@ -212,10 +252,9 @@ class Coordinator:
         request = Evaluate(round=number, spec_digest=self._rules.spec_digest, adapter=to_bytes(ready.released))
         asked = self._privacy is None
         requests = dict.fromkeys(self._nodes(1), encode(request)) if asked else {}
-        outcomes = self._transport.exchange(requests, timeout_s=self._config.server.round_timeout_s)
         rows: list[InstitutionLoss] = []
         failures: dict[int, str] = {}
-        for node, answer in timed_answers(outcomes, clock):
+        for node, answer in self._answers(requests, clock):
             row = evaluation_row(node, answer, round_number=number)
             if isinstance(row, str):
                 failures[node] = row
@@ -229,40 +268,11 @@ class Coordinator:
             adapter=ready.released,
             asked=asked,
         )
-        _log_evaluation(report)
+        log_evaluation(report)
         self._observer.on_evaluation(report)
 
 
-def _report(collecting: Collecting, following: ReadyForRound, clock: Clock) -> RoundReport:
-    before = collecting.ready
-    change = following.adapter.astype(np.float64) - before.adapter
-    return RoundReport(
-        round=before.round,
-        attempt=before.attempt,
-        participants=collecting.participants,
-        answered=tuple(node for node in collecting.participants if node in collecting.answered),
-        failures=collecting.failures,
-        train_loss=collecting.train_loss,
-        update_norm=float(np.linalg.norm(change)),
-        learning_rate=collecting.rate,
-        seconds=clock.seconds,
-        seconds_waiting=clock.waiting,
-    )
-
-
-def _log_round(report: RoundReport) -> None:
-    _log.info(
-        "round=%d attempt=%d participants=%d answered=%d failures=%d train_loss=%.6g update_norm=%.6g "
-        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
-        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        *(report.train_loss, report.update_norm, report.learning_rate, report.seconds, report.seconds_waiting),
-    )
-
-
-def _log_evaluation(report: EvaluationReport) -> None:
-    level = logging.INFO if report.losses or not report.asked else logging.WARNING
-    _log.log(
-        level,
-        "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
-        *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
-    )
+def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> None:
+    """The institutions hold the coordinator to the manifest, so it had better be of this run."""
+    if (manifest.config, manifest.adapter_digest, manifest.dimension) != (config, spec.digest, spec.dimension):
+        raise ManifestError("the manifest is of another configuration or adapter than this run; make a new one")

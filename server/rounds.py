@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.messages import Contribution
     from server.sums import RoundSum
-    from server.vectors import Vector
+    from server.vectors import Precise, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +88,18 @@ class ReadyForRound:
         return self.adapter if self.average is None else self.average
 
     @property
+    def rate(self) -> float:
+        """Learning rate of this round's step."""
+        config = self.rules.config
+        return learning_rate(config.server, round_number=self.round, rounds=config.rounds)
+
+    @property
     def is_over(self) -> bool:
         """Whether no round is left."""
         return self.round > self.rules.config.rounds
 
-    def create_requests(self, nodes: Iterable[int]) -> tuple[Collecting, dict[int, bytes]]:
-        """Draw the participants among the nodes at hand; the encoded request for each of them.
+    def draw(self, nodes: Iterable[int]) -> tuple[int, ...]:
+        """The participants of this attempt among the nodes at hand, sorted.
 
         Raises:
             RoundFailed: Fewer nodes than a round needs answers.
@@ -108,13 +114,23 @@ class ReadyForRound:
                 f"round {self.round}: {len(at_hand)} institutions can be reached, {self.rules.minimum} are needed; "
                 "resume the run when enough of them are back"
             )
-        participants = draw_participants(
+        return draw_participants(
             at_hand,
             count=self.rules.asked,
             seed=self.rules.config.seed,
             round_number=self.round,
             last=self.failed,
         )
+
+    def create_requests(self, nodes: Iterable[int]) -> tuple[Collecting, dict[int, bytes]]:
+        """Draw the participants among the nodes at hand; the encoded request for each of them.
+
+        Raises:
+            RoundFailed: Fewer nodes than a round needs answers.
+            OutOfOrder: The run is over.
+
+        """
+        participants = self.draw(nodes)
         request = Contribute(
             round=self.round,
             attempt=self.attempt,
@@ -152,12 +168,6 @@ class Collecting:
     def train_loss(self) -> float:
         """Mean training loss so far, weighted as the update is; NaN if nobody reported one."""
         return self.sum.train_loss
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of this round's step."""
-        config = self.ready.rules.config
-        return learning_rate(config.server, round_number=self.ready.round, rounds=config.rounds)
 
     def handle_reply(self, node: int, reply: Contribution) -> Collecting:
         """Take one answer in.
@@ -197,29 +207,11 @@ class Collecting:
         if self.outstanding:
             raise OutOfOrder(expected=f"answers of {len(self.outstanding)} participants", got="the end of the round")
         if len(self.answered) < self.ready.rules.minimum:
-            return self._create_next_attempt()
-        config = self.ready.rules.config
-        mean = self.sum.mean()
-        gradient = -mean if config.training.mode == "fedavg" else mean
-        adapter, state = step(
-            self.ready.adapter,
-            gradient,
-            self.ready.optimizer,
-            config=config.server,
-            rate=self.rate,
-            noise_variance=self.ready.rules.noise_variance(),
-        )
-        if not np.isfinite(adapter).all():
-            raise RoundFailed(
-                f"round {self.ready.round}: the step left the range of float32; lower server.learning_rate and resume"
+            return next_attempt(
+                self.ready, answered=len(self.answered), asked=len(self.participants), failures=self.failures
             )
-        return ReadyForRound(
-            rules=self.ready.rules,
-            round=self.ready.round + 1,
-            adapter=adapter,
-            optimizer=state,
-            average=moving_average(self.ready.average, adapter, config=config.server, step_number=state.steps),
-        )
+        mean = self.sum.mean()
+        return apply_update(self.ready, -mean if self.ready.rules.config.training.mode == "fedavg" else mean)
 
     def _check_expected(self, node: int, got: str) -> None:
         if node not in self.participants:
@@ -229,18 +221,52 @@ class Collecting:
                 expected="one answer per node", got=f"{got} from node {node}, which has answered or failed"
             )
 
-    def _create_next_attempt(self) -> ReadyForRound:
-        config = self.ready.rules.config.server
-        tried = self.ready.attempt + 1 - self.ready.first_attempt
-        if tried >= config.attempts:
-            reasons = ", ".join(sorted(set(self.failures.values())))
-            raise RoundFailed(
-                f"round {self.ready.round}: {len(self.answered)} of {len(self.participants)} institutions answered, "
-                f"{self.ready.rules.minimum} are needed, at attempt {tried} of {config.attempts} "
-                f"(failures: {reasons}); the run can be resumed"
-            )
-        failed = self.ready.failed | frozenset(self.failures)
-        return replace(self.ready, attempt=self.ready.attempt + 1, failed=failed)
+
+def apply_update(ready: ReadyForRound, gradient: Precise) -> ReadyForRound:
+    """The next round, after one optimiser step with this gradient, float64[d].
+
+    Raises:
+        RoundFailed: The step gave values that are not finite.
+
+    """
+    config = ready.rules.config
+    adapter, state = step(
+        ready.adapter,
+        gradient,
+        ready.optimizer,
+        config=config.server,
+        rate=ready.rate,
+        noise_variance=ready.rules.noise_variance(),
+    )
+    if not np.isfinite(adapter).all():
+        raise RoundFailed(
+            f"round {ready.round}: the step left the range of float32; lower server.learning_rate and resume"
+        )
+    return ReadyForRound(
+        rules=ready.rules,
+        round=ready.round + 1,
+        adapter=adapter,
+        optimizer=state,
+        average=moving_average(ready.average, adapter, config=config.server, step_number=state.steps),
+    )
+
+
+def next_attempt(ready: ReadyForRound, *, answered: int, asked: int, failures: Mapping[int, str]) -> ReadyForRound:
+    """The same round's next attempt.
+
+    Raises:
+        RoundFailed: It was the last one.
+
+    """
+    config = ready.rules.config.server
+    tried = ready.attempt + 1 - ready.first_attempt
+    if tried >= config.attempts:
+        reasons = ", ".join(sorted(set(failures.values())))
+        raise RoundFailed(
+            f"round {ready.round}: {answered} of {asked} institutions answered, {ready.rules.minimum} are needed, at "
+            f"attempt {tried} of {config.attempts} (failures: {reasons}); the run can be resumed"
+        )
+    return replace(ready, attempt=ready.attempt + 1, failed=ready.failed | frozenset(failures))
 
 
 def _settled(state: Collecting) -> Collecting:

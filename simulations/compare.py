@@ -23,7 +23,7 @@ from server.run_directory import RunDirectory
 from simulations.judge import Judge, Verdict
 from simulations.observers import Progress
 from simulations.prepare import prepare_store, sites_of
-from simulations.run import Federation, federate, open_scenario_base
+from simulations.run import federate, make_federation, open_scenario_base
 from simulations.verdict_table import Comparison, render_table
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _with_one_institution(config: RunConfig, batch_size: int) -> RunConfig:
 def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
     """The contender's adapter; a finished run is read, a stopped one goes on."""
     resume = bool(checkpoint_files(directory / CHECKPOINTS))
-    federation = Federation(contender.config, trainer, contender.store, directory)
+    federation = make_federation(contender.config, trainer, contender.store, directory)
     return federate(federation, (RunDirectory(directory), Progress()), resume=resume)
 
 

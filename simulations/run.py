@@ -20,6 +20,7 @@ from server.reports import Observers
 from server.run_directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.ray import run_ray
+from simulations.federation import SimulatedFederation
 from simulations.institution_store import WorkerPlan
 from simulations.measured import MeasuredHoldout, PrivacyNotice
 from simulations.observers import Curves, Gallery, Progress
@@ -72,7 +73,7 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     trainer = build_trainer(base, config)
     if plan.engine == "inprocess":
         final = federate(
-            Federation(config, trainer, store, plan.directory),
+            make_federation(config, trainer, store, plan.directory),
             _observers(plan, config, trainer, store),
             resume=plan.resume and has_begun(plan.directory),
         )
@@ -139,9 +140,15 @@ class Federation:
     store: InstitutionStore
     directory: Path
 
+    secured: SimulatedFederation | None = None
+    """Keys, manifest and records, with secure aggregation."""
+
     def connect(self, context: Context) -> StewardPort:
         """The steward of the institution that Flower's node plays."""
-        return self.store.steward(int(context.node_config["partition-id"]), self.config, self.trainer)
+        index = int(context.node_config["partition-id"])
+        if self.secured is not None:
+            return self.secured.steward(index)
+        return self.store.steward(index, self.config, self.trainer)
 
     def coordinator(self, transport: Transport, observers: tuple[RunObserver, ...]) -> Coordinator:
         """The run's coordinator on this transport."""
@@ -153,7 +160,14 @@ class Federation:
             transport=transport,
             observer=Observers(observers),
             directory=self.directory,
+            secure=None if self.secured is None else self.secured.secure_run(),
         )
+
+
+def make_federation(config: RunConfig, trainer: Trainer, store: InstitutionStore, directory: Path) -> Federation:
+    """The federation of a run in this process, with keys and records where sums are masked."""
+    secured = SimulatedFederation(config, trainer, store, directory) if config.is_secure else None
+    return Federation(config, trainer, store, directory, secured)
 
 
 def federate(federation: Federation, observers: tuple[RunObserver, ...], *, resume: bool) -> Vector:
@@ -166,7 +180,18 @@ def federate(federation: Federation, observers: tuple[RunObserver, ...], *, resu
 
 
 def _federate_on_ray(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> Vector:
-    """Run with worker processes, which read base and store from disk: only paths and configuration travel."""
+    """Run with worker processes, which read base and store from disk: only paths and configuration travel.
+
+    Raises:
+        ConfigError: A run with secure aggregation: no worker process belongs to an institution, so none could keep its
+            session keys.
+
+    """
+    if config.is_secure:
+        raise ConfigError(
+            "secure aggregation needs a process that keeps each institution's keys, which Ray's workers do not: use "
+            'the engine inprocess, or aggregation = "clear" to simulate the statistics alone'
+        )
     store.save(plan.directory / STORE)
     worker = WorkerPlan(
         run_config=msgspec.json.encode(config),

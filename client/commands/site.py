@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
     from client.site_status import SiteStatus, Spending
 
@@ -83,7 +84,7 @@ def _figures(each: Spending) -> tuple[str, ...]:
     )
 
 
-def _facts(found: SiteStatus) -> object:
+def _facts(found: SiteStatus) -> Table:
     from rich.table import Table
 
     facts = Table(show_header=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from common.errors import MechanismError
 from common.privacy.accounting import calibrate
@@ -19,6 +19,8 @@ from common.privacy.statements import RunSettings, Statements, figure, state
 if TYPE_CHECKING:
     from common.config import PrivacyConfig, RunConfig
     from common.privacy.mechanisms import NoisePlan
+
+Aggregation: TypeAlias = Literal["secure", "clear"]
 
 LOST_SHARE: Final = 1e-3
 """Share of δ that samples which reach their cap may use up, over the whole run and all institutions."""
@@ -38,9 +40,11 @@ class PrivatePlan:
         cap: most units of one institution in one sample.
         lost: probability that some sample of the run reaches its cap.
         noise_multiplier: z of what n − t institutions add up to.
+        aggregation: whether the coordinator learns the sum alone, or each institution's share.
     """
 
     config: PrivacyConfig
+    aggregation: Aggregation
     institutions: int
     attempts: int
     cap: int
@@ -74,7 +78,7 @@ class PrivatePlan:
         """What may be said once this many attempts were sent."""
         config = self.config
         if not config.is_private:
-            return PrivacyReport(attempts=attempts, statements=None)
+            return PrivacyReport(attempts=attempts, aggregation=self.aggregation, statements=None)
         settings = RunSettings(
             unit=config.unit,
             delta=config.delta,
@@ -88,14 +92,15 @@ class PrivatePlan:
             slack=self.slack,
             lost=self.lost,
         )
-        return PrivacyReport(attempts=attempts, statements=_state(settings))
+        return PrivacyReport(attempts=attempts, aggregation=self.aggregation, statements=_state(settings))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyReport:
-    """The four statements of a run without secure aggregation, or that there are none."""
+    """The four statements of a run, or that there are none."""
 
     attempts: int
+    aggregation: Aggregation
     statements: Statements | None
 
     @property
@@ -107,20 +112,21 @@ class PrivacyReport:
         """What is promised, in words."""
         if self.statements is None:
             return NO_PRIVACY
-        return f"{self.statements.as_text()}\n{_without_secure_aggregation(self.statements)}"
+        text = self.statements.as_text()
+        return text if self.aggregation == "secure" else f"{text}\n{_in_the_clear(self.statements)}"
 
     def as_values(self) -> dict[str, Any]:
         """The same as plain values for JSON."""
         return {
             "private": self.private,
-            "secure_aggregation": False,
+            "secure_aggregation": self.aggregation == "secure",
             "attempts": self.attempts,
             "statements": None if self.statements is None else asdict(self.statements),
             "text": self.as_text().splitlines(),
         }
 
 
-def _without_secure_aggregation(statements: Statements) -> str:
+def _in_the_clear(statements: Statements) -> str:
     return (
         "This run has no secure aggregation: the coordinator sees each institution's noised share alone. Against it "
         f"the last of the four holds (epsilon = {figure(statements.fallback.epsilon)}), not the first."
@@ -135,11 +141,12 @@ def private_plan(config: RunConfig) -> PrivatePlan | None:
     """
     if config.privacy == "none":
         return None
-    return _plan(config.privacy, config.rounds, config.server.minimum_institutions)
+    aggregation: Aggregation = "secure" if config.is_secure else "clear"
+    return _plan(config.privacy, config.rounds, config.server.minimum_institutions, aggregation)
 
 
 @lru_cache(maxsize=64)
-def _plan(config: PrivacyConfig, rounds: int, institutions: int) -> PrivatePlan:
+def _plan(config: PrivacyConfig, rounds: int, institutions: int, aggregation: Aggregation) -> PrivatePlan:
     attempts = rounds + config.repeats
     largest = config.largest_site or config.population
     rate = config.sampling_rate
@@ -155,7 +162,13 @@ def _plan(config: PrivacyConfig, rounds: int, institutions: int) -> PrivatePlan:
         population=config.population,
     )
     return PrivatePlan(
-        config=config, institutions=institutions, attempts=attempts, cap=cap, lost=lost, noise_multiplier=z
+        config=config,
+        aggregation=aggregation,
+        institutions=institutions,
+        attempts=attempts,
+        cap=cap,
+        lost=lost,
+        noise_multiplier=z,
     )
 
 

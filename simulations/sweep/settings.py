@@ -63,6 +63,7 @@ def trial_config(trial: Trial, scenario: Scenario, store: InstitutionStore) -> R
         adapter=adapter,
         privacy=privacy,
         acknowledge=acknowledge,
+        aggregation="clear",
         training=training,
         server=server,
         evaluation=msgspec.structs.replace(config.evaluation, every=trial.rounds),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,12 +25,13 @@ from client.trainer import build_trainer
 from common.command_line import quiet_libraries
 from common.privacy.run_plan import private_plan
 from simulations.prepare import prepare_store
-from simulations.run import Federation, federate, open_scenario_base
+from simulations.run import federate, make_federation, open_scenario_base
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from multiprocessing.process import BaseProcess
 
     from client.trainer import Trainer
     from common.adapter.model import BaseModel
@@ -69,13 +72,25 @@ class Workshop:
         """
         # spawn: a forked child of a process that has used torch's threads may hang
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent) as pool:
             waiting = [pool.submit(_run, self.scenario, self.cache, trial) for trial in todo]
             try:
                 for future in as_completed(waiting):
                     yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the sweep is killed, which would else train on for minutes and for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()
+
+
+def _wait_for(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     trainer = build_trainer(base, config)
     before = mean_loss(trainer, store, config.evaluation.draws)
     with tempfile.TemporaryDirectory(prefix="darkroom-sweep-") as directory:
-        final = federate(Federation(config, trainer, chosen, Path(directory)), (), resume=False)
+        final = federate(make_federation(config, trainer, chosen, Path(directory)), (), resume=False)
     trainer.set_adapter(final)
     plan = private_plan(config)
     return Outcome(

@@ -107,7 +107,7 @@ def test_the_deployed_app_refuses_without_a_steward(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO):
         body = ask(deployed_app)
     assert decode_reply(body) == Refusal(code=RefusalCode.NOT_ALLOWED)
-    assert "no steward" in caplog.text
+    assert "--node-config" in caplog.text
 
 
 def test_the_shim_works_with_nothing_but_the_bundle(tmp_path: Path) -> None:

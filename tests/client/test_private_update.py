@@ -40,7 +40,7 @@ def private_config(**changes: Any) -> RunConfig:
         "repeatable": REPEATABLE_WORDS,
         **changes,
     }
-    return run_config(privacy=privacy, acknowledge="", server={"minimum_institutions": 3})
+    return run_config(privacy=privacy, acknowledge="", aggregation="clear", server={"minimum_institutions": 3})
 
 
 def steward(site: Site, units: tuple[tuple[int, ...], ...] | None = None, **changes: Any) -> Steward:

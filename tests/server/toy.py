@@ -66,7 +66,8 @@ PRIVACY = {
 
 
 def private_config(rounds: int = 3, *, privacy: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
-    """A configuration of a private run; exactly three institutions answer."""
+    """A configuration of a private run in the clear; exactly three institutions answer."""
+    changes.setdefault("aggregation", "clear")
     server = {"minimum_institutions": 3, **changes.pop("server", {})}
     table = {**PRIVACY, **(privacy or {})}
     return toy_config(rounds, privacy=table, acknowledge="", server=server, **changes)

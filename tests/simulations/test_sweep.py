@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,13 +28,12 @@ from simulations.sweep.workshop import Outcome, run_trial
 from tests.simulations.worlds import write_world
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from common.adapter.model import BaseModel
     from simulations.institution_store import InstitutionStore
     from simulations.scenario import Scenario
     from simulations.sweep.trial import Trial
 
+ROOT = Path(__file__).parents[2]
 PRIVATE = """
 [privacy]
 unit = "image"
@@ -140,3 +144,34 @@ def test_a_trial_trains_and_is_measured_past_the_protocol(
     assert made.loss != made.base_loss
     assert made.units == sum(len(rows.train) for rows in world[1].institutions)
     assert "No training without privacy" in summary([made])
+
+
+def test_workers_end_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = (
+        "import pathlib, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "import multiprocessing\n"
+        "from simulations.sweep.workshop import _end_with_parent\n"
+        "def work(path):\n"
+        "    pathlib.Path(path).write_text(str(__import__('os').getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)\n"
+        "    pool.submit(work, sys.argv[1]).result()\n"
+    )
+    script = tmp_path / "sweeping.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script), str(ready)], env=environment)
+    while not (ready.exists() and ready.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    worker = Path("/proc") / ready.read_text()
+    deadline = time.monotonic() + 60
+    while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert time.monotonic() < deadline

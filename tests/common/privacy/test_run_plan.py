@@ -15,7 +15,7 @@ from common.privacy.run_plan import LOST_SHARE, PrivatePlan, private_plan
 from common.randomness import REPEATABLE_WORDS
 
 
-def plan_of(rounds: int = 20, institutions: int = 3, **changes: Any) -> PrivatePlan:
+def plan_of(rounds: int = 20, institutions: int = 3, aggregation: str = "clear", **changes: Any) -> PrivatePlan:
     privacy = {
         "epsilon": 4.0,
         "delta": 1e-5,
@@ -25,7 +25,7 @@ def plan_of(rounds: int = 20, institutions: int = 3, **changes: Any) -> PrivateP
         "sampling_rate": 0.2,
         **changes,
     }
-    table = {"name": "a", "rounds": rounds, "privacy": privacy, "base": {"path": "x"}}
+    table = {"name": "a", "rounds": rounds, "privacy": privacy, "base": {"path": "x"}, "aggregation": aggregation}
     table["server"] = {"minimum_institutions": institutions}
     plan = private_plan(msgspec.convert(table, RunConfig))
     assert plan is not None
@@ -84,6 +84,13 @@ def test_without_secure_aggregation_the_fallback_is_what_holds_against_the_coord
     values = report.as_values()
     assert (values["private"], values["secure_aggregation"], values["attempts"]) == (True, False, 10)
     assert values["statements"]["settings"]["rounds"] == 10
+
+
+def test_with_secure_aggregation_the_first_of_the_four_holds() -> None:
+    report = plan_of(aggregation="secure").report(10)
+    assert "sees each institution's noised share alone" not in report.as_text()
+    assert report.as_values()["secure_aggregation"] is True
+    assert report.statements == plan_of().report(10).statements
 
 
 def test_repeatable_noise_promises_nothing() -> None:

@@ -1,8 +1,8 @@
-"""The institution's own record of what was asked and answered: append-only, hash-chained, every entry signed.
+"""A party's own record of what was asked and answered: append-only, hash-chained, every entry signed.
 
 One JSON line per entry; its hash covers the line and so, through ``previous``, all lines before it. The hash of the
-last line is the *head*. It travels with each contribution, and the coordinator's head comes with each request and is
-written down here: whoever rewrites history must also change what the other side holds.
+last line is the *head*. An institution's travels with each contribution, the coordinator's comes with each request, and
+each side writes the other's down: whoever rewrites history must also change what the other side holds.
 
 Entries say what happened (round, attempt, cohort, refusal, charged row). Nothing about an image, a caption or a count
 of records belongs in one.
@@ -88,7 +88,7 @@ def verify_log(path: Path, owner: bytes, *, witnessed: Collection[bytes] = ()) -
 
 @dataclass(kw_only=True, slots=True)
 class AuditLog:
-    """The log of one institution, open for appending by one process."""
+    """The log of one party, open for appending by one process."""
 
     path: Path
     identity: Identity

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client import audit_log
-from client.audit_log import MAX_LINE_BYTES, AuditLog, Entry, genesis, verify_log
+from common import audit_log
+from common.audit_log import MAX_LINE_BYTES, AuditLog, Entry, genesis, verify_log
 from common.crypto import Identity, Label, Secret
 from common.errors import AuditLogError
 
@@ -228,7 +228,7 @@ def test_a_killed_writer_leaves_a_log_that_holds_every_acknowledged_head(path: P
     code = """
         import sys
         from pathlib import Path
-        from client.audit_log import AuditLog
+        from common.audit_log import AuditLog
         from common.crypto import Identity, Secret
         log = AuditLog(path=Path(sys.argv[1]), identity=Identity(Secret(b"o" * 32)))
         while True:

@@ -1,0 +1,165 @@
+"""Taking part in a run: what an institution checks before it says yes, and what it holds afterwards.
+
+Every check is the institution's own. The coordinator's signature says who asks; policy, terms and approval say whether
+this site answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from client.policy import check_manifest
+from common.errors import ManifestError, NotApproved
+from common.manifest import countersign, open_manifest
+from common.manifest_terms import check_terms
+from common.privacy.run_plan import private_plan
+from common.secagg.participant import Participant, enrol
+
+if TYPE_CHECKING:
+    from client.latents import LatentShard
+    from client.ledger import Ledger
+    from client.policy import SitePolicy
+    from client.trainer import Trainer
+    from common.audit_log import AuditLog
+    from common.crypto import Identity
+    from common.manifest import Manifest
+    from common.privacy.run_plan import PrivatePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSide:
+    """What an institution trains with in one run.
+
+    Attributes:
+        name: names the streams of repeatable runs; nothing else depends on it.
+        trainer: the frozen base with the adapter; institutions in one process may share it.
+        shard: encoded training pictures.
+        units: training pictures of each privacy unit.
+    """
+
+    name: str
+    trainer: Trainer = field(repr=False)
+    shard: LatentShard = field(repr=False)
+    units: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+class TrainingProvider(Protocol):
+    """Gets base and pictures ready."""
+
+    def prepare(self, manifest: Manifest) -> TrainingSide:
+        """Ready to train in this run, or a DarkroomError that says why not."""
+        ...
+
+
+class Approvals(Protocol):
+    """What a person at the institution said to manifests."""
+
+    def is_approved(self, digest: bytes) -> bool:
+        """Whether somebody approved the manifest with this digest."""
+        ...
+
+    def note_proposal(self, signed: bytes) -> None:
+        """Keep a proposed manifest, whose signature was checked, for somebody to look at."""
+        ...
+
+
+class PolicyAlone:
+    """Approves whatever the policy allows: for simulations, where nobody is there to be asked."""
+
+    def is_approved(self, digest: bytes) -> bool:
+        """Yes."""
+        del digest
+        return True
+
+    def note_proposal(self, signed: bytes) -> None:
+        """Nobody will look at it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRecords:
+    """What an institution decides by, and what it writes down.
+
+    Attributes:
+        population: the site's name for the set of privacy units that it trains on; the ledger's account.
+    """
+
+    identity: Identity
+    policy: SitePolicy
+    ledger: Ledger
+    audit: AuditLog
+    approvals: Approvals
+    population: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """A run that this institution takes part in."""
+
+    manifest: Manifest
+    digest: bytes
+    countersignature: bytes = field(repr=False)
+    plan: PrivatePlan
+    side: TrainingSide
+    participant: Participant
+
+    @property
+    def run(self) -> str:
+        """The run's name in ledger and audit log."""
+        return self.digest.hex()
+
+
+def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Membership:
+    """Check a proposed manifest and get ready to take part.
+
+    Guarantee: nothing is made ready, and no picture is read, for a manifest that is not signed by the coordinator that
+    it names, breaks the policy, states terms that do not follow from its settings, lacks secure aggregation, does not
+    hold this institution, or that nobody here approved.
+
+    Raises:
+        ManifestError: Unreadable, unsigned, or terms that do not follow from its own settings.
+        PolicyRefusal: Every rule of the policy that it breaks.
+        UnknownInstitution: This institution is not in the roster.
+        NotApproved: Nobody at this institution has approved it yet; it was kept for them.
+        DarkroomError: Base or pictures cannot be had.
+
+    """
+    manifest, digest = open_manifest(signed)
+    plan = private_plan(manifest.config)
+    if plan is None or manifest.secure_aggregation is None:
+        raise ManifestError("wanted a run with differential privacy and secure aggregation")
+    check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
+    check_terms(manifest)
+    participant = enrol(
+        manifest,
+        digest,
+        records.identity,
+        minimum_cohort=records.policy.minimum_cohort,
+        last=records.ledger.last_step(digest.hex()),
+    )
+    if not records.approvals.is_approved(digest):
+        records.approvals.note_proposal(signed)
+        raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
+    side = provider.prepare(manifest)
+    _check_side(manifest, side)
+    return Membership(
+        manifest=manifest,
+        digest=digest,
+        countersignature=countersign(manifest, records.identity),
+        plan=plan,
+        side=side,
+        participant=participant,
+    )
+
+
+def _check_side(manifest: Manifest, side: TrainingSide) -> None:
+    spec = side.trainer.spec
+    if (spec.digest, spec.dimension) != (manifest.adapter_digest, manifest.dimension):
+        raise ManifestError(
+            f"the manifest's adapter is {manifest.adapter_digest} with d = {manifest.dimension}; made from its "
+            f"settings here it is {spec.digest} with d = {spec.dimension}"
+        )
+    if side.trainer.base.digest != manifest.base_digest:
+        raise ManifestError(
+            f"the manifest's base is {manifest.base_digest}; the one here is {side.trainer.base.digest}"
+        )

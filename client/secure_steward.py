@@ -1,0 +1,187 @@
+"""The steward of private runs with secure aggregation: one institution, one run at a time, while the process lives.
+
+Every request passes the same doors: schema → manifest → policy → approval → order → ledger → act → audit. The first
+that is shut answers with a code; the reason stays in this institution's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from client.membership import Membership, join
+from client.policy import contribution_event
+from client.private_update import PrivateUpdate
+from client.refusals import refusal_code
+from common.errors import DarkroomError, OutOfOrder, ProtocolError, RequestNotAllowed
+from common.manifest import open_manifest
+from common.messages import (
+    Accepted,
+    Contribute,
+    ContributeMasked,
+    Evaluate,
+    MaskedAnswer,
+    OpenSecureSession,
+    Propose,
+    Refusal,
+    RefusalCode,
+    Request,
+    SecureReply,
+    SessionKeyAdvert,
+    SessionReady,
+    ShareSessionKeys,
+    decode_request,
+    encode,
+)
+from common.randomness import SystemRandomness, repeatable_randomness
+from common.secagg.quantize import from_integers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from client.membership import SiteRecords, TrainingProvider
+    from common.privacy.mechanisms import NoisedShare
+    from common.randomness import Randomness
+    from common.secagg.participant import Contributing
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class SecureSteward:
+    """One institution.
+
+    Guarantee: a masked vector leaves only after the ledger has its charge on disk and the audit log its entry; at most
+    one for each round and attempt of a run, whatever is asked, and over restarts; only for a manifest that :func:`join`
+    let in; and made of clipped gradients and noise alone. Anything else is answered with a code, and written down once.
+    """
+
+    def __init__(self, name: str, records: SiteRecords, provider: TrainingProvider) -> None:
+        """Stand ready; ``name`` is what this institution is called in its own log lines."""
+        self._name = name
+        self._records = records
+        self._provider = provider
+        self._membership: Membership | None = None
+        self._lock = threading.Lock()
+
+    def answer(self, request: bytes) -> bytes:
+        """Reply bytes to request bytes; never raises for anything the request does."""
+        with self._lock:
+            return encode(self._guarded(request))
+
+    def _guarded(self, data: bytes) -> SecureReply | Refusal:
+        kind = "unreadable"
+        try:
+            request = decode_request(data)
+            kind = type(request).__name__
+            return self._act(request)
+        except DarkroomError as error:
+            return self._refused(kind, refusal_code(error), error)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not reach the coordinator as text
+            return self._refused(kind, RefusalCode.INTERNAL, error)
+
+    def _refused(self, kind: str, code: RefusalCode, error: Exception) -> Refusal:
+        _LOG.warning("%s refused %s: %s: %s", self._name, kind, code.value, error)
+        try:
+            self._records.audit.append("refused", {"request": kind, "code": code.value})
+        except DarkroomError as fault:  # the refusal stands; what is wrong with the log must be seen here
+            _LOG.error("%s cannot write its audit log: %s", self._name, fault)
+        return Refusal(code=code)
+
+    def _act(self, request: Request) -> SecureReply:
+        match request:
+            case Propose():
+                return self._join(request)
+            case OpenSecureSession():
+                return self._open(request)
+            case ShareSessionKeys():
+                return self._share(request)
+            case ContributeMasked():
+                return self._contribute(request)
+            case Contribute() | Evaluate():
+                raise RequestNotAllowed(f"this institution answers masked rounds alone, not {type(request).__name__}")
+
+    def _member(self) -> Membership:
+        if self._membership is None:
+            raise OutOfOrder(expected="a manifest to be proposed", got="a message of its run")
+        return self._membership
+
+    def _join(self, request: Propose) -> Accepted:
+        current = self._membership
+        if current is None or open_manifest(request.manifest)[1] != current.digest:
+            current = join(request.manifest, self._records, self._provider)
+            self._records.audit.append("joined", {"run": current.run})
+            self._membership = current
+        return Accepted(countersignature=current.countersignature)
+
+    def _open(self, request: OpenSecureSession) -> SessionKeyAdvert:
+        member = self._member()
+        state, advert = member.participant.handle_open_session(request.message)
+        self._membership = replace(member, participant=state)
+        return SessionKeyAdvert(message=advert)
+
+    def _share(self, request: ShareSessionKeys) -> SessionReady:
+        member = self._member()
+        state = member.participant.handle_session_keys(request.message)
+        self._membership = replace(member, participant=state)
+        self._records.audit.append("session", {"run": member.run, "epoch": state.epoch})
+        return SessionReady()
+
+    def _contribute(self, request: ContributeMasked) -> MaskedAnswer:
+        member = self._member()
+        state = member.participant.handle_round_request(request.message)
+        adapter = _adapter(state, member)
+        self._membership = replace(member, participant=state)
+        self._charge(member, state)
+        share = self._share_of(member, state, adapter)
+        summand = from_integers(share.values, bits=share.plan.bits, cohort=share.plan.institutions)
+        head = self._records.audit.append("contributed", _step(member, state))
+        ready, answer = state.create_contribution(summand, head=head)
+        self._membership = replace(member, participant=ready)
+        return MaskedAnswer(message=answer)
+
+    def _charge(self, member: Membership, state: Contributing) -> None:
+        """On disk before anything is computed: a crash, an abort or a lost answer stays charged."""
+        step, records = state.context.step, self._records
+        cohort = len(state.context.cohort)
+        if cohort != member.plan.institutions:
+            raise ProtocolError(f"a cohort of {cohort}; the noise is sized for {member.plan.institutions}")
+        account = records.policy.account(records.population, private=True)
+        event = contribution_event(member.manifest, records.policy, cohort=cohort)
+        receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
+        details = _step(member, state) | {"row": receipt.row, "coordinator_head": state.coordinator_head.hex()}
+        records.audit.append("charged", details)
+
+    def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
+        side = member.side
+        side.trainer.set_adapter(adapter)
+        update = PrivateUpdate(trainer=side.trainer, shard=side.shard, units=side.units, plan=member.plan)
+        return update.share(_randomness(member, state))
+
+
+def _adapter(state: Contributing, member: Membership) -> NDArray[np.float32]:
+    """The global adapter, float32 [d]."""
+    if len(state.adapter) != 4 * member.manifest.dimension:
+        raise ProtocolError(f"adapter of {len(state.adapter)} bytes, d = {member.manifest.dimension}")
+    vector = np.frombuffer(state.adapter, dtype="<f4").astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise ProtocolError("the adapter holds values that are not finite")
+    return vector
+
+
+def _step(member: Membership, state: Contributing) -> dict[str, str | int | float | bool]:
+    step = state.context.step
+    return {"run": member.run, "round": step.round + 1, "attempt": step.attempt}
+
+
+def _randomness(member: Membership, state: Contributing) -> Randomness:
+    """Secret, but in a run that says aloud that it is not private."""
+    privacy = member.plan.config
+    if privacy.is_private:
+        return SystemRandomness()
+    step = state.context.step
+    name = f"{member.side.name}/{step.round + 1}/{step.attempt}"
+    return repeatable_randomness(name, seed=member.manifest.config.seed, acknowledge=privacy.repeatable)

@@ -1,0 +1,249 @@
+"""Secure aggregation over a transport: who takes part, under which session keys, and one masked round at a time.
+
+The protocol itself is :mod:`common.secagg.aggregator`; here are the messages sent and the replies waited for. A node is
+matched with an institution by the session key that the institution signed, never by the node's own word.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
+from common.manifest import open_manifest, verify_countersignature
+from common.messages import (
+    Accepted,
+    ContributeMasked,
+    OpenSecureSession,
+    Propose,
+    Refusal,
+    RefusalCode,
+    SessionKeyAdvert,
+    SessionReady,
+    ShareSessionKeys,
+    decode_reply,
+    encode,
+)
+from common.secagg import aggregator
+from common.secagg.messages import KeyAdvert, Step, decode
+from server.files import write_atomically
+from server.secure_rounds import MaskedCollecting
+from server.transport import Failure
+from server.vectors import to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from common.audit_log import AuditLog
+    from common.crypto import Identity
+    from common.messages import Reply, Request
+    from server.rounds import ReadyForRound
+    from server.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+COUNTERSIGNATURES: Final = "countersignatures"
+"""Folder of the institutions' acceptances in a run's directory, one file each."""
+_EPOCH: Final = "session.json"
+LOST_SESSION: Final = f"refused_{RefusalCode.NO_SESSION.value}"
+"""Reason of a failure: the institution's process started anew, and its session keys died with the old one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureRun:
+    """What a coordinator needs for masked sums.
+
+    Attributes:
+        manifest: the signed manifest's bytes.
+        identity: the coordinator's key, which the manifest names.
+        audit: the coordinator's own log.
+    """
+
+    manifest: bytes
+    identity: Identity = field(repr=False)
+    audit: AuditLog = field(repr=False)
+
+
+class SecureSession:
+    """The sessions of one run, one at a time.
+
+    Guarantee: a session number is on disk before it is used, so that no number is used twice, whatever crashes; masked
+    answers are given to :class:`common.secagg.aggregator.Collecting` alone, which has no way to part of a sum.
+    """
+
+    def __init__(self, run: SecureRun, transport: Transport, directory: Path, *, timeout_s: float) -> None:
+        """Check the manifest; nothing is sent yet.
+
+        Raises:
+            ManifestError: Not signed, without secure aggregation, or of another coordinator.
+            CheckpointError: The session number of an earlier start cannot be read.
+
+        """
+        self._run = run
+        self._transport = transport
+        self._directory = directory
+        self._timeout_s = timeout_s
+        self.manifest, digest = open_manifest(run.manifest)
+        idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
+        self._state: aggregator.Aggregator = idle
+        self._accepted: set[int] = set()
+        self._declined: dict[int, str] = {}
+        self._places: dict[int, int] = {}
+
+    def members(self, nodes: Iterable[int]) -> tuple[int, ...]:
+        """Nodes at hand that hold this session's keys, sorted."""
+        return tuple(sorted(set(nodes) & set(self._places)))
+
+    def leave(self, nodes: Iterable[int]) -> None:
+        """Forget these nodes, which have lost their session; they are asked anew before the next attempt."""
+        for node in nodes:
+            self._places.pop(node, None)
+            self._accepted.discard(node)
+
+    def ensure(self, nodes: Iterable[int], *, minimum: int) -> None:
+        """Have at least ``minimum`` of these nodes in a session, and everybody in it who wants to be.
+
+        Raises:
+            RoundFailed: Too few institutions take part; why the others do not.
+
+        """
+        at_hand = sorted(set(nodes))
+        newcomers = [node for node in at_hand if node not in self._places and node not in self._declined]
+        if len(self.members(at_hand)) >= minimum and not newcomers:
+            return
+        if len(self.members(at_hand)) < minimum:
+            self._declined.clear()  # somebody may have approved meanwhile
+        self._propose([node for node in at_hand if node not in self._accepted and node not in self._declined])
+        willing = [node for node in at_hand if node in self._accepted]
+        if len(willing) < minimum:
+            raise RoundFailed(self._too_few(len(willing), minimum))
+        if set(willing) != set(self.members(at_hand)):
+            self._open(willing)
+        if len(self.members(at_hand)) < minimum:
+            raise RoundFailed(self._too_few(len(self.members(at_hand)), minimum))
+
+    def start_round(self, ready: ReadyForRound, nodes: Iterable[int]) -> tuple[MaskedCollecting, bytes]:
+        """The state that collects this attempt's masked vectors, and the encoded request for every one of the nodes.
+
+        Raises:
+            ProtocolError: Without a session, or a step or cohort that does not fit it.
+
+        """
+        places = {node: self._places[node] for node in nodes}
+        step, cohort = _step(ready), tuple(sorted(places.values()))
+        head = self._write("requested", ready, {"cohort": ",".join(map(str, cohort))})
+        state, request = self._state.create_round_request(
+            step, adapter=to_bytes(ready.adapter), cohort=cohort, head=head
+        )
+        return MaskedCollecting(ready=ready, places=places, state=state), encode(ContributeMasked(message=request))
+
+    def end_round(self, collecting: MaskedCollecting) -> ReadyForRound:
+        """What follows the attempt; the institutions' log heads are written down.
+
+        Raises:
+            RoundFailed: It was the round's last attempt, or the step gave values that are not finite.
+
+        """
+        heads = {"heads": ",".join(f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads))}
+        self._state = collecting.state.abort()
+        self.leave(node for node, reason in collecting.failures.items() if reason == LOST_SESSION)
+        try:
+            following, self._state = collecting.close()
+        except RoundFailed:
+            self._write("aborted", collecting.ready, heads)
+            raise
+        self._write("summed" if following.round > collecting.ready.round else "aborted", collecting.ready, heads)
+        return following
+
+    def _write(self, kind: str, ready: ReadyForRound, details: dict[str, str]) -> bytes:
+        return self._run.audit.append(kind, {"round": ready.round, "attempt": ready.attempt, **details})
+
+    def _too_few(self, have: int, wanted: int) -> str:
+        reasons = ", ".join(sorted(set(self._declined.values()))) or "no answer"
+        return (
+            f"{have} institutions take part, {wanted} are needed (the others: {reasons}); resume the run when enough "
+            "of them have approved its manifest and are back"
+        )
+
+    def _propose(self, nodes: Iterable[int]) -> None:
+        for node, reply in self._ask(dict.fromkeys(nodes, Propose(manifest=self._run.manifest))):
+            if not isinstance(reply, Accepted):
+                self._declined[node] = _reason(reply)
+                continue
+            try:
+                member = verify_countersignature(self.manifest, reply.countersignature)
+            except (ManifestError, ProtocolError) as error:
+                _log.warning("acceptance of node %d refused: %s", node, error)
+                self._declined[node] = "protocol"
+                continue
+            write_atomically(self._directory / COUNTERSIGNATURES / f"{member.name}.bin", reply.countersignature)
+            self._accepted.add(node)
+
+    def _open(self, nodes: Iterable[int]) -> None:
+        """A new session with everybody who answers in time; whatever session there was is over."""
+        self._places = {}
+        opening, request = self._state.create_open_session()
+        write_atomically(self._directory / _EPOCH, msgspec.json.encode(opening.epoch))
+        self._state = opening
+        for node, reply in self._ask(dict.fromkeys(nodes, OpenSecureSession(message=request))):
+            if isinstance(reply, SessionKeyAdvert):
+                try:
+                    opening = opening.handle_advert(reply.message)
+                    self._places[node] = decode(reply.message, KeyAdvert).place
+                    continue
+                except ProtocolError as error:
+                    _log.warning("session key of node %d refused: %s", node, error)
+            self._accepted.discard(node)  # a steward that started anew has to be asked anew
+            self._declined[node] = _reason(reply)
+        self._share_keys(opening)
+
+    def _share_keys(self, opening: aggregator.Opening) -> None:
+        try:
+            opened, request = opening.create_session_keys()
+        except CohortRefused:
+            self._places = {}
+            return
+        self._state = opened
+        for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
+            if not isinstance(reply, SessionReady):
+                self._declined[node] = _reason(reply)
+                self._places.pop(node, None)
+        self._run.audit.append("session", {"epoch": opening.epoch, "institutions": len(self._places)})
+        _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
+
+    def _ask(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Reply | Failure | None]]:
+        encoded = {node: encode(request) for node, request in requests.items()}
+        for node, body in self._transport.exchange(encoded, timeout_s=self._timeout_s):
+            yield node, body if isinstance(body, Failure) else _decoded(node, body)
+
+
+def _decoded(node: int, body: bytes) -> Reply | None:
+    try:
+        return decode_reply(body)
+    except ProtocolError as error:
+        _log.warning("answer of node %d refused: %s", node, error)
+        return None
+
+
+def _reason(reply: Reply | Failure | None) -> str:
+    if isinstance(reply, Failure):
+        return reply.kind.value
+    return f"refused_{reply.code.value}" if isinstance(reply, Refusal) else "protocol"
+
+
+def _step(ready: ReadyForRound) -> Step:
+    """The protocol counts rounds from 0."""
+    return Step(ready.round - 1, ready.attempt)
+
+
+def _read_epoch(path: Path) -> int:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=int)
+    except FileNotFoundError:
+        return -1
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run") from error

@@ -1,0 +1,154 @@
+"""A simulated run with secure aggregation: everybody's keys, manifest, policies, ledgers and logs.
+
+What a real federation keeps on many machines lies in one run's directory here, so that a run can be resumed:
+``coordinator/`` (identity, manifest, log) and ``institutions/NAME/`` (identity, ledger, log).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from client.budget_accountant import PldAccountant
+from client.ledger import Ledger
+from client.membership import PolicyAlone, SiteRecords, TrainingSide
+from client.policy import PrivacyLimits, SitePolicy
+from client.secure_steward import SecureSteward
+from common.audit_log import AuditLog
+from common.errors import ConfigError
+from common.identity_file import create_identity_file, read_identity_file
+from common.manifest import Member, open_manifest, sign_manifest
+from common.manifest_terms import draft_manifest
+from server.files import write_atomically
+from server.secure_session import SecureRun
+from server.versions import package_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.trainer import Trainer
+    from common.config import RunConfig
+    from common.crypto import Identity
+    from common.manifest import Manifest
+    from simulations.institution_store import InstitutionStore
+
+_IDENTITY: Final = "identity"
+_MANIFEST: Final = "manifest.bin"
+_LOG: Final = "audit.log"
+POPULATION: Final = "simulated"
+
+
+@dataclass(frozen=True)
+class SimulatedFederation:
+    """Everybody's keys and records, made when the run is started and read when it goes on."""
+
+    config: RunConfig
+    trainer: Trainer = field(repr=False)
+    store: InstitutionStore = field(repr=False)
+    directory: Path
+    _stewards: dict[int, SecureSteward] = field(default_factory=dict, init=False, repr=False)
+
+    def secure_run(self) -> SecureRun:
+        """The coordinator's side; its signed manifest is made on the first call of a run."""
+        folder = self.directory / "coordinator"
+        identity = _identity(folder)
+        path = folder / _MANIFEST
+        if not path.exists():
+            write_atomically(path, sign_manifest(self._draft(identity), identity))
+        return SecureRun(
+            manifest=path.read_bytes(), identity=identity, audit=AuditLog(path=folder / _LOG, identity=identity)
+        )
+
+    def steward(self, index: int) -> SecureSteward:
+        """The institution at ``index``, which keeps its session keys from message to message."""
+        if index not in self._stewards:
+            self._stewards[index] = self._make_steward(index)
+        return self._stewards[index]
+
+    def _draft(self, coordinator: Identity) -> Manifest:
+        if self.config.base.digest is None:
+            raise ConfigError("base.digest: wanted for a manifest")
+        names = [institution_name(index) for index in range(len(self.store.institutions))]
+        spec = self.trainer.spec
+        return draft_manifest(
+            self.config,
+            base_digest=self.config.base.digest,
+            adapter_digest=spec.digest,
+            dimension=spec.dimension,
+            coordinator=coordinator.public,
+            roster=[Member(name=name, key=_identity(self._folder(name)).public.hex()) for name in names],
+            code_version=package_versions()["darkroom"],
+        )
+
+    def _folder(self, name: str) -> Path:
+        return self.directory / "institutions" / name
+
+    def _make_steward(self, index: int) -> SecureSteward:
+        rows = self.store.institutions[index]
+        folder = self._folder(institution_name(index))
+        identity = _identity(folder)
+        path = folder / "ledger.sqlite"
+        open_ledger = Ledger.open if path.exists() else Ledger.create
+        manifest, _ = open_manifest((self.directory / "coordinator" / _MANIFEST).read_bytes())
+        records = SiteRecords(
+            identity=identity,
+            policy=_policy(manifest),
+            ledger=open_ledger(path, PldAccountant()),
+            audit=AuditLog(path=folder / _LOG, identity=identity),
+            approvals=PolicyAlone(),
+            population=POPULATION,
+        )
+        return SecureSteward(rows.name, records, _Shared(self.trainer, self.store, index))
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Institutions of one process share its base; each has its own rows of the store."""
+
+    trainer: Trainer
+    store: InstitutionStore
+    index: int
+
+    def prepare(self, manifest: Manifest) -> TrainingSide:
+        """Ready as it is: the store was encoded before the run."""
+        del manifest
+        rows = self.store.institutions[self.index]
+        units = rows.units()
+        return TrainingSide(
+            name=rows.name,
+            trainer=self.trainer,
+            shard=self.store.train.select(rows.train),
+            units=tuple((place,) for place in range(len(rows.train))) if units is None else units,
+        )
+
+
+def institution_name(index: int) -> str:
+    """The name in the roster; sorted names are in the order of the institutions."""
+    return f"institution-{index + 1:04d}"
+
+
+def _identity(folder: Path) -> Identity:
+    path = folder / _IDENTITY
+    return read_identity_file(path) if path.exists() else create_identity_file(path)
+
+
+def _policy(manifest: Manifest) -> SitePolicy:
+    """What allows this run and no more: a simulated site agrees to the scenario that it is part of."""
+    privacy = manifest.config.privacy
+    if privacy == "none":
+        raise ConfigError("wanted a run with privacy")
+    return SitePolicy(
+        coordinators=(manifest.coordinator,),
+        base_digests=(manifest.base_digest,),
+        adapter_kinds=(manifest.config.adapter.train,),
+        minimum_cohort=manifest.config.server.minimum_institutions,
+        colluders=privacy.colluders,
+        institutions=tuple(member.key for member in manifest.roster),
+        privacy=PrivacyLimits(
+            epsilon_per_run=privacy.epsilon,
+            delta_per_run=privacy.delta,
+            epsilon_lifetime=privacy.epsilon,
+            delta_lifetime=privacy.delta,
+            units=(privacy.unit,),
+        ),
+    )
