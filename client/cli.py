@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from client.commands.approval import approvals, approve, revoke
+from client.commands.erasure import erase, expire
 from client.commands.site import init, status
 from client.commands.steward import steward
 from common.command_line import run_command_line
@@ -76,7 +77,7 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadat
         typer.echo(f"not used, no row in metadata.jsonl: {name}")
 
 
-for command in (init, steward, status, approve, approvals, revoke):
+for command in (init, steward, status, approve, approvals, revoke, erase, expire):
     app.command()(command)
 
 

@@ -70,20 +70,19 @@ class StewardProcess:
     def run(self, stop: threading.Event, *, every: float = CARE_SECONDS) -> bool:
         """Serve until told to stop; False if a round was abandoned, so that its thread still runs.
 
+        The caller holds the place: audit log and ledger have one writer, so they are opened after it is held.
+
         Raises:
-            StewardRunning: Another steward serves this site.
             StewardUnavailable: The socket or the token cannot be used.
 
         """
-        place = SocketPlace(path=Path(self.settings.socket), group=self.settings.group)
-        with held(place):
-            service = self._service()
-            self.audit.append("started", {})  # before the doors open, because the log has one writer at a time
-            serving = serve(service, place, _tcp(self.settings))
-            _log.info("listening on %s", place.path)
-            while not stop.wait(every):
-                self._look_after(service, stop)
-            return self._end(serving)
+        service, place = self._service(), socket_place(self.settings)
+        self.audit.append("started", {})  # before the doors open, because the log has one writer at a time
+        serving = serve(service, place, _tcp(self.settings))
+        _log.info("listening on %s", place.path)
+        while not stop.wait(every):
+            self._look_after(service, stop)
+        return self._end(serving)
 
     def _service(self) -> StewardService:
         settings = self.settings
@@ -123,12 +122,25 @@ class StewardProcess:
         return ended
 
 
-def run_until_signal(process: StewardProcess) -> None:
-    """Serve until SIGTERM or SIGINT; the exit code is 0 either way."""
+def socket_place(settings: ServiceConfig) -> SocketPlace:
+    """Where a site's socket stands."""
+    return SocketPlace(path=Path(settings.socket), group=settings.group)
+
+
+def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProcess]) -> None:
+    """Hold the site's place, put its steward together, serve until SIGTERM or SIGINT; the exit code is 0 either way.
+
+    Raises:
+        StewardRunning: Another steward serves this site; nothing of it was touched.
+
+    """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    if not process.run(stop):
+    with held(socket_place(settings)):
+        process = compose()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        ended = process.run(stop)
+    if not ended:
         logging.shutdown()
         os._exit(0)  # the abandoned round's thread cannot be stopped, and a normal exit would wait for it
 

@@ -16,4 +16,5 @@ def steward(config: Site = Path("site.toml")) -> None:
     from client.open_site import open_site
     from client.steward_process import run_until_signal
 
-    run_until_signal(compose_steward(open_site(config)))
+    site = open_site(config)
+    run_until_signal(site.config.service, lambda: compose_steward(site))

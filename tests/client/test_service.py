@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import stat
 import threading
 from collections import Counter
@@ -207,8 +208,6 @@ def test_one_steward_holds_a_socket(tmp_path: Path) -> None:
 
 
 def test_a_stale_socket_is_removed_and_anything_else_is_not(tmp_path: Path) -> None:
-    import socket
-
     place = SocketPlace(path=tmp_path / "run" / "s.sock")
     place.path.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as left:
