@@ -236,7 +236,7 @@ def serve(service: StewardService, place: SocketPlace, tcp: TcpListener | None =
 
 
 def _handler(service: StewardService) -> Any:  # noqa: ANN401 - gRPC ships no types
-    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc] # gRPC ships no types
+    class Handler(grpc.GenericRpcHandler):
         def service(self, handler_call_details: Any) -> Any:  # noqa: ANN401 - as above
             return service.service(handler_call_details)
 

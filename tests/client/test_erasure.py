@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -18,6 +17,7 @@ from common.secagg.messages import Step
 from tests.client.test_policy import TOML
 
 if TYPE_CHECKING:
+    from datetime import date
     from pathlib import Path
 
 RUN = "ab" * 32
