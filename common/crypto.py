@@ -1,8 +1,9 @@
 """Every cryptographic primitive that Darkroom uses, with fixed sizes and purposes; no other module imports one.
 
 Primitives: SHA-256, HMAC-SHA256 (RFC 2104), HKDF-SHA256 (RFC 5869), Argon2id (RFC 9106), Ed25519 (RFC 8032), X25519
-(RFC 7748), AES-256 in CTR mode (SP 800-38A) and AES-256-GCM (SP 800-38D). Every hash, signature and derived key starts with a :class:`Label`, and every variable part is
-preceded by its length, so bytes made for one purpose mean nothing in another. Keys come from the operating system.
+(RFC 7748), AES-256 in CTR mode (SP 800-38A) and AES-256-GCM (SP 800-38D). Every hash, signature and derived key starts
+with a :class:`Label`, and every variable part is preceded by its length, so bytes made for one purpose mean nothing in
+another. Keys come from the operating system.
 
 Secrets do not print, compare in constant time and do not pickle. Python cannot wipe memory: whoever reads the process
 reads its keys.

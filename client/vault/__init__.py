@@ -2,13 +2,16 @@
 
 ::
 
-    master_key   where the key that opens the vault comes from: a passphrase, a key file or the system's keyring
-    keys         what is derived from it, down to one key for each record
-    index        the SQLite file of sealed rows, and its transactions
+    store        the vault, for everybody else: add, read, look up, note, erase, rotate
+    records      what goes in and what comes out
+    errors       what can go wrong
+    master_key   where the key that opens a vault comes from: a passphrase, a key file or the system's keyring
+    shards       training data made from a vault, with the encoded pictures kept inside it
+
+    keys         what hangs below the master key, down to one key for each record
+    sealing      subjects and records as sealed rows
+    rows, index  the SQLite file of them, and its transactions
     commitment   what makes an old, missing, added or exchanged row show
     blobs        sealed files of pictures and of what is computed from them
-    records      what goes in and what comes out
-    store        the vault itself: add, read, look up, rotate
-    erasure      forgetting a subject, or what has expired
-    shards       training data made from a vault, with the encoded pictures kept inside it
+    opening, interior, contents, erasure, rotation    what the store does with these
 """

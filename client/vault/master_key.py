@@ -30,7 +30,7 @@ MIN_PASSPHRASE: Final = 12
 SERVICE: Final = "darkroom-vault"
 SAFE_KEYRINGS: Final = ("SecretService", "kwallet", "libsecret", "macOS", "Windows")
 """Modules of ``keyring.backends`` that encrypt what they keep; its others keep nothing, or keep it in clear."""
-_DIGITS: Final = re.compile(r"[0-9a-f]{%d}" % (2 * KEY_BYTES))
+_DIGITS: Final = re.compile(f"[0-9a-f]{{{2 * KEY_BYTES}}}")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
