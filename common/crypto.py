@@ -51,6 +51,8 @@ class Label(enum.Enum):
     AUDIT_GENESIS = b"darkroom/audit-genesis/1"
     AUDIT_HASH = b"darkroom/audit-hash/1"
     CONTRIBUTION = b"darkroom/masked-contribution/1"
+    FINGERPRINT = b"darkroom/fingerprint/1"
+    JOIN_FILE = b"darkroom/join-file/1"
     LEDGER_ROW = b"darkroom/ledger-row/1"
     MANIFEST = b"darkroom/manifest/1"
     MANIFEST_ACCEPTED = b"darkroom/manifest-accepted/1"
@@ -63,6 +65,7 @@ class Label(enum.Enum):
     SEAL = b"darkroom/seal/1"
     SESSION = b"darkroom/session/1"
     SESSION_KEYS = b"darkroom/session-keys/1"
+    SITE_REQUEST = b"darkroom/site-request/1"
     VECTOR = b"darkroom/vector/1"
 
 
