@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from client.commands.joining import join, request
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -71,6 +72,10 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadat
     typer.echo(f"{folder}: {len(pictures)} pictures of {subjects} subjects can be used")
     for name in unlisted_files(folder, pictures):
         typer.echo(f"not used, no row in metadata.jsonl: {name}")
+
+
+for command in (request, join):
+    app.command()(command)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 from common.command_line import run_command_line
 from common.config import RunConfig
 from common.toml_config import parse_config, read_toml
+from server.commands.federation import approve, init, renew, revoke, up
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -26,6 +27,10 @@ def check(config: Annotated[Path, typer.Argument(help="Run configuration, a TOML
     privacy = parsed.privacy
     said = "none" if privacy == "none" else f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, one {privacy.unit}"
     typer.echo(f"{config}: {parsed.name}, {parsed.rounds} rounds of {parsed.training.mode}, privacy {said}")
+
+
+for command in (init, approve, revoke, renew, up):
+    app.command()(command)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 import os
 import secrets
@@ -22,6 +21,7 @@ from common.toml_config import parse_config, read_toml
 from server.files import write_atomically
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -56,7 +56,7 @@ class FederationConfig(Config, frozen=True, kw_only=True):
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
-        if not 1 <= self.public_port <= 65535:  # noqa: PLR2004 - the largest port
+        if not 1 <= self.public_port <= 65535:
             yield f"address: {self.address} has no port between 1 and 65535"
         if self.public_port == self.superlink_port:
             yield "superlink_port: wanted another than the public one"
