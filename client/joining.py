@@ -86,9 +86,9 @@ class SiteDirectory:
 
         """
         content = bundle.read_bytes()
-        got = hashlib.sha256(content).hexdigest()
+        got = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if got != join.bundle:
-            raise ProvisioningError(f"{bundle}: its SHA-256 is {got}; the join file names {join.bundle}")
+            raise ProvisioningError(f"{bundle}: its digest is {got}; the join file names {join.bundle}")
         self.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.authority_file.write_text(join.authority)
         apps = self.flower_home / "apps"

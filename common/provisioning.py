@@ -74,7 +74,7 @@ class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """PEM of the certificate authority that the listener's certificate must come from."""
     coordinator: PublicKeyHex
     bundle: Digest
-    """SHA-256 of the app bundle."""
+    """Of the app bundle's bytes."""
     signature: SignatureHex = "0" * 128
 
     def signed_parts(self) -> tuple[bytes, ...]:

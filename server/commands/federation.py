@@ -49,7 +49,7 @@ def approve(
     """Show each request's fingerprint, ask, and write roster and join files."""
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
-    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    digest = f"sha256:{hashlib.sha256(bundle.read_bytes()).hexdigest()}"
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
         if not yes and not typer.confirm("did the site read out the same digits by telephone?"):

@@ -121,7 +121,7 @@ def test_a_changed_join_file_is_refused(join: JoinFile, field: str) -> None:
         "address": "evil.example:443",
         "authority": "none",
         "coordinator": SITE.public.hex(),
-        "bundle": "cd" * 32,
+        "bundle": "sha256:" + "cd" * 32,
     }
     signed = msgspec.json.decode(sign_join_file(join, COORDINATOR), type=JoinFile)
     data = msgspec.json.encode(msgspec.structs.replace(signed, **{field: other[field]}))

@@ -20,7 +20,7 @@ from server.federation import FederationConfig, FederationDirectory
 from server.launch import Launch
 
 ROOT = Path(__file__).parents[2]
-BUNDLE = "ab" * 32
+BUNDLE = "sha256:" + "ab" * 32
 
 
 def free_port() -> int:

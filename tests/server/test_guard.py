@@ -18,7 +18,7 @@ class SuperLink(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.seen.append((request.method, request.url.raw_path.decode(), await request.aread()))
-        return httpx.Response(200, content=b"answer")
+        return httpx.Response(200, stream=httpx.ByteStream(b"answer"))
 
 
 def ask(method: str, path: str, body: bytes = b"", *, cap: int = 100) -> tuple[httpx.Response, SuperLink]:
