@@ -30,6 +30,8 @@ CONNECTION: Final = "darkroom"
 _LOOPBACK: Final = "127.0.0.1"
 _COMMAND_SECONDS: Final = 60.0
 T = TypeVar("T", bound=msgspec.Struct)
+_GONE: Final = "unregistered"
+"""Flower lists a node that was unregistered for ever."""
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +149,8 @@ class Launch:
 
     def nodes(self) -> tuple[Node, ...]:
         """Every node that the SuperLink knows and that was not unregistered."""
-        return _parse(self._flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
+        listed = _parse(self._flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
+        return tuple(node for node in listed if node.status != _GONE)
 
     def _flwr(self, *arguments: str) -> str:
         command: Sequence[str] = (program("flwr"), *arguments)
