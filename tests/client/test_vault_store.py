@@ -506,3 +506,24 @@ def test_an_index_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(VaultUnavailable, match="No space left"):
         Vault.create(tmp_path / "vault", key_file(tmp_path))
+
+
+def test_traces_that_a_death_left_are_wiped_at_the_next_opening_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as vault:
+        monkeypatch.setattr("client.vault.index.Index.scrub", lambda *_args, **_options: None)
+        vault.erase_subject("patient 0")  # as if it had died before it wiped
+        monkeypatch.undo()
+    statements: list[str] = []
+    real = sqlite3.connect
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        store = real(*args, **options)
+        store.set_trace_callback(statements.append)
+        return store
+
+    monkeypatch.setattr("client.vault.index.sqlite3.connect", connect)
+    for wiped in (1, 1):
+        Vault.open(tmp_path / "vault", key_file(tmp_path), access="write").close()
+        assert statements.count("VACUUM") == wiped
