@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
+from client.commands.approval import approvals, approve, revoke
+from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules
+from client.commands.joining import join, request
+from client.commands.site import init, status
+from client.commands.steward import steward
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
+log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(log, name="log")
 
 Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
@@ -74,7 +81,25 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadat
         typer.echo(f"not used, no row in metadata.jsonl: {name}")
 
 
-for command in (ingest, ingest_rules):
+@log.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="The audit log.")],
+    key: Annotated[str, typer.Option(help="Public key of the log's owner, 64 hexadecimal digits.")],
+    witness: Annotated[
+        Path | None, typer.Option(help="The coordinator's log, which holds this institution's heads.")
+    ] = None,
+    place: Annotated[
+        int, typer.Option(min=0, help="This institution's place in the run's roster, with --witness.")
+    ] = 0,
+) -> None:
+    """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
+    from common.audit_check import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+
+    typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
+
+
+SITE = (init, request, join, steward, status, approve, approvals, revoke)
+for command in (*SITE, ingest, ingest_rules, erase, expire):
     app.command()(command)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from client.policy import check_manifest
+from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest import countersign, open_manifest
 from common.manifest_terms import check_terms
@@ -42,6 +43,15 @@ class TrainingSide:
     trainer: Trainer = field(repr=False)
     shard: LatentShard = field(repr=False)
     units: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def private_update(self, plan: PrivatePlan) -> PrivateUpdate:
+        """What makes this institution's shares.
+
+        Raises:
+            AccountingError: More units than the run's settings allow one institution.
+
+        """
+        return PrivateUpdate(trainer=self.trainer, shard=self.shard, units=self.units, plan=plan)
 
 
 class TrainingProvider(Protocol):

@@ -15,8 +15,8 @@ import numpy as np
 
 from client.membership import Membership, join
 from client.policy import contribution_event
-from client.private_update import PrivateUpdate
 from client.refusals import refusal_code
+from common.audit_check import COORDINATOR_HEAD
 from common.errors import DarkroomError, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
@@ -152,14 +152,12 @@ class SecureSteward:
         account = records.policy.account(records.population, private=True)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
         receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
-        details = _step(member, state) | {"row": receipt.row, "coordinator_head": state.coordinator_head.hex()}
+        details = _step(member, state) | {"row": receipt.row, COORDINATOR_HEAD: state.coordinator_head.hex()}
         records.audit.append("charged", details)
 
     def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
-        side = member.side
-        side.trainer.set_adapter(adapter)
-        update = PrivateUpdate(trainer=side.trainer, shard=side.shard, units=side.units, plan=member.plan)
-        return update.share(_randomness(member, state))
+        member.side.trainer.set_adapter(adapter)
+        return member.side.private_update(member.plan).share(_randomness(member, state))
 
 
 def _adapter(state: Contributing, member: Membership) -> NDArray[np.float32]:

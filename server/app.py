@@ -10,11 +10,15 @@ import msgspec
 from flwr.serverapp import Grid, ServerApp
 
 from common.adapter.spec import AdapterSpec
+from common.audit_log import AuditLog
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.identity_file import read_identity_file
+from common.manifest import open_manifest
 from common.toml_config import parse_config, read_toml
 from server.coordinator import Coordinator
 from server.run_directory import RunDirectory
+from server.secure_session import SecureRun
 from server.transport import GridTransport, Transport
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ SPEC_KEY: Final = "spec"
 """Run-config key: path of the adapter specification, as ``common.adapter.spec.encode_spec`` writes it."""
 DIRECTORY_KEY: Final = "directory"
 """Run-config key: the run's directory."""
+MANIFEST_KEY: Final = "manifest"
+"""Run-config key: path of the signed manifest, in place of a configuration, where sums are masked."""
+IDENTITY_KEY: Final = "identity"
+"""Run-config key: path of the coordinator's identity file; with a manifest."""
+AUDIT_FILE: Final = "audit.log"
+"""The coordinator's log in the run's directory."""
 RESUME_KEY: Final = "resume"
 """Run-config key: true to go on from the directory's last checkpoint."""
 
@@ -50,15 +60,17 @@ def run_deployed(transport: Transport, context: Context) -> None:
 
     Raises:
         ConfigError: A key is missing, or a file that it names cannot be used.
+        ManifestError: The manifest is not signed, or not of this adapter.
 
     """
     from common.adapter.vector import initial_vector  # noqa: PLC0415 - torch, which only a start needs
 
-    config = parse_config(read_toml(path := _path(context, CONFIG_KEY)), RunConfig, source=str(path))
+    directory = _path(context, DIRECTORY_KEY)
+    secure = _secure_run(context, directory) if context.run_config.get(MANIFEST_KEY) else None
+    config = _config(context) if secure is None else open_manifest(secure.manifest)[0].config
     spec = read_spec(_path(context, SPEC_KEY))
     if spec.config != config.adapter:
-        raise ConfigError(f"the adapter specification was made for {spec.config}; {path} says {config.adapter}")
-    directory = _path(context, DIRECTORY_KEY)
+        raise ConfigError(f"the adapter specification was made for {spec.config}; the run says {config.adapter}")
     Coordinator(
         config=config,
         spec=spec,
@@ -66,7 +78,26 @@ def run_deployed(transport: Transport, context: Context) -> None:
         transport=transport,
         observer=RunDirectory(directory),
         directory=directory,
+        secure=secure,
     ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
+
+
+def _config(context: Context) -> RunConfig:
+    path = _path(context, CONFIG_KEY)
+    return parse_config(read_toml(path), RunConfig, source=str(path))
+
+
+def _secure_run(context: Context, directory: Path) -> SecureRun:
+    path = _path(context, MANIFEST_KEY)
+    try:
+        manifest = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: the manifest cannot be read ({error.strerror})") from error
+    identity = read_identity_file(_path(context, IDENTITY_KEY))
+    directory.mkdir(parents=True, exist_ok=True)
+    return SecureRun(
+        manifest=manifest, identity=identity, audit=AuditLog(path=directory / AUDIT_FILE, identity=identity)
+    )
 
 
 def read_spec(path: Path) -> AdapterSpec:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from common.audit_check import HEADS
 from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
 from common.manifest import open_manifest, verify_countersignature
 from common.messages import (
@@ -148,7 +149,7 @@ class SecureSession:
             RoundFailed: It was the round's last attempt, or the step gave values that are not finite.
 
         """
-        heads = {"heads": ",".join(f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads))}
+        heads = {HEADS: ",".join(f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads))}
         self._state = collecting.state.abort()
         self.leave(node for node, reason in collecting.failures.items() if reason == LOST_SESSION)
         try:

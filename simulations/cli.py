@@ -148,6 +148,28 @@ def sweep(
 
 
 @app.command()
+def wiretap(
+    scenario: ScenarioName = "three-institutions",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to listen to.")] = 3,
+    runs: RunsDirectory = Path("runs"),
+    cache: Cache = Path(".cache"),
+    threads: Threads = DEFAULT_THREADS,
+) -> None:
+    """Keep every byte that coordinator and network see of a private run, and compare it with what they do not see."""
+    loaded = load_scenario(scenario, rounds=rounds)
+    directory = runs / f"{loaded.name}-wiretap"
+    _make_room(directory, resume=False, again=False)
+
+    import torch  # noqa: PLC0415 - takes seconds to load
+
+    from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
+
+    torch.set_num_threads(threads)
+    typer.echo(tap_scenario(loaded, directory, cache))
+    typer.echo(f"Look at:\n  {directory / 'comparison.png'}\n  {directory / 'messages'}")
+
+
+@app.command()
 def fetch(cache: Cache = Path(".cache")) -> None:
     """Fetch and build the demonstration's pictures, so that later commands need no network."""
     from simulations.institutions import build_institutions  # noqa: PLC0415 - as above

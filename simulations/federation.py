@@ -24,6 +24,7 @@ from server.secure_session import SecureRun
 from server.versions import package_versions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from client.trainer import Trainer
@@ -46,6 +47,8 @@ class SimulatedFederation:
     trainer: Trainer = field(repr=False)
     store: InstitutionStore = field(repr=False)
     directory: Path
+    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
+    """Puts something between an institution and its pictures, to be looked at after a simulation."""
     _stewards: dict[int, SecureSteward] = field(default_factory=dict, init=False, repr=False)
 
     def secure_run(self) -> SecureRun:
@@ -98,28 +101,29 @@ class SimulatedFederation:
             approvals=PolicyAlone(),
             population=POPULATION,
         )
-        return SecureSteward(rows.name, records, _Shared(self.trainer, self.store, index))
+        return SecureSteward(rows.name, records, _Shared(self, index))
 
 
 @dataclass(frozen=True)
 class _Shared:
     """Institutions of one process share its base; each has its own rows of the store."""
 
-    trainer: Trainer
-    store: InstitutionStore
+    federation: SimulatedFederation
     index: int
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Ready as it is: the store was encoded before the run."""
         del manifest
-        rows = self.store.institutions[self.index]
+        store = self.federation.store
+        rows = store.institutions[self.index]
         units = rows.units()
-        return TrainingSide(
+        side = TrainingSide(
             name=rows.name,
-            trainer=self.trainer,
-            shard=self.store.train.select(rows.train),
+            trainer=self.federation.trainer,
+            shard=store.train.select(rows.train),
             units=tuple((place,) for place in range(len(rows.train))) if units is None else units,
         )
+        return self.federation.watch(side)
 
 
 def institution_name(index: int) -> str:

@@ -77,13 +77,15 @@ class BlobFolder:
                 total += self._file(name).stat().st_size
         return total
 
-    def remove(self, names: Iterable[bytes]) -> None:
+    def remove(self, names: Collection[bytes]) -> None:
         """Take files away; one that is gone already is no error.
 
         Raises:
             VaultUnavailable: The folder cannot be written.
 
         """
+        if not names:
+            return
         try:
             for name in names:
                 self._file(name).unlink(missing_ok=True)
@@ -102,8 +104,7 @@ class BlobFolder:
     def sweep(self, kept: Collection[bytes]) -> int:
         """Take away every file that the index does not refer to; how many."""
         left = self.names().difference(kept)
-        if left:
-            self.remove(left)
+        self.remove(left)
         return len(left)
 
     def _file(self, name: bytes) -> Path:

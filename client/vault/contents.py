@@ -115,7 +115,7 @@ def put_derived(inside: Interior, kind: str, items: Mapping[RecordId, bytes]) ->
                 change.delete(old)
                 change.insert(DerivedRow(record.record_id, tag, names[-1]))
                 replaced += old
-        inside.blobs.remove(row.blob for row in replaced)
+        inside.blobs.remove([row.blob for row in replaced])
 
 
 def _find(inside: Interior, record_id: RecordId, kind: str) -> tuple[Secret, DerivedRow | None]:

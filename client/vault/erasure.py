@@ -108,8 +108,10 @@ def erase(inside: Interior, scope_of: Callable[[Index, VaultKeys], Scope]) -> Er
             change.delete(scope.records)
             change.delete(scope.subjects)
             inside.index.mark_unscrubbed()
-        inside.blobs.remove(scope.blobs())
-        inside.index.scrub(always=True)
+        try:
+            inside.index.scrub(always=True)
+        finally:  # the keys' traces matter more, and either is tried if the other fails
+            inside.blobs.remove(scope.blobs())
         with inside.reading() as state:
             return Erased(plan=plan, state=inside.commitment.public(state))
 

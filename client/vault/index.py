@@ -12,7 +12,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from client.vault.errors import VaultBusy, VaultDamaged, VaultMissing, VaultUnavailable, WrongVaultVersion
+from client.vault.errors import VaultBusy, VaultDamaged, VaultUnavailable, WrongVaultVersion
 from client.vault.rows import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, TABLES, Header
 from common.errors import VaultError
 
@@ -42,15 +42,12 @@ class Index:
         """Open an index that exists.
 
         Raises:
-            VaultMissing: There is no file.
             VaultDamaged: Not an index, or a page of it is bad.
             WrongVaultVersion: Of another version.
             VaultUnavailable: Unreadable.
 
         """
         self.path: Final = path
-        if not path.is_file():
-            raise VaultMissing(f"{path.parent}: no vault; create one, or mend the path")
         with self._translated():
             self._store: Final = _connect(path, busy_seconds=busy_seconds)
         try:

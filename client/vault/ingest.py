@@ -70,18 +70,16 @@ class IntakeVault(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """One folder, one set of rules, and a vault if there is one."""
+    """One folder and one set of rules."""
 
     folder: Path
     rules: IntakeRules
-    key: IntakeKey
-    vault: IntakeVault | None = None
     commit: bool = False
     workers: int = 2
     today: date = field(default_factory=lambda: datetime.now(UTC).date())
 
-    def run(self) -> IntakeReport:
-        """Do it, or without ``commit`` see what would be done.
+    def run(self, key: IntakeKey, vault: IntakeVault | None = None) -> IntakeReport:
+        """Do it, or without ``commit`` see what would be done; without a vault there is nothing to add to.
 
         Raises:
             DataError: The folder cannot be used.
@@ -91,14 +89,10 @@ class Intake:
         """
         listed = list_folder(self.folder, self.rules)
         report = IntakeReport()
-        judge = self._judge(listed)
-        if self.vault is not None:
-            report.state_before = self.vault.state().text()
-            report.opted_out_inside = sum(
-                self.vault.find_subject(name) is not None
-                for subject in judge.opt_out.subjects
-                for name in (subject, self.key.pseudonym(subject))
-            )
+        judge = self._judge(listed, key, vault)
+        if vault is not None:
+            report.state_before = vault.state().text()
+            report.opted_out_inside = _opted_out(judge.opt_out, key, vault)
         batch: list[NewRecord] = []
         for verdict in self._verdicts(listed, judge):
             report.note(verdict.example)
@@ -107,27 +101,27 @@ class Intake:
                 report.splits[verdict.record.split] += 1
                 batch.append(verdict.record)
             if len(batch) >= BATCH_RECORDS or sum(len(record.image) for record in batch) >= BATCH_BYTES:
-                self._add(batch)
-        self._add(batch)
-        report.state_after = self.vault.state().text() if self.vault is not None else ""
+                self._add(batch, vault)
+        self._add(batch, vault)
+        report.state_after = vault.state().text() if vault is not None else ""
         return report
 
-    def _add(self, batch: list[NewRecord]) -> None:
-        if self.commit and self.vault is not None and batch:
-            self.vault.add(tuple(batch))
+    def _add(self, batch: list[NewRecord], vault: IntakeVault | None) -> None:
+        if self.commit and vault is not None and batch:
+            vault.add(tuple(batch))
         batch.clear()
 
-    def _judge(self, listed: tuple[Listed, ...]) -> Judge:
+    def _judge(self, listed: tuple[Listed, ...], key: IntakeKey, vault: IntakeVault | None) -> Judge:
         captions, subjects = self.rules.captions, self.rules.subjects
         names = read_list(Path(captions.names)) if captions.names else ()
         finder = load_presidio(captions.presidio) if captions.presidio != "off" else None
         return Judge(
             rules=self.rules,
-            key=self.key,
+            key=key,
             scrubber=CaptionScrubber(names=Names(names), max_characters=captions.max_characters, finder=finder),
             opt_out=OptOut.read(Path(subjects.opt_out)) if subjects.opt_out else OptOut(),
-            search=search_of_vault(self.vault, self.rules.pixels),
-            known=KnownSubjects.of(self.vault),
+            search=search_of_vault(vault, self.rules.pixels),
+            known=KnownSubjects.of(vault),
             today=self.today,
             names_subjects=any(isinstance(each, Candidate) and each.subject_id is not None for each in listed),
         )
@@ -147,6 +141,12 @@ class Intake:
                 else:
                     yield from judge.decide(each, _next(cleaned))
                 advance(1)
+
+
+def _opted_out(listed: OptOut, key: IntakeKey, vault: IntakeVault) -> int:
+    """Subjects on the list, as ids or as patients' numbers, that the vault holds."""
+    names = (name for subject in listed.subjects for name in (subject, key.pseudonym(subject)))
+    return sum(vault.find_subject(name) is not None for name in names)
 
 
 def _next(cleaned: Iterator[Cleaned]) -> Cleaned:

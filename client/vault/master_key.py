@@ -173,6 +173,8 @@ def create_key_file(path: Path) -> KeyFile:
         MasterKeyUnavailable: There is a file already, or it cannot be written.
 
     """
+    if path.exists():
+        raise MasterKeyUnavailable(f"{path}: exists; it is not overwritten, because a vault may need it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -180,8 +182,6 @@ def create_key_file(path: Path) -> KeyFile:
             file.write(random_key().reveal().hex().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-    except FileExistsError as error:
-        raise MasterKeyUnavailable(f"{path}: exists; it is not overwritten, because a vault may need it") from error
     except OSError as error:
         raise MasterKeyUnavailable(f"{path}: the key cannot be written ({error.strerror})") from error
     return KeyFile(path)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from client.vault import burned_text, caption_patterns, dicom, duplicates, faces
-from common.crypto import SIGNATURE_BYTES, Label, verify_signature
+from common.crypto import SIGNATURE_BYTES, Label, digest, verify_signature
 from common.errors import BadSignature, DataError
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def content(self) -> bytes:
         """What the signature covers."""
         return msgspec.json.encode(msgspec.structs.replace(self, signature=_UNSIGNED), order="sorted")
+
+    def digest(self) -> bytes:
+        """32 bytes by which an audit log names this receipt."""
+        return digest(Label.INTAKE_RECEIPT, self.content())
 
 
 def make_receipt(report: IntakeReport, rules: IntakeRules, identity: Identity, *, now: datetime) -> Receipt:

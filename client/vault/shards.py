@@ -7,8 +7,9 @@ the last bit of a float, as it may between two devices.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
 from safetensors.torch import load, save
@@ -22,6 +23,7 @@ from client.latents import (
     encode_caption_table,
     encode_pixels,
 )
+from client.vault.errors import VaultDamaged
 from common.errors import DataError, EmptyFolder
 from common.progress import bar
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from common.adapter.model import BaseModel
 
 Parts: TypeAlias = dict[str, torch.Tensor]
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,7 @@ def _encoded_pictures(
     base: BaseModel, vault: Vault, plan: EncodingPlan, ids: Sequence[RecordId]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     kind = f"latents/{ENCODING_FORMAT}/{base.digest}/{plan.resolution}/{plan.horizontal_flips}"
-    found = {each: _unpacked(data) for each in ids if (data := vault.derived(each, kind)) is not None}
+    found = {each: parts for each in ids if (parts := _kept(vault, each, kind)) is not None}
     missing = [each for each in ids if each not in found]
     pixels = (decode_pixels(vault.read(each).image, f"record {each}", plan.resolution) for each in missing)
     with bar("encoding pictures", len(missing)) as advance:
@@ -133,7 +136,7 @@ class _Kept(NamedTuple):
 
 
 def _caption_table(base: BaseModel, vault: Vault, plan: EncodingPlan, wanted: list[_Kept]) -> CaptionTable:
-    found = {each: _unpacked(data) for each in wanted if (data := vault.derived(each.record_id, each.kind)) is not None}
+    found = {each: parts for each in wanted if (parts := _kept(vault, each.record_id, each.kind)) is not None}
     missing = [each for each in wanted if each not in found]
     if missing:
         table = encode_caption_table(base, [each.caption for each in missing if each.caption], plan)
@@ -154,10 +157,19 @@ def _row(table: CaptionTable, row: int) -> Parts:
 def _keep(vault: Vault, kind: str, items: Mapping[RecordId, Parts]) -> None:
     if vault.access == "write":
         vault.put_derived(
-            kind, {each: save({name: part.clone() for name, part in parts.items()}) for each, parts in items.items()}
+            kind,
+            {each: save({name: part.contiguous() for name, part in parts.items()}) for each, parts in items.items()},
         )
 
 
-def _unpacked(data: bytes) -> Parts:
+def _kept(vault: Vault, record_id: RecordId, kind: str) -> Parts | None:
+    """What is kept, if it is whole: what is not is made anew from the picture, which the vault vouches for."""
+    try:
+        data = vault.derived(record_id, kind)
+    except VaultDamaged as error:
+        _log.warning("record %s: what was encoded is made anew (%s)", record_id, error)
+        return None
+    if data is None:
+        return None
     parts: Parts = load(data)  # what the vault opens was written here
     return parts

@@ -14,8 +14,8 @@ Guarantee: whatever moment the process dies at, every change that was acknowledg
 there as a whole or not at all.
 
 What does show: how many records, subjects and derived items there are and which belong together, sizes of files to
-within 12 %, and when they were written. The derived key of each record, crypto-erasure and roll-backs of the whole
-directory are treated in :mod:`.keys`, :mod:`.erasure` and :mod:`.commitment`.
+within 12 %, and when they were written. Keys, erasure and roll-backs of the whole directory are treated in
+:mod:`client.vault.keys`, :mod:`client.vault.erasure` and :mod:`client.vault.commitment`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Vault:
             return self._interior.commitment.public(state)
 
     def add(self, records: Sequence[NewRecord]) -> tuple[RecordId, ...]:
-        """Keep records, all or none, durably; their ids in the same order.
+        """Keep records, all or none, durably; their ids in the same order. Some dozens at a time are quick enough.
 
         Raises:
             VaultBusy: Another writer is at work.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dp_accounting import NeighboringRelation
@@ -125,16 +126,27 @@ def _refuse_unknown(events: Sequence[object]) -> None:
 
 
 def _compose(events: Sequence[Rounds], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    return _composed(tuple(events), grid)
+
+
+@lru_cache(maxsize=4)
+def _composed(events: tuple[Rounds, ...], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    """Kept for the next δ: a ledger asks for a run's and for a lifetime's at each charge."""
     total = pld.identity(value_discretization_interval=grid)
     for event in events:
-        one = pld.from_gaussian_mechanism(
-            standard_deviation=event.noise_multiplier,
-            sampling_prob=event.sampling_rate,
-            value_discretization_interval=grid,
-            neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-        )
-        total = total.compose(one.self_compose(event.rounds))
+        total = total.compose(_single(event.noise_multiplier, event.sampling_rate, grid).self_compose(event.rounds))
     return total
+
+
+@lru_cache(maxsize=16)
+def _single(noise_multiplier: float, sampling_rate: float, grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    """One round's privacy loss, which takes longer than composing it with itself."""
+    return pld.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        sampling_prob=sampling_rate,
+        value_discretization_interval=grid,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
 
 
 def _solve(distribution: Any, delta: float, slack: float) -> float:  # noqa: ANN401 - dp-accounting is untyped

@@ -40,12 +40,10 @@ class Site:
         return Intake(
             folder=folder,
             rules=rules_of(rules or {}),
-            key=IntakeKey.of(IDENTITY),
-            vault=self.vault,
             commit=commit,
             workers=workers,
             today=TODAY,
-        ).run()
+        ).run(IntakeKey.of(IDENTITY), self.vault)
 
     def captions(self) -> dict[str, str]:
         return {record.source_name: record.caption for record in self.records()}

@@ -13,18 +13,22 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
+from client.service_socket import held
+from client.site import read_site
+from client.steward_process import socket_place
 from client.vault.contact_sheet import render_contact_sheet, write_contact_sheet
 from client.vault.intake_report import SHEET_PICTURES, Example, IntakeReport
 from client.vault.master_key import KeyFile
 from client.vault.outcomes import Accepted, Duplicate, Reason, Refused
 from client.vault.receipt import Receipt, make_receipt, verify_receipt, write_receipt
 from client.vault.store import Vault
+from common.audit_log import verify_log
 from common.crypto import Identity
-from common.errors import BadSignature, DataError
-from common.identity_file import create_identity_file, read_identity_file
+from common.errors import BadSignature, ConfigError, DarkroomError, DataError
+from common.identity_file import read_identity_file
 from tests.client.bad_inputs import picture
 from tests.client.dicom_objects import dicom_bytes
-from tests.client.intakes import IDENTITY, Site, rules_of
+from tests.client.intakes import IDENTITY, rules_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,9 +161,9 @@ def test_the_sheet_has_an_end() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A vault, its key, an identity, and a folder with an ordinary picture, a damaged one and a scan."""
-    Site.make(tmp_path).vault.close()
-    create_identity_file(tmp_path / "identity.key")
+    """A site without a vault yet, and a folder with an ordinary picture, a damaged one and a scan."""
+    made = CliRunner().invoke(app, ["init", str(tmp_path / "site"), "--name", "clinic"])
+    assert made.exit_code == 0, made.output
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(picture(1))
     (tmp_path / "in/a.txt").write_text("of jane@x.org")
@@ -169,61 +173,74 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(place: Path, *options: str) -> Any:
-    keys = [
-        "--vault",
-        str(place / "vault"),
-        "--key-file",
-        str(place / "key"),
-        "--identity",
-        str(place / "identity.key"),
-    ]
-    arguments = ["ingest", str(place / "in"), "--workers", "1", *keys, *options]
+    arguments = ["ingest", str(place / "in"), "--workers", "1", "--config", str(place / "site/site.toml"), *options]
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
 
 
+def files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def opened(place: Path) -> Vault:
+    return Vault.open(place / "site/vault", KeyFile(place / "site/vault.key"))
+
+
 def test_a_dry_run_from_the_command_line(place: Path) -> None:
-    before = sorted(path for path in place.rglob("*") if path.is_file())
+    before = files(place)
     ended = run(place, "--report", str(place / "sheet.html"))
     assert ended.exit_code == 0, ended.output
     assert "Dry run: nothing was added" in ended.output
     assert "not a picture" in ended.output
+    assert "[email]" in ended.output
     assert "jane" not in ended.output
     assert "a.png" not in ended.output
     page = (place / "sheet.html").read_text()
     assert "jane@x.org" in page
     assert "of [email]" in page
     assert page.count("data:image/jpeg") == 4
-    assert sorted(path for path in place.rglob("*") if path.is_file()) == sorted([*before, place / "sheet.html"])
+    assert files(place) == sorted([*before, place / "sheet.html"])
 
 
-def test_a_dry_run_needs_no_vault(place: Path) -> None:
-    ended = CliRunner().invoke(app, ["ingest", str(place / "in"), "--workers", "1"])
+def test_a_dry_run_needs_no_site(place: Path) -> None:
+    ended = CliRunner().invoke(app, ["ingest", str(place / "in"), "--config", str(place / "none.toml")])
     assert ended.exit_code == 0, ended.output
+    ended = CliRunner().invoke(
+        app, ["ingest", str(place / "in"), "--config", str(place / "none.toml"), "--commit", "--yes"]
+    )
+    assert isinstance(ended.exception, ConfigError)
 
 
-def test_a_commit_asks_adds_and_leaves_a_receipt(place: Path) -> None:
+def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> None:
     declined = run(place, "--commit")
-    assert declined.exit_code == 1
+    assert "nothing was added" in declined.output
+    assert not (place / "site/vault").exists()
     ended = run(place, "--commit", "--yes")
     assert ended.exit_code == 0, ended.output
-    (path,) = (place / "vault-receipts").iterdir()
-    receipt = verify_receipt(path.read_bytes(), read_identity_file(place / "identity.key").public)
+    (path,) = (place / "site/receipts").iterdir()
+    owner = read_identity_file(place / "site/identity.key").public
+    receipt = verify_receipt(path.read_bytes(), owner)
     assert isinstance(receipt, Receipt)
     assert sum(count.number for count in receipt.records) == 2
-    with Vault.open(place / "vault", KeyFile(place / "key")) as vault:
+    with opened(place) as vault:
         assert receipt.vault_after == vault.state().text()
         assert len(vault.infos()) == 2
+    verify_log(place / "site/audit.log", owner)
+    entry = json.loads((place / "site/audit.log").read_text().splitlines()[-1])
+    assert entry["kind"] == "ingested"
+    assert entry["details"] == {"receipt": receipt.digest().hex(), "vault": receipt.vault_after}
     again = run(place, "--commit", "--yes", "--receipt", str(place / "again.json"))
     assert again.exit_code == 0, again.output
     assert re.search(r"duplicate.*in the vault.*2", again.output)
     assert (place / "again.json").exists()
+    assert re.search(r"duplicate.*in the vault.*2", run(place).output)
 
 
-def test_what_a_commit_needs(place: Path) -> None:
-    ended = CliRunner().invoke(app, ["ingest", str(place / "in"), "--commit", "--yes"])
-    assert ended.exit_code != 0
-    ended = run(place, "--passphrase-file", "x")
-    assert ended.exit_code != 0
+def test_a_commit_waits_for_the_steward_to_stop(place: Path) -> None:
+    site = read_site(place / "site/site.toml")
+    with held(socket_place(site.service)):
+        ended = run(place, "--commit", "--yes")
+    assert isinstance(ended.exception, DarkroomError)
+    assert not (place / "site/vault").exists()
 
 
 def test_rules_are_printed_and_read(place: Path) -> None:

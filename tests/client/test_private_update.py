@@ -186,3 +186,12 @@ def test_every_micro_batch_has_one_size(site: Site) -> None:
     assert [len(batch.draws) for batch in batches] == [30]
     assert batches[0].weights.tolist() == [1.0] * 18 + [0.0] * 12
     assert list(update._batches(np.zeros(0, dtype=np.int64), np.random.default_rng(0))) == []
+
+
+def test_a_share_never_leaves_in_the_clear_where_sums_are_to_be_masked(site: Site) -> None:
+    config = msgspec.structs.replace(private_config(), aggregation="secure")
+    trainer = site.trainer(config)
+    ward = Steward(name="ward", config=config, trainer=trainer, train=site.shard, holdout=site.shard)
+    reply = decode_reply(ward.answer(encode(request_of(trainer))))
+    assert isinstance(reply, Refusal)
+    assert reply.code is RefusalCode.NOT_ALLOWED

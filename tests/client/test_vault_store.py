@@ -29,7 +29,10 @@ from common.errors import DataError, VaultError
 from tests.client.vaults import filled, key_file, record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from client.vault.interior import Interior
 
 
 def test_what_goes_in_comes_out_after_reopening(tmp_path: Path) -> None:
@@ -307,13 +310,15 @@ def test_a_database_that_another_program_holds_is_busy(tmp_path: Path) -> None:
 def test_an_erasure_that_a_reader_keeps_traces_of_is_finished_at_the_next_opening(tmp_path: Path) -> None:
     filled(tmp_path).close()
     index = tmp_path / "vault" / "index.sqlite3"
-    with closing(sqlite3.connect(index)) as reader:
-        with Vault.open(tmp_path / "vault", key_file(tmp_path), access="write", busy_seconds=0.1) as vault:
-            reader.execute("BEGIN")
-            (wrapped,) = reader.execute("SELECT wrapped FROM subjects LIMIT 1").fetchone()
-            with pytest.raises(VaultBusy, match="reader keeps"):
-                vault.erase_subject("patient 0")
-            assert vault.find_subject("patient 0") is None  # erased all the same
+    with (
+        closing(sqlite3.connect(index)) as reader,
+        Vault.open(tmp_path / "vault", key_file(tmp_path), access="write", busy_seconds=0.1) as vault,
+    ):
+        reader.execute("BEGIN")
+        (wrapped,) = reader.execute("SELECT wrapped FROM subjects LIMIT 1").fetchone()
+        with pytest.raises(VaultBusy, match="reader keeps"):
+            vault.erase_subject("patient 0")
+        assert vault.find_subject("patient 0") is None  # erased all the same
     with Vault.open(tmp_path / "vault", key_file(tmp_path), access="write"):
         assert not any(wrapped in each.read_bytes() for each in (tmp_path / "vault").iterdir() if each.is_file())
 
@@ -449,3 +454,76 @@ def test_the_vault_grew_out_of_every_state_it_had(tmp_path: Path) -> None:
         other = VaultState(vault=state.vault, generation=state.generation, digest=bytes(32))
         with pytest.raises(VaultRolledBack):
             Vault.open(tmp_path / "vault", key_file(tmp_path, "new"), expected=other)
+
+
+def test_what_another_process_takes_away_while_it_is_read_is_unknown_or_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as writer, Vault.open(tmp_path / "vault", key_file(tmp_path)) as reader:
+        first, second, *_ = (info.record_id for info in writer.infos())
+        real = type(reader._interior).file_content
+        between: list[Callable[[], object]] = [lambda: writer.put_derived("latents", {first: b"newer"})]
+
+        def file_content(inside: Interior, name: bytes) -> bytes | None:
+            if inside is reader._interior and between:
+                between.pop()()
+            return real(inside, name)
+
+        monkeypatch.setattr("client.vault.interior.Interior.file_content", file_content)
+        assert reader.derived(first, "latents") == b"newer"
+        between.append(lambda: writer.erase_subject("patient 0"))
+        with pytest.raises(UnknownRecord):
+            reader.derived(first, "latents")
+        between.append(lambda: writer.erase_subject("patient 1"))
+        with pytest.raises(UnknownRecord):
+            reader.read(second)
+
+
+def test_a_device_that_fails_is_named(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    directory = tmp_path / "vault"
+    with Vault.open(directory, key_file(tmp_path), access="write") as vault:
+        first = vault.infos()[0].record_id
+        file = directory / "blobs" / vault._interior.record(first)[0].blob.hex()
+        file.unlink()
+        file.mkdir()  # stands for a file that cannot be read or taken away
+        with pytest.raises(VaultUnavailable):
+            vault.read(first)
+        with pytest.raises(VaultUnavailable, match="without a key are left"):
+            vault.erase_subject("patient 0")
+        assert vault.find_subject("patient 0") is None
+        file.rmdir()
+    (directory / "lock").unlink()
+    (directory / "lock").mkdir()
+    with pytest.raises(VaultUnavailable, match="cannot be written"):
+        Vault.open(directory, key_file(tmp_path), access="write")
+
+
+def test_an_index_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(VaultUnavailable, match="No space left"):
+        Vault.create(tmp_path / "vault", key_file(tmp_path))
+
+
+def test_traces_that_a_death_left_are_wiped_at_the_next_opening_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as vault:
+        monkeypatch.setattr("client.vault.index.Index.scrub", lambda *_args, **_options: None)
+        vault.erase_subject("patient 0")  # as if it had died before it wiped
+        monkeypatch.undo()
+    statements: list[str] = []
+    real = sqlite3.connect
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        store = real(*args, **options)
+        store.set_trace_callback(statements.append)
+        return store
+
+    monkeypatch.setattr("client.vault.index.sqlite3.connect", connect)
+    for wiped in (1, 1):
+        Vault.open(tmp_path / "vault", key_file(tmp_path), access="write").close()
+        assert statements.count("VACUUM") == wiped

@@ -80,7 +80,7 @@ def test_a_flipped_bit_in_a_file(tmp_path: Path, ids: tuple[RecordId, ...], posi
 @pytest.mark.parametrize(
     "change",
     [
-        lambda data: b"",
+        lambda _: b"",
         lambda data: data[:11],
         lambda data: data[:27],
         lambda data: data[:28],
@@ -91,9 +91,7 @@ def test_a_flipped_bit_in_a_file(tmp_path: Path, ids: tuple[RecordId, ...], posi
     ],
     ids=["empty", "nonce", "tag", "no text", "last byte", "half", "longer", "twice"],
 )
-def test_a_file_of_another_length(
-    tmp_path: Path, ids: tuple[RecordId, ...], change: Callable[[bytes], bytes]
-) -> None:
+def test_a_file_of_another_length(tmp_path: Path, ids: tuple[RecordId, ...], change: Callable[[bytes], bytes]) -> None:
     file = blob_of(tmp_path / "vault", ids[2])
     file.write_bytes(change(file.read_bytes()))
     with Vault.open(tmp_path / "vault", key_file(tmp_path)) as vault, pytest.raises(VaultDamaged):
@@ -124,11 +122,11 @@ def test_an_older_version_of_a_derived_item(tmp_path: Path, ids: tuple[RecordId,
     backup = tmp_path / "backup"
     shutil.copytree(directory, backup)
     for (name,) in present:  # the old content under the new name
-        (directory / "blobs" / str(name)).write_bytes(old[row[2].hex()])  # type: ignore[attr-defined] # a BLOB
+        (directory / "blobs" / str(name)).write_bytes(old[row[2].hex()])
     with Vault.open(directory, key_file(tmp_path)) as vault, pytest.raises(VaultDamaged):
         [vault.derived(ids[0], kind) for kind in ("latents", "caption")]
     # the old row with the old file
-    (backup / "blobs" / row[2].hex()).write_bytes(old[row[2].hex()])  # type: ignore[attr-defined] # a BLOB
+    (backup / "blobs" / row[2].hex()).write_bytes(old[row[2].hex()])
     sql(backup, "UPDATE derived SET blob = ? WHERE record_id = ? AND kind_tag = ?", values=(row[2], row[0], row[1]))
     with pytest.raises(VaultDamaged, match="exchanged"):
         Vault.open(backup, key_file(tmp_path))
@@ -144,7 +142,7 @@ def test_a_record_of_another_vault_with_the_same_master_key(tmp_path: Path, ids:
     shutil.copy(file, tmp_path / "vault" / "blobs" / file.name)
     (row,) = sql(tmp_path / "other", "SELECT * FROM records LIMIT 1")
     sql(tmp_path / "vault", "INSERT INTO records VALUES (99, ?, ?, ?, ?, ?, ?)", values=row[1:])
-    with pytest.raises(VaultDamaged, match="9 rows|rows"):
+    with pytest.raises(VaultDamaged):
         Vault.open(tmp_path / "vault", key_file(tmp_path))
 
 
@@ -178,7 +176,7 @@ def test_a_column_changed(tmp_path: Path, ids: tuple[RecordId, ...], table: str,
     assert ids
     directory = tmp_path / "vault"
     (kind,) = sql(directory, f"SELECT typeof({column}), {column} FROM {table} LIMIT 1")
-    other = kind[1] + 1000 if isinstance(kind[1], int) else bytes([kind[1][0] ^ 1]) + kind[1][1:]  # type: ignore[index] # a BLOB
+    other = kind[1] + 1000 if isinstance(kind[1], int) else bytes([kind[1][0] ^ 1]) + kind[1][1:]
     sql(directory, f"UPDATE {table} SET {column} = ? WHERE {column} = ?", values=(other, kind[1]))
     with pytest.raises(VaultDamaged, match="exchanged"):
         Vault.open(directory, key_file(tmp_path))
@@ -202,11 +200,10 @@ def test_each_piece_is_bound_to_its_record_even_without_the_commitment(
     directory = tmp_path / "vault"
     with Vault.open(directory, key_file(tmp_path)) as vault:
         vault.read(ids[0])
-        values = [sql(directory, f"SELECT {column} FROM records WHERE record_id = x'{ids[e]}'")[0] for e in (0, 1)]
-        for each in (0, 1):
-            spare = bytes(24) if column == "blob" else values[each][0]
-            sql(directory, f"UPDATE records SET {column} = ? WHERE record_id = x'{ids[each]}'", values=(spare,))
-            sql(directory, f"UPDATE records SET {column} = ? WHERE record_id = x'{ids[each]}'", values=values[1 - each]) if column != "blob" or each else None
+        (other,) = sql(directory, f"SELECT {column} FROM records WHERE record_id = x'{ids[0]}'")
+        if column == "blob":  # no two rows may name one file
+            sql(directory, f"UPDATE records SET blob = x'00' WHERE record_id = x'{ids[0]}'")
+        sql(directory, f"UPDATE records SET {column} = ? WHERE record_id = x'{ids[1]}'", values=other)
         with pytest.raises(VaultDamaged):
             vault.read(ids[1])
 
@@ -215,7 +212,7 @@ def test_each_piece_is_bound_to_its_record_even_without_the_commitment(
 def test_the_header_changed(tmp_path: Path, ids: tuple[RecordId, ...], column: str) -> None:
     assert ids
     ((value,),) = sql(tmp_path / "vault", f"SELECT {column} FROM header")
-    sql(tmp_path / "vault", f"UPDATE header SET {column} = ?", values=(value[:-1] + bytes([value[-1] ^ 1]),))  # type: ignore[index, operator] # a BLOB
+    sql(tmp_path / "vault", f"UPDATE header SET {column} = ?", values=(value[:-1] + bytes([value[-1] ^ 1]),))
     with pytest.raises((VaultDamaged, WrongMasterKey)):
         Vault.open(tmp_path / "vault", key_file(tmp_path))
 

@@ -1,0 +1,333 @@
+"""A steward against coordinators that lie: everything but the agreed run's next round is refused, once, with a code."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from client.imagefolder import read_imagefolder
+from client.latents import EncodingPlan, encode_folder
+from client.private_update import PrivateUpdate
+from common.adapter.model import Family, open_base
+from common.audit_log import verify_log
+from common.crypto import Identity, Secret
+from common.errors import StaleSession
+from common.manifest import Member, open_manifest, sign_manifest
+from common.messages import (
+    Accepted,
+    Contribute,
+    ContributeMasked,
+    Evaluate,
+    MaskedAnswer,
+    OpenSecureSession,
+    Propose,
+    Refusal,
+    SessionKeyAdvert,
+    ShareSessionKeys,
+)
+from common.privacy.run_plan import private_plan
+from common.randomness import REPEATABLE_WORDS, repeatable_randomness
+from common.secagg.messages import MaskedContribution, Step, decode
+from simulations.tiny import write_tiny_base
+from tests.client.rings import HEAD, Desk, Ring, make_ring, secure_config
+from tests.client.sites import Site, write_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    root = tmp_path_factory.mktemp("ward")
+    base = open_base(write_tiny_base(root / "base", Family.SD1))
+    folder = write_folder(root / "pictures")
+    plan = EncodingPlan(resolution=base.resolution, horizontal_flips=False, cache=None)
+    return Site(base, folder, encode_folder(base, folder, read_imagefolder(folder), plan))
+
+
+@pytest.fixture
+def ring(ward: Site, tmp_path: Path) -> Ring:
+    return make_ring(ward, tmp_path)
+
+
+def words(answer: bytes) -> Any:
+    vector = decode(answer, MaskedContribution, limit=1 << 20).vector
+    return np.frombuffer(vector, dtype="<u4")
+
+
+def test_a_whole_round_gives_the_sum_and_nothing_less(ring: Ring) -> None:
+    opened = ring.open()
+    state, request = ring.request(opened, Step(0, 0))
+    for place in range(3):
+        state = state.handle_contribution(ring.answer(place, request))
+    _, total = state.create_sum()
+    assert total.words.shape == (ring.trainer.spec.dimension,)
+    for place in range(3):
+        kinds = [entry["kind"] for entry in ring.entries(place)]
+        assert kinds == ["joined", "session", "charged", "contributed"]
+        verify_log(ring.folder / str(place) / "audit.log", ring.identities[place].public)
+
+
+def test_the_ledger_and_the_log_are_written_before_the_answer_leaves(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, request = ring.request(ring.open(), Step(0, 0))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PrivateUpdate, "share", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ring.ask(0, request)
+    assert ring.charged(0) == 1
+
+
+def test_one_round_and_attempt_is_answered_once_and_after_a_restart_not_again(ring: Ring) -> None:
+    opened = ring.open()
+    _, request = ring.request(opened, Step(1, 1))
+    ring.answer(0, request)
+    assert ring.refused(0, request) == "replayed"
+    ring.stewards[0] = ring.start(0)
+    assert ring.refused(0, request) == "no_session"
+    for place in (1, 2):
+        ring.stewards[place] = ring.start(place)
+    again = ring.open(epoch=7)
+    for step in (Step(1, 1), Step(1, 0), Step(0, 5)):
+        assert ring.refused(0, ring.request(again, step)[1]) == "replayed"
+    assert len(words(ring.answer(0, ring.request(again, Step(1, 2))[1])))
+
+
+def test_two_adapters_for_two_sites_give_a_void_sum(ring: Ring) -> None:
+    opened = ring.open()
+    state, request = ring.request(opened, Step(0, 0))
+    other = np.frombuffer(ring.adapter(), dtype="<f4") + np.float32(1e-3)
+    lying, twisted = ring.request(opened, Step(0, 0), other.astype("<f4").tobytes())
+    shown = [ring.answer(0, request), ring.answer(1, request), ring.answer(2, twisted)]
+    total = sum(words(answer).astype(np.uint64) for answer in shown).astype(np.uint32)
+    assert not (total[-4:] == 3).any()  # the check coordinates
+    assert uniform(total[:-4]) > 1e-3
+    del lying
+    for answer in shown[:2]:
+        state = state.handle_contribution(answer)
+    with pytest.raises(StaleSession):
+        state.handle_contribution(shown[2])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epsilon", 3.9),
+        ("noise_multiplier", 0.01),
+        ("maximum_units", 10**6),
+        ("clip", 0.016),
+        ("sampling_rate", 0.4),
+        ("slack", 0.0),
+        ("lost", 1e-4),
+        ("delta", 9e-4),
+        ("relation", "replace_one"),
+    ],
+)
+def test_privacy_terms_that_do_not_follow_from_the_settings_are_refused(
+    ward: Site, tmp_path: Path, field: str, value: object
+) -> None:
+    honest = make_ring(ward, tmp_path / "honest").manifest.privacy
+    assert honest is not None
+    ring = make_ring(ward, tmp_path / "lying", privacy=msgspec.structs.replace(honest, **{field: value}))
+    assert ring.refused(0, Propose(manifest=ring.signed)) in {"bad_manifest", "not_allowed"}
+    assert ring.prepared == 0
+
+
+@pytest.mark.parametrize(("field", "value"), [("bits", 64), ("minimum_cohort", 2), ("colluders", 0)])
+def test_aggregation_terms_that_do_not_follow_from_the_settings_are_refused(
+    ward: Site, tmp_path: Path, field: str, value: object
+) -> None:
+    honest = make_ring(ward, tmp_path / "honest").manifest.secure_aggregation
+    assert honest is not None
+    changed = msgspec.structs.replace(honest, **{"colluders": 0, field: value} if field != "bits" else {field: value})
+    ring = make_ring(ward, tmp_path / "lying", secure_aggregation=changed)
+    assert ring.refused(0, Propose(manifest=ring.signed)) in {"bad_manifest", "not_allowed"}
+
+
+def test_a_run_without_masks_or_without_noise_is_refused(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, secure_aggregation=None)
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "bad_manifest"
+
+
+def test_a_manifest_for_another_model_adapter_or_dimension_is_refused(ward: Site, tmp_path: Path) -> None:
+    other = "sha256:" + "1" * 64
+    for number, changes in enumerate(({"adapter_digest": other}, {"dimension": 7})):
+        ring = make_ring(ward, tmp_path / str(number), **changes)
+        assert ring.refused(0, Propose(manifest=ring.signed)) == "bad_manifest"
+
+
+def test_a_stranger_a_forger_and_garbage_are_refused(ring: Ring) -> None:
+    stranger = Identity(Secret(b"x" * 32))
+    theirs = msgspec.structs.replace(ring.manifest, coordinator=stranger.public.hex())
+    assert ring.refused(0, Propose(manifest=sign_manifest(theirs, stranger))) == "not_allowed"
+    forged = bytearray(ring.signed)
+    forged[-1] ^= 1
+    assert ring.refused(0, Propose(manifest=bytes(forged))) == "bad_manifest"
+    assert ring.refused(0, Propose(manifest=b"nothing")) == "bad_manifest"
+    assert ring.refused(0, b"\xc1") == "malformed"
+    assert ring.prepared == 0
+
+
+def test_a_roster_without_this_institution_or_with_a_stranger_is_refused(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path / "a")
+    stranger = Member(name="site-9", key=Identity(Secret(b"s" * 32)).public.hex())
+    without = msgspec.structs.replace(ring.manifest, roster=(*ring.manifest.roster[1:], stranger))
+    assert ring.refused(0, Propose(manifest=sign_manifest(without, ring.coordinator))) == "bad_manifest"
+    known = tuple(member.key for member in ring.manifest.roster)
+    ring.stewards[1] = ring.start(1, institutions=known)
+    grown = msgspec.structs.replace(ring.manifest, roster=(*ring.manifest.roster, stranger))
+    assert ring.refused(1, Propose(manifest=sign_manifest(grown, ring.coordinator))) == "not_allowed"
+
+
+def test_nothing_is_read_before_somebody_approved(ring: Ring) -> None:
+    ring.desks[0] = Desk(approve=False)
+    ring.stewards[0] = ring.start(0)
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
+    assert (ring.desks[0].proposals, ring.prepared) == ([ring.signed], 0)
+    assert ring.refused(0, OpenSecureSession(message=b"")) == "no_session"
+    ring.desks[0].approve = True
+    assert isinstance(ring.ask(0, Propose(manifest=ring.signed)), Accepted)
+    assert ring.prepared == 1
+    assert isinstance(ring.ask(0, Propose(manifest=ring.signed)), Accepted)
+    assert ring.prepared == 1
+
+
+def test_the_policy_is_asked_first(ring: Ring) -> None:
+    ring.stewards[0] = ring.start(0, minimum_cohort=4)
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+    assert ring.desks[0].proposals == []
+
+
+def test_a_changed_run_in_the_middle_is_another_run(ring: Ring) -> None:
+    opened = ring.open()
+    ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    config = msgspec.structs.replace(ring.manifest.config, rounds=ring.manifest.config.rounds + 1)
+    changed = msgspec.structs.replace(ring.manifest, config=config)
+    code = ring.refused(0, Propose(manifest=sign_manifest(changed, ring.coordinator)))
+    assert code in {"bad_manifest", "not_allowed"}
+    ring.answer(0, ring.request(opened, Step(0, 1))[1])  # the agreed run goes on
+
+
+def test_losses_and_clear_contributions_are_never_given(ring: Ring) -> None:
+    ring.open()
+    spec = ring.trainer.spec.digest
+    assert ring.refused(0, Evaluate(round=1, spec_digest=spec, adapter=ring.adapter())) == "not_allowed"
+    assert ring.refused(0, Contribute(round=1, attempt=0, spec_digest=spec, adapter=ring.adapter())) == "not_allowed"
+
+
+def test_messages_out_of_order_are_refused(ring: Ring) -> None:
+    opened = ring.open()
+    _, request = ring.request(opened, Step(0, 0))
+    fresh = ring.start(0)
+    ring.stewards[0] = fresh
+    for early in (request, ShareSessionKeys(message=b""), OpenSecureSession(message=b"")):
+        assert ring.refused(0, early) == "no_session"
+    ring.ask(0, Propose(manifest=ring.signed))
+    assert ring.refused(0, request) == "no_session"
+
+
+def test_an_adapter_of_wrong_size_or_content_costs_nothing(ring: Ring) -> None:
+    opened = ring.open()
+    bad = np.frombuffer(ring.adapter(), dtype="<f4").copy()
+    bad[3] = np.nan
+    for attempt, adapter in enumerate((ring.adapter()[:-4], ring.adapter() + b"\0", bad.tobytes())):
+        assert ring.refused(0, ring.request(opened, Step(0, attempt), adapter)[1]) == "malformed"
+
+
+def test_the_budget_ends_the_run_and_nothing_leaves_beyond_it(ring: Ring) -> None:
+    limits = msgspec.structs.replace(ring.policy().privacy, epsilon_lifetime=4.0, epsilon_per_run=4.0)
+    ring.stewards[0] = ring.start(0, privacy=limits)
+    opened = ring.open()
+    plan = private_plan(ring.manifest.config)
+    assert plan is not None
+    for attempt in range(plan.attempts):
+        ring.answer(0, ring.request(opened, Step(0, attempt))[1])
+    assert ring.refused(0, ring.request(opened, Step(0, plan.attempts))[1]) == "over_budget"
+    assert ring.charged(0) == plan.attempts
+
+
+def test_a_session_of_another_run_and_stolen_keys_are_refused(ring: Ring, ward: Site, tmp_path: Path) -> None:
+    other = make_ring(ward, tmp_path / "other")
+    opening, request = other.idle().create_open_session()
+    ring.ask(0, Propose(manifest=ring.signed))
+    assert ring.refused(0, OpenSecureSession(message=request)) == "no_session"
+    opening, request = ring.idle().create_open_session()
+    adverts = []
+    for place in range(3):
+        ring.ask(place, Propose(manifest=ring.signed))
+        reply = ring.ask(place, OpenSecureSession(message=request))
+        assert isinstance(reply, SessionKeyAdvert)
+        adverts.append(reply.message)
+        opening = opening.handle_advert(reply.message)
+    _, keys = opening.create_session_keys()
+    swapped = keys.replace(adverts[1][-40:], adverts[2][-40:])
+    assert swapped != keys
+    assert ring.refused(0, ShareSessionKeys(message=swapped)) == "malformed"
+    assert ring.refused(0, ShareSessionKeys(message=keys[:-1])) == "malformed"
+
+
+def test_with_equal_seeds_the_masked_sum_is_the_sum_of_the_shares(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, secure_config(repeatable=REPEATABLE_WORDS))
+    state, request = ring.request(ring.open(), Step(0, 0))
+    for place in range(3):
+        state = state.handle_contribution(ring.answer(place, request))
+    _, total = state.create_sum()
+    plan = private_plan(ring.manifest.config)
+    assert plan is not None
+    side = ring.prepare(ring.manifest)
+    update = PrivateUpdate(trainer=side.trainer, shard=side.shard, units=side.units, plan=plan)
+    expected = np.zeros(ring.trainer.spec.dimension, dtype=np.uint32)
+    for _ in range(3):
+        randomness = repeatable_randomness("ward/1/0", seed=ring.manifest.config.seed, acknowledge=REPEATABLE_WORDS)
+        expected += update.share(randomness).ring().astype(np.uint32)
+    assert (total.words == expected).all()
+
+
+def test_what_leaves_looks_like_uniform_words_and_less_a_mask_it_does_not(ring: Ring) -> None:
+    opened = ring.open()
+    sent = words(ring.answer(0, ring.request(opened, Step(0, 0))[1]))[:-4]
+    assert uniform(sent) > 1e-3
+    total = sum(words(ring.answer(place, ring.request(opened, Step(1, 0))[1])).astype(np.uint64) for place in range(3))
+    assert uniform(total.astype(np.uint32)[:-4]) < 1e-3  # masks gone: the noise is far from filling the ring
+
+
+def uniform(values: Any) -> float:
+    """p-value that the top four bits are uniform: those that a small signal cannot reach."""
+    counts = np.bincount(values >> 28, minlength=16)
+    return float(stats.chisquare(counts).pvalue)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300), kind=st.sampled_from([OpenSecureSession, ShareSessionKeys, ContributeMasked]))
+def test_no_bytes_make_it_raise(shared: Ring, data: bytes, kind: type[Any]) -> None:
+    for request in (data, kind(message=data), Propose(manifest=data)):
+        assert isinstance(shared.ask(0, request), Refusal)
+
+
+@pytest.fixture(scope="module")
+def shared(ward: Site, tmp_path_factory: pytest.TempPathFactory) -> Ring:
+    ring = make_ring(ward, tmp_path_factory.mktemp("ring"))
+    ring.open()
+    return ring
+
+
+def test_only_answers_to_rounds_hold_anything(ring: Ring) -> None:
+    opened = ring.open()
+    reply = ring.ask(0, ring.request(opened, Step(0, 0))[1])
+    assert isinstance(reply, MaskedAnswer)
+    message = decode(reply.message, MaskedContribution, limit=1 << 20)
+    assert len(reply.message) - len(message.vector) < 512
+    assert message.head != HEAD
+    assert math.isclose(len(message.vector), 4 * (ring.trainer.spec.dimension + 4))
+    assert open_manifest(ring.signed)[0] == ring.manifest
