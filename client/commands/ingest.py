@@ -41,9 +41,7 @@ def ingest(
     workers: Workers = None,
     yes: Yes = False,
 ) -> None:
-    """Take a folder of pictures into the vault, de-identified. Nothing is changed without --commit, which needs the
-    steward to be stopped.
-    """
+    """Take a folder of pictures into the vault, de-identified; without --commit only look. Stop the steward first."""
     from client.vault.ingest import Intake
 
     chosen = _rules(rules, accept_text)
