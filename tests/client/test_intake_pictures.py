@@ -124,7 +124,7 @@ def test_bare_pngs_are_told_from_others() -> None:
         assert not is_bare_png(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.sampled_from(("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")), st.data())
 def test_damage_never_crashes(kind: str, data: st.DataObject) -> None:
     """Any byte changed, and any cut: a picture or a refusal."""
