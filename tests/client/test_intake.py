@@ -229,6 +229,10 @@ def test_pseudonyms(one: str, other: str) -> None:
     assert IntakeKey.of(Identity.generate()).pseudonym(one) != first
 
 
+def test_spellings_of_one_number_are_one_patient() -> None:
+    assert KEY.pseudonym(" P\u00e9 ") == KEY.pseudonym("Pe\u0301")
+
+
 def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 

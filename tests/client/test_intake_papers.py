@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from client.vault.outcomes import Accepted, Duplicate, Reason, Refused
 from client.vault.receipt import Receipt, make_receipt, verify_receipt, write_receipt
 from client.vault.store import Vault
 from common.audit_log import verify_log
-from common.crypto import Identity
+from common.crypto import Identity, Label
 from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 from common.identity_file import read_identity_file
 from tests.client.bad_inputs import picture
@@ -106,6 +107,15 @@ def test_another_key_or_purpose_is_refused(tmp_path: Path) -> None:
     for junk in (b"", b"{}", b"[" * 100_000, b"\xff", data[:-20], data + b"x"):
         with pytest.raises(DataError):
             verify_receipt(junk, IDENTITY.public)
+
+
+def test_a_receipt_names_who_signed_it(tmp_path: Path) -> None:
+    """Signed by the right key, yet naming another: no honest site makes that."""
+    found = msgspec.json.decode(written(tmp_path), type=Receipt)
+    other = msgspec.structs.replace(found, signer="00" * 32)
+    signature = IDENTITY.sign(Label.INTAKE_RECEIPT, other.content()).hex()
+    with pytest.raises(BadSignature):
+        verify_receipt(msgspec.json.encode(msgspec.structs.replace(other, signature=signature)), IDENTITY.public)
 
 
 class Tags(HTMLParser):
