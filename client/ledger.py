@@ -76,6 +76,8 @@ class Account:
     """The site's name for one set of privacy units, e.g. ``ct-archive/subject``."""
     lifetime: Budget
     per_run: Budget
+    attempts_per_run: int | None = None
+    """Most contributions to one run: the promised ε is for so many, whatever more a site would allow; None: any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ class Ledger:
             event: One contribution, as :func:`client.policy.contribution_event` makes it.
 
         Raises:
-            BudgetExceeded: It would pass the lifetime's or the run's budget.
+            BudgetExceeded: It would pass the lifetime's or the run's budget, or the number that the run promised.
             AlreadyCharged: The run has this step, or a later one.
             ClockWentBack: The clock is behind the last row.
             LedgerCorrupt: Damaged or missing.
@@ -152,6 +154,7 @@ class Ledger:
             rows = read_rows(store)
             now = self._check_clock(store, rows)
             _check_step(rows, run=run, step=step)
+            _check_attempts(rows, account, run=run)
             spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
             row = append_row(store, _row(account.population, run, step, event, now))
@@ -217,6 +220,15 @@ def _check_step(rows: list[Row], *, run: str, step: Step) -> None:
     last = _last_step(rows, run)
     if last is not None and step <= last:
         raise AlreadyCharged(f"run {run}: wanted a step after {last}, got {step}")
+
+
+def _check_attempts(rows: list[Row], account: Account, *, run: str) -> None:
+    most = account.attempts_per_run
+    if most is not None and sum(row.run == run for row in rows) >= most:
+        raise BudgetExceeded(
+            f"run {run}: its noise is sized for {most} contributions, and all were charged; one more would pass the ε "
+            "that it promised. Nothing was charged or sent"
+        )
 
 
 def _check_budgets(account: Account, spent: Spent) -> None:

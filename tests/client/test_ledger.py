@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,16 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
 def charge(ledger: Ledger, step: tuple[int, int], **changes: Any) -> Any:
     fields = {"account": account(), "run": RUN, "event": EVENT, **changes}
     return ledger.charge(fields["account"], run=fields["run"], step=Step(*step), event=fields["event"])
+
+
+def test_a_run_has_no_more_contributions_than_it_promised(ledger: Ledger) -> None:
+    limited = replace(account(), attempts_per_run=3)
+    for step in ((0, 0), (0, 1), (1, 0)):
+        charge(ledger, step, account=limited)
+    with pytest.raises(BudgetExceeded, match="sized for 3"):
+        charge(ledger, (2, 0), account=limited)
+    charge(ledger, (2, 0), account=limited, run="cd" * 32)  # of each run by itself
+    assert len(rows(ledger.path)) == 4
 
 
 def until_refused(act: Callable[[int], object]) -> tuple[int, LedgerError]:
