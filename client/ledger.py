@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
@@ -61,6 +61,15 @@ class BudgetAccountant(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickAccountant(BudgetAccountant, Protocol):
+    """One that can also tell quickly that a composition is well within a budget."""
+
+    def bound(self, events: Sequence[Event], *, delta: float) -> float:
+        """An ε that holds as :meth:`epsilon` does, and may be larger; raises the same."""
+        ...
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """A limit on a composition; ``epsilon = inf`` where contributions without noise are allowed."""
 
@@ -82,7 +91,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """ε at the lifetime's and at the run's δ."""
+    """ε at the lifetime's and at the run's δ; in a receipt perhaps a quick bound on it."""
 
     lifetime: float
     run: float
@@ -178,17 +187,23 @@ class Ledger:
     def _compose(self, rows: list[Row], account: Account, *, run: str, extra: Event | None = None) -> Spent:
         lifetime = _events((row for row in rows if row.population == account.population), extra)
         of_run = _events((row for row in rows if row.run == run), extra)
-        return Spent(
-            lifetime=self._epsilon(lifetime, delta=account.lifetime.delta),
-            run=self._epsilon(of_run, delta=account.per_run.delta),
-        )
+        price = self._charged if extra else self._epsilon
+        return Spent(lifetime=price(lifetime, account.lifetime), run=price(of_run, account.per_run))
 
-    def _epsilon(self, events: list[Event], *, delta: float) -> float:
+    def _charged(self, events: list[Event], budget: Budget) -> float:
+        """The quick bound where that is within the budget, which is all that a charge has to know; else exactly."""
+        if isinstance(self.accountant, QuickAccountant) and all(event.noise_multiplier > 0 for event in events):
+            bound = self.accountant.bound(events, delta=budget.delta)
+            if 0 <= bound <= budget.epsilon:
+                return bound
+        return self._epsilon(events, budget)
+
+    def _epsilon(self, events: list[Event], budget: Budget) -> float:
         if not events:
             return 0.0
         if any(event.noise_multiplier == 0 for event in events):
             return math.inf
-        epsilon = self.accountant.epsilon(events, delta=delta)
+        epsilon = self.accountant.epsilon(events, delta=budget.delta)
         if math.isnan(epsilon) or epsilon < 0:
             raise LedgerError(f"the accountant answered ε = {epsilon}; nothing is charged on such an answer")
         return epsilon
