@@ -7,23 +7,31 @@ base model. It works with ``common`` alone.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from common.errors import StewardUnavailable
 from common.messages import Refusal, RefusalCode, encode
 from common.port import ACTION, FIELD, RECORD
+from common.steward_link import ClientCertificate, StewardAddress, StewardLink, read_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flwr.app import Context
 
     from common.port import StewardPort
 
 ADDRESS_KEY: Final = "steward"
-"""Key of the SuperNode's ``--node-config`` that names the steward's socket."""
+"""Key of the SuperNode's ``--node-config`` that names the steward: ``unix:///path``, or ``host:port``."""
+TOKEN_KEY: Final = "token"  # noqa: S105 - a name, not a token
+"""Key that names the file with the site's token."""
+_AUTHORITY_KEY: Final = "steward-ca"
+_CERTIFICATE_KEY: Final = "steward-certificate"
+_PRIVATE_KEY_KEY: Final = "steward-key"
 
 _log = logging.getLogger(__name__)
 
@@ -44,20 +52,25 @@ def make_client_app(connect: Callable[[Context], StewardPort]) -> ClientApp:
     return app
 
 
-class _NoSteward:
-    """Stands in where this site has no steward to speak to."""
-
-    def answer(self, request: bytes) -> bytes:
-        _log.error(
-            "refused a request of %d bytes: no steward to ask; this version answers inside a simulation only",
-            len(request),
-        )
-        return encode(Refusal(code=RefusalCode.NOT_ALLOWED))
-
-
 def _connect_deployed(context: Context) -> StewardPort:
-    _log.info("steward address in the node configuration: %r", context.node_config.get(ADDRESS_KEY))
-    return _NoSteward()
+    """The steward that this SuperNode's own ``--node-config`` names; the coordinator has no say in it."""
+    setting = context.node_config
+    tls = None
+    if _AUTHORITY_KEY in setting:
+        tls = ClientCertificate(
+            authority=_path(setting, _AUTHORITY_KEY),
+            certificate=_path(setting, _CERTIFICATE_KEY),
+            key=_path(setting, _PRIVATE_KEY_KEY),
+        )
+    token = read_token(_path(setting, TOKEN_KEY))
+    return StewardLink(address=StewardAddress(target=str(setting.get(ADDRESS_KEY, "")), token=token, tls=tls))
+
+
+def _path(setting: Mapping[str, object], key: str) -> Path:
+    value = setting.get(key)
+    if not isinstance(value, str) or not value:
+        raise StewardUnavailable(f'--node-config: wanted {key}="/path" together with {ADDRESS_KEY}="unix:///path"')
+    return Path(value)
 
 
 def _answer(message: Message, context: Context, connect: Callable[[Context], StewardPort]) -> bytes:
@@ -67,6 +80,9 @@ def _answer(message: Message, context: Context, connect: Callable[[Context], Ste
             _log.error("refused a message without request bytes")
             return encode(Refusal(code=RefusalCode.MALFORMED))
         return _checked(connect(context).answer(request))
+    except StewardUnavailable as error:
+        _log.error("refused: %s", error)
+        return encode(Refusal(code=RefusalCode.NOT_ALLOWED))
     except (Exception, SystemExit):  # noqa: BLE001 - an exception's text would reach the coordinator
         # SystemExit too: a library that exits would end Flower's process, which reports more to the coordinator
         _log.exception("the steward could not answer")

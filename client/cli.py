@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from client.commands.approval import approvals, approve, revoke
+from client.commands.erasure import erase, expire
+from client.commands.joining import join, request
+from client.commands.site import init, status
+from client.commands.steward import steward
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -90,6 +95,10 @@ def verify(
     from common.audit_check import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
 
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
+
+
+for command in (init, request, join, steward, status, approve, approvals, revoke, erase, expire):
+    app.command()(command)
 
 
 def main() -> None:

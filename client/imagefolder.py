@@ -16,6 +16,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -148,24 +149,29 @@ def load_pixels(folder: Path, picture: Picture, resolution: int) -> NDArray[np.u
         path = _locate(folder, picture.file_name)
     except BadCaption as error:
         raise BadImage(str(error)) from error
+    return decode_pixels(path, picture.file_name, resolution)
+
+
+def decode_pixels(source: Path | bytes, name: str, resolution: int) -> NDArray[np.uint8]:
+    """The same for a file, or for a file's content; errors call it by ``name``."""
     try:
-        return _decode(path, picture.file_name, resolution)
+        return _decode(source, name, resolution)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(_too_large(picture.file_name)) from error
+        raise BadImage(_too_large(name)) from error
     except _DECODER_ERRORS as error:
         raise BadImage(
-            f"{picture.file_name}: cannot be read as {', '.join(_FORMATS)} ({error}); "
+            f"{name}: cannot be read as {', '.join(_FORMATS)} ({error}); "
             "export it again as 8-bit PNG or JPEG, or take its row out"
         ) from error
 
 
-def _decode(path: Path, name: str, resolution: int) -> NDArray[np.uint8]:
-    if path.stat().st_size == 0:
+def _decode(source: Path | bytes, name: str, resolution: int) -> NDArray[np.uint8]:
+    if not (source if isinstance(source, bytes) else source.stat().st_size):
         raise BadImage(f"{name}: is empty (0 bytes); copy it again")
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
         _refuse(image, name)
         image.verify()  # leaves the image unusable: it is opened again
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         flat = _on_white(upright) if upright.mode in _TRANSPARENT or "transparency" in upright.info else upright
         side = min(flat.size)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ from common.errors import BadImage, DataError, EmptyFolder
 from common.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from common.adapter.model import BaseModel
 
 _log: Final = logging.getLogger(__name__)
-_BATCH: Final = 16
-_FORMAT: Final = "1"
+ENCODING_BATCH: Final = 16
+"""Pictures in one pass of the autoencoder."""
+ENCODING_FORMAT: Final = "1"
+"""Of what is kept; another one is encoded anew."""
+_CAPTION_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -114,27 +118,46 @@ def _encode(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: En
     distinct = sorted({picture.caption for picture in pictures} - {""})
     place = {"": 0} | {caption: row for row, caption in enumerate(distinct, start=1)}
     rows = torch.tensor([place[picture.caption] for picture in pictures])
-    return LatentShard(mean, std, rows, _encode_captions(base, distinct, plan))
+    return LatentShard(mean, std, rows, encode_caption_table(base, distinct, plan))
 
 
 def _encode_pictures(
     base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = (load_pixels(folder, picture, plan.resolution) for picture in pictures)
+    with bar("encoding pictures", len(pictures)) as advance:
+        means, stds = [], []
+        for mean, std in encode_pixels(base, pixels, plan, source=str(folder)):
+            means.append(mean)
+            stds.append(std)
+            advance(len(mean))
+    return torch.cat(means), torch.cat(stds)
+
+
+def encode_pixels(
+    base: BaseModel, pictures: Iterable[NDArray[np.uint8]], plan: EncodingPlan, *, source: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Encode pictures of ``plan.resolution`` as they come, sixteen at a time; the autoencoder goes with the iterator.
+
+    Yields:
+        ``mean`` and ``std`` of a :class:`LatentShard`, for up to sixteen pictures.
+
+    Raises:
+        BadImage: A latent is not finite; ``source`` says whose.
+
+    """
     vae = base.load_vae().to(plan.device)
-    means, stds = [], []
-    with torch.no_grad(), bar("encoding pictures", len(pictures)) as advance:
-        for start in range(0, len(pictures), _BATCH):
-            batch = [load_pixels(folder, picture, plan.resolution) for picture in pictures[start : start + _BATCH]]
-            views = np.stack([view for pixels in batch for view in _views(pixels, plan)])
-            posterior = vae.encode(_to_tensor(views).to(plan.device)).latent_dist
-            means.append(posterior.mean.cpu() * vae.config.scaling_factor)
-            stds.append(posterior.std.cpu() * vae.config.scaling_factor)
-            advance(len(batch))
-    shape = (len(pictures), 2 if plan.horizontal_flips else 1)
-    mean, std = torch.cat(means), torch.cat(stds)
-    if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
-        raise BadImage(f"{folder}: the autoencoder gave non-finite latents; is the base model intact?")
-    return mean.reshape(*shape, *mean.shape[1:]).half(), std.reshape(*shape, *std.shape[1:]).half()
+    views = 2 if plan.horizontal_flips else 1
+    remaining = iter(pictures)
+    while batch := list(islice(remaining, ENCODING_BATCH)):
+        stacked = np.stack([view for pixels in batch for view in _views(pixels, plan)])
+        with torch.no_grad():
+            posterior = vae.encode(_to_tensor(stacked).to(plan.device)).latent_dist
+        mean, std = (each.cpu() * vae.config.scaling_factor for each in (posterior.mean, posterior.std))
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise BadImage(f"{source}: the autoencoder gave non-finite latents; is the base model intact?")
+        shape = (len(batch), views, *mean.shape[1:])
+        yield mean.reshape(shape).half(), std.reshape(shape).half()
 
 
 def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uint8]]:
@@ -145,13 +168,14 @@ def _to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _encode_captions(base: BaseModel, captions: list[str], plan: EncodingPlan) -> CaptionTable:
+def encode_caption_table(base: BaseModel, captions: Sequence[str], plan: EncodingPlan) -> CaptionTable:
+    """Encode distinct captions; row 0 of the table is what guidance guides away from, caption i is row i + 1."""
     encoders = tuple(encoder.to(plan.device) for encoder in base.load_text_encoders())
     tokenizers = base.load_tokenizers()
     nothing = unconditional(tokenizers, encoders, base.family, zeros=base.zero_unconditional)
-    parts = [nothing]
-    if captions:
-        parts.append(encode_captions(tokenizers, encoders, base.family, captions))
+    # a long list in one pass would take gigabytes
+    batches = (captions[start : start + _CAPTION_BATCH] for start in range(0, len(captions), _CAPTION_BATCH))
+    parts = [nothing, *(encode_captions(tokenizers, encoders, base.family, batch) for batch in batches)]
     pooled = [part.pooled.cpu() for part in parts if part.pooled is not None]
     return CaptionTable(torch.cat([part.embeddings.cpu() for part in parts]), torch.cat(pooled) if pooled else None)
 
@@ -165,7 +189,7 @@ def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:
 def _cache_key(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> str:
     """Digest of everything the encoding depends on, contents of the files included."""
     state = hashlib.sha256()
-    for part in (_FORMAT, base.digest, str(plan.resolution), str(plan.horizontal_flips)):
+    for part in (ENCODING_FORMAT, base.digest, str(plan.resolution), str(plan.horizontal_flips)):
         state.update(part.encode() + b"\0")
     for picture in pictures:
         state.update(f"{_content(folder / picture.file_name)}\0{picture.caption}\0".encode())

@@ -54,7 +54,7 @@ class SitePolicy(Config, frozen=True, kw_only=True):
     coordinators: Annotated[tuple[PublicKeyHex, ...], Meta(min_length=1)]
     """Ed25519 keys, compared with their owners by another channel."""
     base_digests: Annotated[tuple[Digest, ...], Meta(min_length=1)]
-    adapter_kinds: Annotated[tuple[Literal["B", "AB", "core"], ...], Meta(min_length=1)] = ("B",)
+    adapter_kinds: Annotated[tuple[Literal["B", "AB", "core"], ...], Meta(min_length=1)] = ("B", "core")
     minimum_cohort: Annotated[int, Meta(ge=2)] = 3
     """Fewest institutions, this one included, in any sum that it adds to."""
     colluders: Annotated[int, Meta(ge=0)] = 1

@@ -48,9 +48,10 @@ class BaseModelConfig(Config, frozen=True, kw_only=True):
 class AdapterConfig(Config, frozen=True, kw_only=True):
     """The LoRA that is trained."""
 
-    rank: Annotated[int, Meta(ge=1, le=256)] = 8
-    alpha: Positive = 8.0
-    train: Literal["B", "AB", "core"] = "B"
+    rank: Annotated[int, Meta(ge=1, le=256)] = 16
+    alpha: Positive = 16.0
+    train: Literal["B", "AB", "core"] = "core"
+    """Kind, rank and ``privacy.draws`` default to what lost least to the noise in ``darkroom-sim sweep``."""
     targets: tuple[str, ...] = ATTENTION_TARGETS
     """Suffixes of UNet module names (Linear or Conv2d)."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
@@ -132,7 +133,7 @@ class PrivacyConfig(Config, frozen=True, kw_only=True):
     delta: Annotated[float, Meta(gt=0, lt=1)]
     clip: Positive
     """Norm to which each unit's gradient is clipped; not to be chosen by looking at private data."""
-    draws: PositiveInt = 1
+    draws: PositiveInt = 2
     """Draws of (picture of the unit, timestep, noise) whose mean is a unit's gradient."""
     colluders: Annotated[int, Meta(ge=0)] = 1
     """Institutions whose shares of the noise do not count, because they may be known."""

@@ -1,8 +1,9 @@
 """Every cryptographic primitive that Darkroom uses, with fixed sizes and purposes; no other module imports one.
 
-Primitives: SHA-256, HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), X25519 (RFC 7748), AES-256 in CTR mode (SP 800-38A) and
-AES-256-GCM (SP 800-38D). Every hash, signature and derived key starts with a :class:`Label`, and every variable part is
-preceded by its length, so bytes made for one purpose mean nothing in another. Keys come from the operating system.
+Primitives: SHA-256, HMAC-SHA256 (RFC 2104), HKDF-SHA256 (RFC 5869), Argon2id (RFC 9106), Ed25519 (RFC 8032), X25519
+(RFC 7748), AES-256 in CTR mode (SP 800-38A) and AES-256-GCM (SP 800-38D). Every hash, signature and derived key starts
+with a :class:`Label`, and every variable part is preceded by its length, so bytes made for one purpose mean nothing in
+another. Keys come from the operating system.
 
 Secrets do not print, compare in constant time and do not pickle. Python cannot wipe memory: whoever reads the process
 reads its keys.
@@ -10,7 +11,6 @@ reads its keys.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import hmac
 import os
@@ -22,9 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from common.errors import BadKey, BadSignature, CryptoError
+from common.labels import Label as Label  # noqa: PLC0414 - imported from here, with the primitives that take it
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -33,6 +35,7 @@ KEY_BYTES: Final = 32
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 NONCE_BYTES: Final = 16
+SALT_BYTES: Final = 16
 GCM_NONCE_BYTES: Final = 12
 GCM_TAG_BYTES: Final = 16
 SEAL_OVERHEAD_BYTES: Final = GCM_NONCE_BYTES + GCM_TAG_BYTES
@@ -40,31 +43,6 @@ KEYSTREAM_PIECE_BYTES: Final = 1 << 17
 """With buffer and destination it fits a processor's second-level cache."""
 _BLOCK_BYTES: Final = 16
 _ZEROS: Final = bytes(KEYSTREAM_PIECE_BYTES)
-
-
-class Label(enum.Enum):
-    """What a hash, a signature or a derived key is for; changing one makes a new protocol version."""
-
-    ADAPTER = b"darkroom/adapter/1"
-    ADVERT = b"darkroom/session-key/1"
-    AUDIT_ENTRY = b"darkroom/audit-entry/1"
-    AUDIT_GENESIS = b"darkroom/audit-genesis/1"
-    AUDIT_HASH = b"darkroom/audit-hash/1"
-    CONTRIBUTION = b"darkroom/masked-contribution/1"
-    LEDGER_ROW = b"darkroom/ledger-row/1"
-    MANIFEST = b"darkroom/manifest/1"
-    MANIFEST_ACCEPTED = b"darkroom/manifest-accepted/1"
-    MANIFEST_SIGNED = b"darkroom/manifest-signed/1"
-    MASK = b"darkroom/mask/1"
-    OPEN_SESSION = b"darkroom/open-session/1"
-    PAIR = b"darkroom/pair/1"
-    ROUND_CONTEXT = b"darkroom/round-context/1"
-    ROUND_REQUEST = b"darkroom/round-request/1"
-    SEAL = b"darkroom/seal/1"
-    SESSION = b"darkroom/session/1"
-    SESSION_KEYS = b"darkroom/session-keys/1"
-    VECTOR = b"darkroom/vector/1"
-
 
 SMALL_ORDER_IDENTITIES: Final = frozenset(
     bytes.fromhex(point)
@@ -114,6 +92,11 @@ def random_key() -> Secret:
     return Secret(os.urandom(KEY_BYTES))
 
 
+def random_name(size: int) -> bytes:
+    """A salt or a name that nobody can guess and that is not secret."""
+    return os.urandom(size)
+
+
 def frame(label: Label, *parts: Buffer) -> bytes:
     """Label and parts, each preceded by its length in eight bytes: different lists never give the same bytes."""
     pieces = (label.value, *parts)
@@ -137,6 +120,27 @@ def derive_key(shared: Secret, *, salt: bytes, info: bytes) -> Secret:
 def expand_key(key: Secret, *, info: bytes) -> Secret:
     """HKDF-Expand only, 32 bytes; the key must already be uniform."""
     return Secret(HKDFExpand(algorithm=SHA256(), length=KEY_BYTES, info=info).derive(key.reveal()))
+
+
+def keyed_tag(key: Secret, label: Label, *parts: Buffer) -> bytes:
+    """HMAC-SHA256 over :func:`frame`, 32 bytes: equal for equal parts, and random to whoever lacks the key."""
+    return hmac.digest(key.reveal(), frame(label, *parts), "sha256")
+
+
+def stretch_passphrase(passphrase: Secret, *, salt: bytes, memory_kib: int, passes: int, lanes: int) -> Secret:
+    """Argon2id, 32 bytes: each guess costs ``memory_kib`` of memory and ``passes`` over it.
+
+    Raises:
+        CryptoError: Parameters that RFC 9106 forbids, or memory that is not to be had.
+
+    """
+    try:
+        stretched = Argon2id(salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory_kib)
+        return Secret(stretched.derive(passphrase.reveal()))
+    except (ValueError, MemoryError) as error:
+        raise CryptoError(
+            f"Argon2id with {memory_kib} KiB, {passes} passes, {lanes} lanes: refused ({error})"
+        ) from error
 
 
 def check_identity(public: bytes) -> None:

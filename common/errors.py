@@ -32,7 +32,9 @@
     │   ├── MasksDidNotCancel      a sum whose check coordinates are wrong; nothing is released
     │   └── MaskReuse              a second vector asked for under the same masks
     ├── CryptoError                a key or sealed text that cannot be used
+    ├── ProvisioningError          a request, join file, roster or certificate that cannot be used
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
+    ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── NotApproved                a manifest that nobody at the institution has approved yet
     ├── LedgerError                the privacy ledger
@@ -42,6 +44,10 @@
     │   ├── LedgerUnavailable      full disk, locked or unwritable
     │   └── ClockWentBack          the clock is behind the last entry
     ├── AuditLogError              an audit log that is damaged, forked or signed by somebody else
+    ├── NotEnoughMemory            a base model that does not fit on this machine
+    ├── StewardUnavailable         a steward that cannot be reached or cannot start
+    │   └── StewardRunning         another steward serves this site already
+    ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
     ├── RoundFailed                too few institutions answered
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
@@ -191,8 +197,16 @@ class CryptoError(DarkroomError):
     """A key or sealed text that cannot be used."""
 
 
+class ProvisioningError(DarkroomError):
+    """A request, join file, roster or certificate that cannot be used."""
+
+
 class ManifestError(DarkroomError):
     """A run manifest that is not canonical, not signed by its coordinator, or contradicts itself."""
+
+
+class ApprovalError(DarkroomError):
+    """A site's word on a run that is damaged, missing or not to be had."""
 
 
 class PolicyRefusal(DarkroomError):
@@ -235,6 +249,22 @@ class ClockWentBack(LedgerError):
 
 class AuditLogError(DarkroomError):
     """An audit log that is damaged, forked or signed by somebody else."""
+
+
+class NotEnoughMemory(DarkroomError):
+    """A base model that does not fit on this machine, or on what the site allows."""
+
+
+class StewardUnavailable(DarkroomError):
+    """A steward that cannot be reached, or that cannot start with what its site gives it."""
+
+
+class StewardRunning(StewardUnavailable):
+    """Another steward serves this site already; one ledger and one audit log have one writer."""
+
+
+class VaultError(DarkroomError):
+    """Something about the encrypted store of pictures."""
 
 
 class RoundFailed(DarkroomError):

@@ -45,6 +45,7 @@ class RefusalCode(StrEnum):
     """A round and attempt at or before the last one that was answered."""
     OVER_BUDGET = "over_budget"
     BUSY = "busy"
+    """Too many requests at once, or a steward that is stopping; the same request may be sent again later."""
     INTERNAL = "internal"
 
 

@@ -10,6 +10,7 @@ import typer
 from common.command_line import run_command_line
 from common.config import RunConfig
 from common.toml_config import parse_config, read_toml
+from server.commands.federation import approve, init, renew, revoke, up
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -42,6 +43,10 @@ def verify(
     from common.audit_check import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
 
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=None)))
+
+
+for command in (init, approve, revoke, renew, up):
+    app.command()(command)
 
 
 def main() -> None:

@@ -31,6 +31,10 @@ _TITLES: Final = {
 }
 
 
+_ORDERED: Final = frozenset({Axis.EPSILON, Axis.RANK, Axis.DRAWS, Axis.PICTURES})
+"""Axes whose settings are more or less of one thing, so that a line between them means something."""
+
+
 def setting_label(trial: Trial, axis: Axis) -> str:
     """How a setting is called on its axis."""
     labels = {
@@ -62,7 +66,9 @@ def draw_sweep(outcomes: Sequence[Outcome], path: Path, *, title: str) -> None:
     figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axis, panel in zip(shown, panels, strict=False):
-        _draw_axis(panel, by_setting(outcomes, axis), _TITLES[axis])
+        _draw_axis(panel, by_setting(outcomes, axis), _title(outcomes, axis))
+        if axis in _ORDERED:
+            _join_means(panel, by_setting(outcomes, axis))
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     base = float(np.mean([one.base_loss for one in outcomes]))
@@ -70,14 +76,22 @@ def draw_sweep(outcomes: Sequence[Outcome], path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _title(outcomes: Sequence[Outcome], axis: Axis) -> str:
+    rounds = {one.trial.rounds for one in outcomes if one.trial.axis == axis.value}
+    return f"{_TITLES[axis]} ({', '.join(map(str, sorted(rounds)))} rounds)"
+
+
 def _draw_axis(panel: Axes, groups: dict[str, list[Outcome]], title: str) -> None:
-    means = [float(np.mean([one.loss for one in group])) for group in groups.values()]
-    panel.plot(range(len(groups)), means, color="0.6", linewidth=1, zorder=1)
     for place, group in enumerate(groups.values()):
         panel.scatter([place] * len(group), [one.loss for one in group], s=14, zorder=2)
     panel.set_xticks(range(len(groups)), list(groups), fontsize=7)
     panel.set_title(title, fontsize=9)
     panel.grid(axis="y", alpha=0.3)
+
+
+def _join_means(panel: Axes, groups: dict[str, list[Outcome]]) -> None:
+    means = [float(np.mean([one.loss for one in group])) for group in groups.values()]
+    panel.plot(range(len(groups)), means, color="0.6", linewidth=1, zorder=1)
 
 
 def _place(trial: Trial) -> tuple[float | str | int, ...]:

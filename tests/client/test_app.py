@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[2]
 PRIVATE = "/mnt/patients/jane-doe.png"
 
 
-def ask(app: ClientApp, content: RecordDict | None = None) -> Any:
+def ask(app: ClientApp, content: RecordDict | None = None, node: Any = None) -> Any:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     content = RecordDict({RECORD: ConfigRecord({FIELD: b"request"})}) if content is None else content
-    context = Context(run_id=1, node_id=5, node_config={"partition-id": 3}, state=RecordDict(), run_config={})
+    context = Context(run_id=1, node_id=5, node_config=node or {"partition-id": 3}, state=RecordDict(), run_config={})
     reply = app(Message(content, 5, MESSAGE_TYPE), context)
     assert set(reply.content) == {RECORD}
     assert set(reply.content.config_records[RECORD]) == {FIELD}
@@ -107,7 +107,7 @@ def test_the_deployed_app_refuses_without_a_steward(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO):
         body = ask(deployed_app)
     assert decode_reply(body) == Refusal(code=RefusalCode.NOT_ALLOWED)
-    assert "no steward" in caplog.text
+    assert "--node-config" in caplog.text
 
 
 def test_the_shim_works_with_nothing_but_the_bundle(tmp_path: Path) -> None:

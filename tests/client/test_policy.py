@@ -27,7 +27,7 @@ SITES = tuple(Identity(Secret(bytes([n]) * 32)).public.hex() for n in range(1, 6
 TOML = f"""
 coordinators = ["{COORDINATOR}"]
 base_digests = ["{ZERO}"]
-adapter_kinds = ["B"]
+adapter_kinds = ["B", "core"]
 minimum_cohort = 3
 colluders = 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import hmac
 import pickle
 
 import pytest
@@ -210,3 +211,35 @@ def test_sealed_text_opens_only_as_it_was() -> None:
     ):
         with pytest.raises(CryptoError):
             crypto.open_sealed(other_key, text, context=context)
+
+
+def test_keyed_tags_are_hmac_over_the_frame() -> None:
+    # RFC 4231, case 2, says that the function below is HMAC-SHA256
+    vector = hmac.digest(b"Jefe", b"what do ya want for nothing?", "sha256")
+    assert vector.hex() == "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    key = Secret(bytes(range(32)))
+    assert crypto.keyed_tag(key, Label.VAULT, b"a", b"bc") == hmac.digest(
+        key.reveal(), crypto.frame(Label.VAULT, b"a", b"bc"), "sha256"
+    )
+    others = {crypto.keyed_tag(key, Label.VAULT, b"ab", b"c"), crypto.keyed_tag(key, Label.SEAL, b"a", b"bc")}
+    assert crypto.keyed_tag(key, Label.VAULT, b"a", b"bc") not in others
+    assert len(others) == 2
+
+
+def test_passphrases_are_stretched_by_argon2id() -> None:
+    """The reference implementation's own vector (version 0x13)."""
+    stretched = crypto.stretch_passphrase(Secret(b"password"), salt=b"somesalt", memory_kib=1 << 16, passes=2, lanes=1)
+    assert stretched.reveal().hex() == "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7"
+
+
+@pytest.mark.parametrize(("memory_kib", "passes", "lanes"), [(1, 1, 1), (1 << 13, 0, 1), (1 << 13, 1, 0)])
+def test_parameters_that_argon2_forbids_are_refused(memory_kib: int, passes: int, lanes: int) -> None:
+    with pytest.raises(CryptoError, match="Argon2id"):
+        crypto.stretch_passphrase(
+            Secret(b"password"), salt=bytes(16), memory_kib=memory_kib, passes=passes, lanes=lanes
+        )
+
+
+def test_names_are_random() -> None:
+    assert len({crypto.random_name(16) for _ in range(100)}) == 100
+    assert len(crypto.random_name(24)) == 24

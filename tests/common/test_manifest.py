@@ -83,7 +83,7 @@ def test_canonical_bytes_are_a_fixed_point() -> None:
 
 
 def test_numbers_have_one_spelling() -> None:
-    whole = make(config=msgspec.structs.replace(make().config, adapter=AdapterConfig(alpha=8)))
+    whole = make(config=msgspec.structs.replace(make().config, adapter=AdapterConfig(alpha=16)))
     assert canonical_bytes(whole) == canonical_bytes(make())
 
 
@@ -258,7 +258,7 @@ def test_changes_are_told_in_words() -> None:
     old = make()
     assert describe_changes(old, old) == ()
     new = make(
-        config=msgspec.structs.replace(old.config, rounds=600, adapter=AdapterConfig(rank=16)),
+        config=msgspec.structs.replace(old.config, rounds=600, adapter=AdapterConfig(rank=8)),
         roster=(
             Member(name="site-0", key=who(20).public.hex()),
             *old.roster[1:3],
@@ -273,7 +273,7 @@ def test_changes_are_told_in_words() -> None:
         "institution site-3 leaves",
         f"institution site-9 joins with key {who(21).public.hex()}",
         "the number of rounds (config.rounds) changes from 500 to 600",
-        "the adapter's rank (config.adapter.rank) changes from 8 to 16",
+        "the adapter's rank (config.adapter.rank) changes from 16 to 8",
         "the promised ε (privacy.epsilon) changes from 8.0 to 10.0",
         "secure aggregation (secure_aggregation) is removed",
     ):

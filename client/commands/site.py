@@ -1,0 +1,117 @@
+"""``init`` and ``status``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from client.site_status import SiteStatus, Spending
+
+Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the new site.")],
+    name: Annotated[str, typer.Option(help="The institution's name: small letters, digits and dashes.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be made.")] = False,
+) -> None:
+    """Make a site's folder: settings, policy, keys, ledger, audit log and token. Nothing is overwritten."""
+    from client.site_directory import make_site, site_steps
+    from common.identity_file import read_identity_file
+
+    steps = site_steps(folder, name) if dry_run else make_site(folder, name)
+    for step in steps:
+        note = " (exists)" if dry_run and step.path.exists() else ""
+        typer.echo(f"{'would make' if dry_run else 'made'} {step.path}: {step.what}{note}")
+    if not dry_run:
+        typer.echo(f"public key: {read_identity_file(folder / 'identity.key').public.hex()}")
+        typer.echo("next: fill in base in site.toml, coordinators and base_digests in policy.toml")
+
+
+def status(
+    config: Site = Path("site.toml"),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until interrupted.")] = False,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 5.0,
+) -> None:
+    """Show budgets spent and left, rounds, refusals, waiting approvals, last contact and the steward's health."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from client.open_site import open_site
+    from client.site_status import site_status
+
+    site = open_site(config)
+    if not watch:
+        Console().print(_tables(site_status(site)))
+        return
+    try:
+        with Live(_tables(site_status(site)), refresh_per_second=2) as live:
+            while True:
+                time.sleep(every)
+                live.update(_tables(site_status(site)))
+    except KeyboardInterrupt:
+        return
+
+
+def _tables(found: SiteStatus) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    budget = Table(title="Privacy budget", title_justify="left")
+    for heading in ("", "ε spent", "ε left", "ε allowed", "δ", "contributions"):
+        budget.add_column(heading, justify="left" if not heading else "right")
+    for each in found.populations:
+        budget.add_row(f"population {each.name}", *_figures(each))
+    for each in found.runs:
+        budget.add_row(f"run {each.name[:16]}", *_figures(each))
+    return Group(budget, _facts(found))
+
+
+def _figures(each: Spending) -> tuple[str, ...]:
+    return (
+        f"{each.spent:.4g}",
+        f"{each.left:.4g}",
+        f"{each.allowed:.4g}",
+        f"{each.delta:.3g}",
+        str(each.contributions),
+    )
+
+
+def _facts(found: SiteStatus) -> Table:
+    from rich.table import Table
+
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column()
+    facts.add_row("steward", _health(found))
+    facts.add_row("refusals", _counts(found.refusals))
+    facts.add_row("turned away", _counts(found.turned_away))
+    waiting = [f"{each.manifest.config.name} {each.digest.hex()[:16]}" for each in found.pending]
+    facts.add_row("waiting for approval", "\n".join(waiting) or "none")
+    facts.add_row("last contact", found.last_contact or "never")
+    facts.add_row("audit log", f"{found.entries} entries, head {found.head[:16]}")
+    return facts
+
+
+def _health(found: SiteStatus) -> str:
+    health = found.health
+    if health is None:
+        return "not running"
+    words = ["serving" if health.serving else "stopping", "busy" if health.busy else "idle"]
+    words.append("base loaded" if health.model_loaded else "base not loaded yet")
+    if not health.policy_ok:
+        words.append("POLICY, LEDGER OR AUDIT LOG NOT IN ORDER: see its log")
+    if health.waiting:
+        words.append(f"{health.waiting} waiting")
+    return ", ".join(words)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"

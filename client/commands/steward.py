@@ -1,0 +1,20 @@
+"""``steward``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
+
+
+def steward(config: Site = Path("site.toml")) -> None:
+    """Answer the coordinator's requests on the site's socket until SIGTERM or SIGINT."""
+    from client.compose import compose_steward
+    from client.open_site import open_site
+    from client.steward_process import run_until_signal
+
+    site = open_site(config)
+    run_until_signal(site.config.service, lambda: compose_steward(site))

@@ -1,0 +1,43 @@
+"""A site's steward put together: records, training room, and the process that serves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.membership import SiteRecords
+from client.secure_steward import SecureSteward
+from client.steward_process import StewardProcess
+from client.training_room import TrainingRoom
+from client.vault_records import VaultRecords
+from common.audit_log import AuditLog
+
+if TYPE_CHECKING:
+    from client.open_site import OpenSite
+    from client.training_room import RecordSource
+
+
+def compose_steward(site: OpenSite, records: RecordSource | None = None) -> StewardProcess:
+    """The steward of a site, which trains on its vault if no other ``records`` are given.
+
+    Raises:
+        AuditLogError: The log is damaged.
+        ModelError: The base cannot be read: better told now than in the first round.
+
+    """
+    audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+    room = TrainingRoom.of_site(site.config, records or VaultRecords(config=site.config.vault))
+    room.open_base()
+    kept = SiteRecords(
+        identity=site.identity,
+        policy=site.policy,
+        ledger=site.ledger,
+        audit=audit,
+        approvals=site.approvals,
+        population=site.config.population,
+    )
+    steward = SecureSteward(site.config.name, kept, room)
+    # policy, ledger and audit log were opened and checked above, or there would be no steward
+    return StewardProcess(
+        steward=steward, audit=audit, settings=site.config.service, condition=lambda: (room.loaded, True)
+    )

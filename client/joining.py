@@ -1,0 +1,143 @@
+"""A site's way into a federation: its keys, its request, and the join file that it gets back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from common.certificates import create_node_key, read_node_key
+from common.errors import ProvisioningError
+from common.flower_commands import ENVIRONMENT, program
+from common.identity_file import create_identity_file, read_identity_file
+from common.provisioning import JoinFile, SiteRequest, create_request, encode_request, parse_join_file, read_small_file
+from common.supervision import Command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.crypto import Identity
+
+_WRITE_BITS: Final = 0o222
+_INSTALL_SECONDS: Final = 120.0
+_PROXY_EXCEPTIONS: Final = "127.0.0.1,localhost"
+"""The SuperNode's own executor reaches it on loopback, which no proxy serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteDirectory:
+    """Where a site keeps what it takes to connect; private keys never leave it."""
+
+    root: Path
+
+    @property
+    def identity_file(self) -> Path:
+        """Ed25519, which signs the site's contributions."""
+        return self.root / "identity.key"
+
+    @property
+    def node_key_file(self) -> Path:
+        """ECDSA P-384, with which the SuperNode logs in; worth nothing for contributions."""
+        return self.root / "supernode" / "node.key"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's home of the SuperNode."""
+        return self.root / "supernode" / "flower"
+
+    def request(self, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
+        """Make what keys are missing and write the request file.
+
+        Raises:
+            ProvisioningError: A name or contact that cannot be used.
+            CryptoError: An identity file that cannot be read.
+
+        """
+        identity = self._identity()
+        line = read_node_key(self.node_key_file) if self.node_key_file.exists() else create_node_key(self.node_key_file)
+        request = create_request(name=name, contact=contact, identity=identity, node_key=line)
+        path = self.root / f"{request.name}.request"
+        path.write_bytes(encode_request(request))
+        return request, path
+
+    def _identity(self) -> Identity:
+        if self.identity_file.exists():
+            return read_identity_file(self.identity_file)
+        return create_identity_file(self.identity_file)
+
+    def open_join_file(self, path: Path, *, fingerprint: str) -> JoinFile:
+        """A checked join file, for this site by that coordinator.
+
+        Raises:
+            ProvisioningError: As ``common.provisioning.parse_join_file``.
+
+        """
+        identity = read_identity_file(self.identity_file).public
+        return parse_join_file(read_small_file(path), identity=identity, fingerprint=fingerprint, source=str(path))
+
+    def install(self, join: JoinFile, bundle: Path) -> None:
+        """Put authority and bundle in place and take the right to write bundles away, so that no other one runs.
+
+        Raises:
+            ProvisioningError: The bundle is another than the join file names, or Flower cannot install it.
+
+        """
+        content = bundle.read_bytes()
+        got = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if got != join.bundle:
+            raise ProvisioningError(f"{bundle}: its digest is {got}; the join file names {join.bundle}")
+        self.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.authority_file.write_text(join.authority)
+        apps = self.flower_home / "apps"
+        if apps.exists():
+            _make_writable(apps)
+            shutil.rmtree(apps)
+        # a copy of the bytes that were hashed: the file could change in between
+        copy = self.flower_home / "bundle.fab"
+        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        copy.write_bytes(content)
+        environment = {**os.environ, **self.environment()}
+        done = subprocess.run(  # noqa: S603 - Flower's program; no shell
+            (program("flwr"), "install", str(copy)),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ProvisioningError(f"flwr install: code {done.returncode}: {(done.stderr or done.stdout).strip()}")
+        _make_read_only(apps)
+
+    @property
+    def authority_file(self) -> Path:
+        """Whom the SuperNode trusts for TLS."""
+        return self.root / "supernode" / "ca.crt"
+
+    def environment(self) -> dict[str, str]:
+        """Of every Flower process here."""
+        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), "NO_PROXY": _PROXY_EXCEPTIONS}
+
+    def supernode(self, join: JoinFile, *, port: int, node_config: str) -> Command:
+        """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
+        arguments = (
+            *(program("flower-supernode"), "--superlink", join.address, "--host", "127.0.0.1", "--port", str(port)),
+            *("--root-certificates", str(self.authority_file)),
+            *("--auth-supernode-private-key", str(self.node_key_file), "--node-config", node_config),
+        )
+        log = self.root / "logs" / "supernode.log"
+        return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def _make_read_only(root: Path) -> None:
+    """Files first, then folders from the inside out."""
+    for path in (*sorted(root.rglob("*"), reverse=True), root):
+        path.chmod(path.stat().st_mode & ~_WRITE_BITS)
+
+
+def _make_writable(root: Path) -> None:
+    for path in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        path.chmod(0o700)

@@ -1,0 +1,63 @@
+"""A site's things, opened and checked: what every command of the institution's command line starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.approvals import ApprovalStore
+from client.budget_accountant import PldAccountant
+from client.ledger import Ledger
+from client.policy import read_policy
+from client.site import read_site
+from common.identity_file import read_identity_file
+from common.steward_link import StewardAddress, StewardLink, read_token
+
+if TYPE_CHECKING:
+    from client.policy import SitePolicy
+    from client.site import SiteConfig
+    from common.crypto import Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSite:
+    """What a site's settings name, but for the vault and the audit log, which have one writer."""
+
+    config: SiteConfig
+    identity: Identity = field(repr=False)
+    policy: SitePolicy
+    ledger: Ledger
+    approvals: ApprovalStore
+
+
+def open_site(path: Path) -> OpenSite:
+    """Open what a site file names.
+
+    Raises:
+        ConfigError: The site file or the policy is not as it should be; every fault is told.
+        CryptoError: The identity cannot be used.
+        LedgerError: The ledger cannot be used.
+
+    """
+    config = read_site(path)
+    identity = read_identity_file(Path(config.identity))
+    policy = read_policy(Path(config.policy))
+    return OpenSite(
+        config=config,
+        identity=identity,
+        policy=policy,
+        ledger=Ledger.open(Path(config.ledger), PldAccountant()),
+        approvals=ApprovalStore(folder=Path(config.approvals), identity=identity, coordinators=policy.coordinators),
+    )
+
+
+def link_to_steward(config: SiteConfig) -> StewardLink:
+    """A link to the site's own steward.
+
+    Raises:
+        StewardUnavailable: The token cannot be read.
+
+    """
+    target = f"unix://{config.service.socket}"
+    return StewardLink(address=StewardAddress(target=target, token=read_token(Path(config.service.token))))

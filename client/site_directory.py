@@ -1,0 +1,176 @@
+"""A new site's folder: settings to fill in, and the things that are made once, where they are used, and never sent.
+
+Nothing that is there already is touched: an identity, a ledger or a vault key that is overwritten is lost for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from client.budget_accountant import PldAccountant
+from client.ledger import Ledger
+from client.service_socket import create_token_file
+from client.site import SiteConfig
+from common.audit_log import AuditLog
+from common.crypto import random_key
+from common.errors import ConfigError
+from common.identity_file import create_identity_file, read_identity_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SITE_FILE: Final = "site.toml"
+
+_SITE: Final = """\
+# {name}: this institution's site. Relative paths are beside this file.
+name = "{name}"
+# What the vault's privacy units are called; the privacy budget is kept under this name.
+population = "{name}/subject"
+# The base model: a diffusers directory. Its digest (darkroom-client digest BASE) goes into policy.toml.
+base = "base"
+identity = "identity.key"
+policy = "policy.toml"
+ledger = "ledger.sqlite"
+audit_log = "audit.log"
+approvals = "approvals"
+# "auto" takes a GPU if there is one
+device = "auto"
+# memory_limit_mib = 8192
+
+[vault]
+directory = "vault"
+# Exactly one source of the master key. Better than a file on the same disk: passphrase_env, passphrase_file or keyring.
+key_file = "vault.key"
+
+[service]
+socket = "run/steward.sock"
+token = "run/token"
+# A SuperNode under its own Unix user: name a group that both users are in.
+# group = "darkroom"
+waiting = 4
+stop_seconds = 120
+# For a SuperNode on another machine:
+# [service.tcp]
+# address = "10.0.0.5:9443"
+# certificate = "tls/steward.crt"
+# key = "tls/steward.key"
+# client_authority = "tls/site-ca.crt"
+"""
+
+_POLICY: Final = """\
+# What this institution takes part in. A run that breaks one rule is refused with every reason.
+# Ed25519 keys of coordinators, compared with their owners by telephone: 64 hexadecimal digits each.
+coordinators = []
+# Digests of base models (darkroom-client digest BASE).
+base_digests = []
+adapter_kinds = ["B", "core"]
+# Fewest institutions in any sum, this one included, and how many of the others may work with the coordinator.
+minimum_cohort = 3
+colluders = 1
+# Keys of institutions known to be real; if any are given, a run with another is refused.
+institutions = []
+
+[privacy]
+# The most that may become known about one unit: in one run, and in all runs ever.
+epsilon_per_run = 8.0
+delta_per_run = 1e-5
+epsilon_lifetime = 16.0
+delta_lifetime = 1e-4
+# "image" only where no person, work or place has several pictures.
+units = ["subject"]
+# false: budgets are charged as if every other institution worked with the coordinator.
+rely_on_secure_aggregation = true
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing that a new site needs."""
+
+    path: Path
+    what: str
+    make: Callable[[], object]
+
+
+def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
+    """What :func:`make_site` would make, in order.
+
+    Raises:
+        ConfigError: The name is no institution's name.
+
+    """
+    try:
+        msgspec.convert({"name": name, "population": "x", "base": "x", "vault": {"key_file": "x"}}, SiteConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--name: wanted small letters, digits and dashes; got {name!r}") from error
+    identity = folder / "identity.key"
+    return (
+        Step(
+            path=folder / SITE_FILE, what="settings", make=lambda: _write(folder / SITE_FILE, _SITE.format(name=name))
+        ),
+        Step(
+            path=folder / "policy.toml",
+            what="this site's own rules",
+            make=lambda: _write(folder / "policy.toml", _POLICY),
+        ),
+        Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
+        Step(path=folder / "vault.key", what="vault's master key", make=lambda: _write_key(folder / "vault.key")),
+        Step(
+            path=folder / "ledger.sqlite",
+            what="privacy ledger",
+            make=lambda: Ledger.create(folder / "ledger.sqlite", PldAccountant()),
+        ),
+        Step(path=folder / "audit.log", what="audit log", make=lambda: _begin_audit_log(folder)),
+        Step(path=folder / "approvals", what="proposed and approved runs", make=lambda: _folder(folder / "approvals")),
+        Step(path=folder / "run", what="socket's folder", make=lambda: _folder(folder / "run")),
+        Step(
+            path=folder / "run/token",
+            what="token for the SuperNode",
+            make=lambda: create_token_file(folder / "run/token"),
+        ),
+    )
+
+
+def make_site(folder: Path, name: str) -> tuple[Step, ...]:
+    """Make a site's folder; returns what was made.
+
+    Raises:
+        ConfigError: Something of it is there already; then nothing was made.
+
+    """
+    steps = site_steps(folder, name)
+    if there := [str(step.path) for step in steps if step.path.exists() or step.path.is_symlink()]:
+        raise ConfigError(f"exists, and is not overwritten: {', '.join(there)}; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for step in steps:
+        step.make()
+    return steps
+
+
+def _write(path: Path, text: str) -> None:
+    _write_new(path, text.encode())
+
+
+def _write_key(path: Path) -> None:
+    _write_new(path, random_key().reveal().hex().encode() + b"\n")
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _folder(path: Path) -> None:
+    path.mkdir(mode=0o700)
+
+
+def _begin_audit_log(folder: Path) -> None:
+    AuditLog(path=folder / "audit.log", identity=read_identity_file(folder / "identity.key"))

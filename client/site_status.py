@@ -1,0 +1,135 @@
+"""What a site can tell its own people at any time: budgets, rounds, refusals, approvals, last contact, health."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from client.ledger_store import connection, read_rows
+from client.open_site import link_to_steward
+from common.audit_log import Entry, verify_log
+from common.errors import StewardUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from client.approvals import Proposal
+    from client.ledger_store import Row
+    from client.open_site import OpenSite
+    from common.steward_link import Health
+
+CONTACT_KINDS: Final = frozenset({"joined", "session", "charged", "contributed", "refused", "turned_away"})
+"""Audit entries that somebody outside caused."""
+_BUSY_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """ε of one population or run, at the δ of its limit."""
+
+    name: str
+    spent: float
+    allowed: float
+    delta: float
+    contributions: int
+
+    @property
+    def left(self) -> float:
+        """Never below 0."""
+        return max(0.0, self.allowed - self.spent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteStatus:
+    """All of it."""
+
+    populations: tuple[Spending, ...]
+    runs: tuple[Spending, ...]
+    refusals: dict[str, int]
+    """By code, from the audit log."""
+    turned_away: dict[str, int]
+    """Calls that the steward never saw, by reason."""
+    pending: tuple[Proposal, ...]
+    last_contact: str | None
+    """Time of the last audit entry that somebody outside caused."""
+    entries: int
+    head: str
+    health: Health | None
+    """None: no steward is running."""
+
+
+def site_status(site: OpenSite) -> SiteStatus:
+    """Look at everything once.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+        AuditLogError: The audit log is damaged.
+
+    """
+    path = Path(site.config.audit_log)
+    verified = verify_log(path, site.identity.public)
+    entries = list(read_entries(path))
+    with connection(Path(site.config.ledger), busy_seconds=_BUSY_SECONDS) as store:
+        rows = read_rows(store)
+    contacts = [entry.time for entry in entries if entry.kind in CONTACT_KINDS]
+    return SiteStatus(
+        populations=tuple(_populations(site, rows)),
+        runs=tuple(_runs(site, rows)),
+        refusals=dict(Counter(str(entry.details.get("code")) for entry in entries if entry.kind == "refused")),
+        turned_away=_sums(entry for entry in entries if entry.kind == "turned_away"),
+        pending=tuple(each for each in site.approvals.proposals() if each.state == "pending"),
+        last_contact=contacts[-1] if contacts else None,
+        entries=verified.entries,
+        head=verified.head.hex(),
+        health=_health(site),
+    )
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The entries of a log that was verified."""
+    with path.open("rb") as file:
+        for line in file:
+            yield msgspec.json.decode(line, type=Entry)
+
+
+def _populations(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
+    for name in sorted({row.population for row in rows} | {site.config.population}):
+        account = site.policy.account(name, private=True)
+        yield Spending(
+            name=name,
+            spent=site.ledger.spent(account, run="").lifetime,
+            allowed=account.lifetime.epsilon,
+            delta=account.lifetime.delta,
+            contributions=sum(row.population == name for row in rows),
+        )
+
+
+def _runs(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
+    for run in dict.fromkeys(row.run for row in rows):
+        of_run = [row for row in rows if row.run == run]
+        account = site.policy.account(of_run[0].population, private=True)
+        yield Spending(
+            name=run,
+            spent=site.ledger.spent(account, run=run).run,
+            allowed=account.per_run.epsilon,
+            delta=account.per_run.delta,
+            contributions=len(of_run),
+        )
+
+
+def _sums(entries: Iterable[Entry]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for entry in entries:
+        total.update({reason: count for reason, count in entry.details.items() if isinstance(count, int)})
+    return dict(total)
+
+
+def _health(site: OpenSite) -> Health | None:
+    try:
+        return link_to_steward(site.config).health()
+    except StewardUnavailable:
+        return None

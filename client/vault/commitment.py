@@ -1,0 +1,241 @@
+"""One number that stands for all rows of the index, so that none can be added, taken out, exchanged or put back.
+
+Each row gives 32 bytes by HMAC under the vault's key, and their sum modulo 2²⁵⁶ is a commitment to the set (a keyed
+additive multiset hash, Clarke et al. 2003): a change costs one addition, whatever the size of the vault. The sum is
+sealed in the header with the number of changes so far and the digest of the state before, which chains the states as an
+audit log chains its lines. Every earlier digest stays as a row, so that a vault can show that it grew out of one that
+was noted elsewhere.
+
+Guarantee: an index in which any row or the header is not as the last change left it does not open.
+Guarantee: an index that is an older copy does not open where a later state is expected, and neither does one that grew
+from an older copy.
+
+Assumptions: the attacker, who may write anything into the directory, has no master key; and for the second, the
+expected state is kept out of his reach. Rows are checked when a vault is opened and after every change that another
+process makes, so a row that is exchanged under an open vault is caught by its own seal, or at the next opening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from client.vault.errors import ForeignVault, VaultDamaged, VaultRolledBack, WrongMasterKey
+from client.vault.keys import Purpose, VaultKeys
+from client.vault.records import VaultState
+from client.vault.rows import TABLES, Header, PastRow
+from common.crypto import DIGEST_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from client.vault.index import Index
+    from client.vault.rows import Row
+
+_MODULUS: Final = 1 << 256
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
+    """What the header seals."""
+
+    generation: int
+    rows: int
+    total: bytes
+    next_subject: int
+    next_record: int
+    previous: bytes
+    lock: bytes
+    """Digest of the header's slot and wrapped key: an old lock put back would let a withdrawn key open the vault."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Number and sum of a set of rows."""
+
+    keys: VaultKeys
+    rows: int = 0
+    total: int = 0
+
+    def add(self, row: Row) -> None:
+        """Count a row in."""
+        self.rows += 1
+        self.total = (self.total + self._number(row)) % _MODULUS
+
+    def remove(self, row: Row) -> None:
+        """Count a row out."""
+        self.rows -= 1
+        self.total = (self.total - self._number(row)) % _MODULUS
+
+    def _number(self, row: Row) -> int:
+        return int.from_bytes(self.keys.row_tag(msgspec.msgpack.encode((TABLES[type(row)], *row))), "big")
+
+
+@dataclass(slots=True)
+class Change:
+    """One transaction's changes to the index, counted as they are made."""
+
+    index: Index
+    tally: Tally
+    generation: int
+    """The number of this change; the first one's is 1."""
+    next_subject: int
+    next_record: int
+
+    def insert(self, *rows: Row) -> None:
+        """Add rows."""
+        for row in rows:
+            self.index.insert(row)
+            self.tally.add(row)
+
+    def delete(self, rows: Iterable[Row]) -> None:
+        """Take out rows that were read in this transaction."""
+        for row in rows:
+            self.index.delete(row)
+            self.tally.remove(row)
+
+    def new_subject(self) -> int:
+        """A number that no subject had before."""
+        self.next_subject += 1
+        return self.next_subject - 1
+
+    def new_record(self) -> int:
+        """A number that no record had before."""
+        self.next_record += 1
+        return self.next_record - 1
+
+    def rekey(self, keys: VaultKeys, slot: bytes, wrapped: bytes) -> None:
+        """From here on, count under other keys; the caller has deleted every row but those of the past."""
+        self.index.set_header(self.index.header()._replace(slot=slot, wrapped=wrapped))
+        self.tally = Tally(keys)
+        for row in self.index.rows(PastRow):
+            self.tally.add(row)
+
+
+@dataclass(slots=True)
+class Commitment:
+    """Checks and renews what the header says of the rows. Its caller sees to it that one thread works at a time."""
+
+    index: Index
+    keys: VaultKeys
+    lock: bytes
+    """Digest of the slot and wrapped key that this vault was opened by."""
+    _sealed: bytes = field(default=b"", repr=False)
+    _state: State | None = field(default=None, repr=False)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[State]:
+        """One moment of the index, checked."""
+        with self.index.snapshot():
+            yield self._checked()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Change]:
+        """Changes that all happen, durably, or none; the state is renewed with them."""
+        with self.index.transaction():
+            before = self._checked()
+            tally = Tally(self.keys, before.rows, int.from_bytes(before.total, "big"))
+            change = Change(self.index, tally, before.generation + 1, before.next_subject, before.next_record)
+            yield change
+            change.insert(PastRow(before.generation, self._digest(before)))
+            header = self.index.header()
+            after = State(
+                generation=change.generation,
+                rows=change.tally.rows,
+                total=change.tally.total.to_bytes(DIGEST_BYTES, "big"),
+                next_subject=change.next_subject,
+                next_record=change.next_record,
+                previous=self._digest(before),
+                lock=lock_digest(change.tally.keys, header),
+            )
+            sealed = seal_state(change.tally.keys, after)
+            self.index.set_header(header._replace(state=sealed))
+        # only now is it so: a transaction that fails leaves the state that was
+        self.keys, self.lock, self._sealed, self._state = change.tally.keys, after.lock, sealed, after
+
+    def public(self, state: State) -> VaultState:
+        """What may be written down elsewhere."""
+        return VaultState(vault=self.keys.vault, generation=state.generation, digest=self._digest(state))
+
+    def check_successor(self, state: State, expected: VaultState) -> None:
+        """Check, inside :meth:`reading`, that the vault is the expected one or grew out of it.
+
+        Raises:
+            ForeignVault: Another vault.
+            VaultRolledBack: Older, or of another history.
+
+        """
+        if expected.vault != self.keys.vault:
+            raise ForeignVault(
+                f"wanted vault {expected.vault.hex()}, got {self.keys.vault.hex()}; was the directory exchanged?"
+            )
+        if state.generation < expected.generation:
+            raise VaultRolledBack(
+                f"the vault is at change {state.generation} and change {expected.generation} was noted: an older copy "
+                "was put in its place; restore the newest, or what was erased since is back"
+            )
+        past = {row.generation: row.digest for row in self.index.rows(PastRow, "generation = ?", expected.generation)}
+        if (past | {state.generation: self._digest(state)})[expected.generation] != expected.digest:
+            raise VaultRolledBack(
+                f"change {expected.generation} of this vault is not the one that was noted: an older copy was put in "
+                "its place and added to; restore the newest"
+            )
+
+    def _checked(self) -> State:
+        header = self.index.header()
+        if self._state is not None and header.state == self._sealed:  # sealed under a fresh nonce at every change
+            return self._state
+        if lock_digest(self.keys, header) != self.lock:
+            raise WrongMasterKey("the vault was locked anew since it was opened; open it again with its new key")
+        state = _open_state(self.keys, header)
+        if state.lock != self.lock:
+            raise VaultDamaged("the vault's lock is an older one put back; restore the index from a backup")
+        tally = Tally(self.keys)
+        for row in self.index.every_row():
+            tally.add(row)
+        if (tally.rows, tally.total.to_bytes(DIGEST_BYTES, "big")) != (state.rows, state.total):
+            raise VaultDamaged(
+                f"rows of the index were added, taken out or exchanged ({tally.rows} rows, {state.rows} were written); "
+                "restore it from a backup"
+            )
+        self._sealed, self._state = header.state, state
+        return state
+
+    def _digest(self, state: State) -> bytes:
+        return self.keys.tag(Purpose.STATE, msgspec.msgpack.encode(state))
+
+
+def first_state(keys: VaultKeys, slot: bytes, wrapped: bytes) -> bytes:
+    """The sealed state of a vault without rows."""
+    header = Header(keys.vault, slot, wrapped, b"")
+    return seal_state(
+        keys,
+        State(
+            generation=0,
+            rows=0,
+            total=bytes(DIGEST_BYTES),
+            next_subject=1,
+            next_record=1,
+            previous=bytes(DIGEST_BYTES),
+            lock=lock_digest(keys, header),
+        ),
+    )
+
+
+def seal_state(keys: VaultKeys, state: State) -> bytes:
+    """What the header holds of a state."""
+    return keys.seal_top(Purpose.STATE, msgspec.msgpack.encode(state))
+
+
+def lock_digest(keys: VaultKeys, header: Header) -> bytes:
+    """32 bytes that stand for how the vault is locked."""
+    return keys.tag(Purpose.VAULT_KEY, header.slot, header.wrapped)
+
+
+def _open_state(keys: VaultKeys, header: Header) -> State:
+    try:
+        return msgspec.msgpack.decode(keys.open_top(Purpose.STATE, header.state), type=State)
+    except msgspec.DecodeError as error:
+        raise VaultDamaged(f"the vault's state was written by something else ({error})") from error

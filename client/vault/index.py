@@ -1,0 +1,214 @@
+"""The vault's SQLite file: its tables, connections and transactions, and SQLite's failures in our own words.
+
+Pictures do not lie in it. Ten thousand of them are gigabytes, which would pass through the write-ahead log and so be
+written twice, be copied as one by every backup, and be lost together when one page goes bad. A file for each keeps the
+index at a few megabytes: it is checked whole at every opening, and rewritten whole when something is erased.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from client.vault.errors import VaultBusy, VaultDamaged, VaultUnavailable, WrongVaultVersion
+from client.vault.rows import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, TABLES, Header
+from common.errors import VaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from client.vault.rows import Row
+
+_RESTORE: Final = "restore the vault from a backup"
+R = TypeVar("R", bound="Row")
+
+
+_SETTINGS: Final = (
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "secure_delete = ON",
+    "temp_store = MEMORY",  # sorting and rewriting must not leave rows in a temporary file
+    "trusted_schema = OFF",
+)
+
+
+class Index:
+    """An open index. Its methods raise the errors of :mod:`client.vault.errors` and none of SQLite's."""
+
+    def __init__(self, path: Path, *, busy_seconds: float) -> None:
+        """Open an index that exists.
+
+        Raises:
+            VaultDamaged: Not an index, or a page of it is bad.
+            WrongVaultVersion: Of another version.
+            VaultUnavailable: Unreadable.
+
+        """
+        self.path: Final = path
+        with self._translated():
+            self._store: Final = _connect(path, busy_seconds=busy_seconds)
+        try:
+            with self._translated():
+                self._check_file()
+        except VaultError:
+            self._store.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path, header: Header, *, busy_seconds: float) -> None:
+        """Make an index without rows, durably and whole or not at all.
+
+        Raises:
+            VaultUnavailable: It cannot be written.
+
+        """
+        partial = path.with_suffix(".partial")
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            store = _connect(partial, busy_seconds=busy_seconds)
+            with contextlib.closing(store):
+                store.execute("BEGIN IMMEDIATE")
+                for statement in SCHEMA:
+                    store.execute(statement)
+                store.execute("INSERT INTO header (id, vault, slot, wrapped, state) VALUES (1, ?, ?, ?, ?)", header)
+                store.execute("COMMIT")
+            partial.replace(path)
+        except (OSError, sqlite3.Error) as error:
+            raise VaultUnavailable(f"{path.parent}: no vault can be created here ({error})") from error
+
+    def close(self) -> None:
+        """Close the connection; the last one of all empties the write-ahead log."""
+        with self._translated():
+            self._store.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside comes from one moment."""
+        with self._within("BEGIN"):
+            yield
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside happens, durably, or nothing does."""
+        with self._within("BEGIN IMMEDIATE"):
+            yield
+
+    def header(self) -> Header:
+        """The header.
+
+        Raises:
+            VaultDamaged: It is gone.
+
+        """
+        found = self._store.execute("SELECT vault, slot, wrapped, state FROM header").fetchone()
+        if found is None:
+            raise VaultDamaged(f"{self.path}: its header is gone; {_RESTORE}")
+        return Header(*found)
+
+    def set_header(self, header: Header) -> None:
+        """Put another in its place."""
+        self._store.execute("UPDATE header SET vault = ?, slot = ?, wrapped = ?, state = ?", header)
+
+    def rows(self, kind: type[R], where: str = "", *values: bytes | int) -> list[R]:
+        """Rows for which ``where`` holds, in the order of their numbers; all of them if it is empty."""
+        condition = f"WHERE {where}" if where else ""
+        query = f"SELECT {', '.join(kind._fields)} FROM {TABLES[kind]} {condition} ORDER BY {kind._fields[0]}"  # noqa: S608 - our own names
+        return [kind(*found) for found in self._store.execute(query, values)]
+
+    def every_row(self) -> Iterator[Row]:
+        """Every row of every table."""
+        for kind in TABLES:
+            yield from self.rows(kind)
+
+    def insert(self, row: Row) -> None:
+        """Add a row."""
+        marks = ", ".join("?" * len(row))
+        self._store.execute(f"INSERT INTO {TABLES[type(row)]} ({', '.join(row._fields)}) VALUES ({marks})", row)  # noqa: S608 - our own names
+
+    def delete(self, row: Row) -> None:
+        """Take out exactly this row."""
+        same = " AND ".join(f"{field} = ?" for field in row._fields)
+        self._store.execute(f"DELETE FROM {TABLES[type(row)]} WHERE {same}", row)  # noqa: S608 - our own names
+
+    def mark_unscrubbed(self) -> None:
+        """Write down, in the same transaction as a deletion, that its traces are still to be wiped."""
+        self._store.execute("UPDATE header SET unscrubbed = 1")
+
+    def scrub(self, *, always: bool) -> None:
+        """Wipe what deleted rows left in the file and in the write-ahead log, if there may be any.
+
+        ``secure_delete`` overwrites deleted cells, but not the copies that moving cells between pages leaves in unused
+        space, and never the log. So the file is written anew and the log cut to nothing.
+
+        Raises:
+            VaultBusy: A reader still holds the old pages; the deletion itself has happened.
+
+        """
+        with self._translated():
+            if not always and not self._store.execute("SELECT unscrubbed FROM header").fetchone()[0]:
+                return
+            self._store.execute("VACUUM")
+            if self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise VaultBusy(
+                    f"{self.path}: rows were deleted, but a reader keeps their old pages in use; close it, then open "
+                    "the vault for writing, which wipes them"
+                )
+            self._store.execute("UPDATE header SET unscrubbed = 0")
+
+    @contextlib.contextmanager
+    def _within(self, begin: str) -> Iterator[None]:
+        with self._translated():
+            self._store.execute(begin)
+            try:
+                yield
+                self._store.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # the first error says more; closing ends it anyway
+                    self._store.execute("ROLLBACK")
+                raise
+
+    def _check_file(self) -> None:
+        mark, version = (
+            self._store.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        if mark != APPLICATION_ID:
+            raise VaultDamaged(f"{self.path}: not a vault's index; {_RESTORE}")
+        if version != SCHEMA_VERSION:
+            raise WrongVaultVersion(
+                f"{self.path}: wanted vault version {SCHEMA_VERSION}, got {version}; use the Darkroom of that time"
+            )
+        if (found := self._store.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise VaultDamaged(f"{self.path}: damaged ({found}); {_RESTORE}")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _in_our_words(self.path, error) from error
+
+
+def _connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    # the vault takes turns between threads itself
+    store = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        for setting in _SETTINGS:
+            store.execute(f"PRAGMA {setting}")
+    except sqlite3.Error:
+        store.close()
+        raise
+    return store
+
+
+def _in_our_words(path: Path, error: sqlite3.Error) -> VaultError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT}:
+        return VaultDamaged(f"{path}: damaged, or not a vault's index ({error}); {_RESTORE}")
+    if code == sqlite3.SQLITE_BUSY:
+        return VaultBusy(f"{path}: another process is writing to it; try again when it is done")
+    reason = "the disk is full" if code == sqlite3.SQLITE_FULL else str(error)
+    return VaultUnavailable(f"{path}: {reason}; nothing was changed")

@@ -1,0 +1,122 @@
+"""Run a few processes side by side in the foreground: restart what dies, stop all on the way out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+RESTART_SECONDS: Final = 15.0
+"""Flower refuses a SuperNode's key for up to a minute after a crash, so restarting at once achieves nothing."""
+STOP_SECONDS: Final = 10.0
+"""Between asking a process to end and ending it."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One process to keep running."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    """Added to this process's own."""
+    log: Path
+
+
+@dataclass(slots=True)
+class _Running:
+    command: Command
+    process: subprocess.Popen[bytes]
+    died: float | None = field(default=None)
+
+
+class Supervisor:
+    """A context: processes start on entry in order, and end in the opposite order on exit."""
+
+    def __init__(self, commands: Sequence[Command], *, restart_seconds: float = RESTART_SECONDS) -> None:
+        """Nothing starts before the context is entered."""
+        self._commands = tuple(commands)
+        self._restart_seconds = restart_seconds
+        self._running: list[_Running] = []
+
+    def __enter__(self) -> Self:
+        try:
+            for command in self._commands:
+                self._running.append(_Running(command, _start(command)))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def poll(self) -> None:
+        """Restart what has been dead for long enough; call about once a second."""
+        now = time.monotonic()
+        for running in self._running:
+            if running.process.poll() is None:
+                continue
+            if running.died is None:
+                running.died = now
+                _log.warning(
+                    "%s ended with code %s; its log is %s; it is started again in %.0f s",
+                    running.command.name,
+                    running.process.returncode,
+                    running.command.log,
+                    self._restart_seconds,
+                )
+            elif now - running.died >= self._restart_seconds:
+                running.process, running.died = _start(running.command), None
+
+    def alive(self) -> dict[str, int]:
+        """Process id by name of what runs now."""
+        return {r.command.name: r.process.pid for r in self._running if r.process.poll() is None}
+
+    def stop(self) -> None:
+        """End every process and whatever it started, last started first."""
+        for running in reversed(self._running):
+            _signal(running.process, signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        for running in reversed(self._running):
+            try:
+                running.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.warning("%s did not end in %.0f s", running.command.name, STOP_SECONDS)
+            # also after a clean end: a grandchild, such as a ClientApp, may still run
+            _signal(running.process, signal.SIGKILL)
+            running.process.wait()
+        self._running.clear()
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    command.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with command.log.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own programs; no shell
+            command.arguments,
+            env={**os.environ, **command.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # a group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then stops all in order
+            start_new_session=True,
+        )
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # the whole group has ended

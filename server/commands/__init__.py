@@ -1,0 +1,1 @@
+"""The commands of ``darkroom-server``, one module a group."""

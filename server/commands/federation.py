@@ -1,0 +1,119 @@
+"""Commands that make a federation and run it: init, approve, revoke, renew, up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from common.errors import ProvisioningError
+from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
+from common.supervision import Supervisor
+from common.toml_config import parse_config
+from server.federation import FederationConfig, FederationDirectory
+
+if TYPE_CHECKING:
+    from server.launch import Launch
+
+Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
+_START_SECONDS: Final = 60.0
+_log = logging.getLogger(__name__)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="Directory to make.")],
+    name: Annotated[str, typer.Option(help="The federation's name.")],
+    address: Annotated[str, typer.Option(help="What sites connect to, host:port.")],
+) -> None:
+    """Make a federation: authority, server certificate, coordinator's identity, secret, settings."""
+    config = parse_config({"name": name, "address": address}, FederationConfig, source="darkroom-server init")
+    identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC))
+    typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
+    typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
+
+
+def approve(
+    requests: Annotated[list[Path], typer.Argument(help="Request files that sites sent.")],
+    bundle: Annotated[Path, typer.Option(help="The app bundle that sites will run, a .fab file.")],
+    directory: Directory = Path("federation"),
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Fingerprints were compared; do not ask.")] = False,
+) -> None:
+    """Show each request's fingerprint, ask, and write roster and join files."""
+    federation = FederationDirectory(directory)
+    asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
+    digest = f"sha256:{hashlib.sha256(bundle.read_bytes()).hexdigest()}"
+    for request in asked:
+        typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
+        if not yes and not typer.confirm("did the site read out the same digits by telephone?"):
+            raise ProvisioningError(f"{request.name}: not approved; nothing was changed")
+    for path in federation.approve(asked, bundle=digest):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"read out by telephone: coordinator {coordinator_fingerprint(federation.identity().public)}")
+
+
+def revoke(
+    name: Annotated[str, typer.Argument(help="The site's name.")], directory: Directory = Path("federation")
+) -> None:
+    """Shut a site out for good; a running ``up`` unregisters it within seconds."""
+    FederationDirectory(directory).revoke(name)
+    typer.echo(f"{name} is revoked; runs whose manifest names it cannot go on with it")
+
+
+def renew(directory: Directory = Path("federation")) -> None:
+    """Issue a fresh server certificate for the same key; restart ``up`` afterwards."""
+    federation = FederationDirectory(directory)
+    federation.issue(federation.config(), now=dt.datetime.now(dt.UTC))
+    typer.echo(f"wrote {federation.file('server.crt')}; restart darkroom-server up")
+
+
+def up(directory: Annotated[Path, typer.Argument(help="The federation's directory.")]) -> None:
+    """Run SuperLink, executor and public listener in the foreground until Ctrl-C."""
+    from server.launch import Launch  # noqa: PLC0415 - httpx and uvicorn, which only this command needs
+
+    federation = FederationDirectory(directory.resolve())
+    asyncio.run(_run(Launch(federation, federation.config())))
+
+
+async def _run(launch: Launch) -> None:
+    launch.write_connection()
+    with Supervisor(launch.commands()) as supervisor:
+        await _wait_until_up(launch)
+        listener = launch.listener()
+        keeping = asyncio.create_task(_keep(launch, supervisor))
+        try:
+            await listener.serve()  # ends on SIGINT or SIGTERM
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+
+
+async def _wait_until_up(launch: Launch) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not await asyncio.to_thread(launch.is_up):
+        if time.monotonic() > deadline:
+            raise ProvisioningError(f"the SuperLink is not up after {_START_SECONDS:.0f} s; see the log in logs/")
+        await asyncio.sleep(0.2)
+
+
+async def _keep(launch: Launch, supervisor: Supervisor) -> None:
+    """Restart what dies, and follow the roster file."""
+    seen = None
+    while True:
+        supervisor.poll()
+        roster = launch.directory.roster()
+        if roster != seen:
+            try:
+                await asyncio.to_thread(launch.align_nodes, roster)
+                seen = roster
+            except ProvisioningError as error:  # the SuperLink may be down for a moment
+                _log.warning("the roster is not registered yet: %s", error)
+        await asyncio.sleep(1)

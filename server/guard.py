@@ -1,0 +1,128 @@
+"""The public listener: passes Flower's Fleet API to the SuperLink on loopback, and nothing else.
+
+Flower's Control API has no authentication and shares the SuperLink's port: who reaches it can list runs, register nodes
+and start a run, which is code on every site. So sites reach this listener instead.
+
+Guarantee: a request gets through if and only if it is ``POST /v1/fleet/NAME`` with NAME of small letters and hyphens,
+or ``GET /health``, compared as the bytes that were sent, so that no escape or dot segment is read differently behind
+it; its query is dropped and its body is at most the cap. All else is answered here with 404 or 413.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+
+    Event = MutableMapping[str, Any]  # ASGI's own type
+    Receive = Callable[[], Awaitable[Event]]
+    Send = Callable[[Event], Awaitable[None]]
+
+_FLEET: Final = re.compile(rb"/v1/fleet/[a-z]+(?:-[a-z]+)*")
+_HOP_BY_HOP: Final = frozenset(
+    name.encode()
+    for name in (
+        "connection",
+        "content-length",  # set anew from the body that was read
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """An ASGI application in front of a SuperLink."""
+
+    def __init__(self, superlink: httpx.AsyncClient, *, maximum_body: int) -> None:
+        """Pass to the client's ``base_url``; bodies are at most this many bytes."""
+        self._superlink = superlink
+        self._maximum_body = maximum_body
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer one request; WebSockets and the like are dropped."""
+        if scope["type"] == "http":
+            started = time.monotonic()
+            status = await self._answer(scope, receive, send)
+            client = (scope.get("client") or ("unknown",))[0]
+            # the path is an attacker's text: repr keeps it on one line
+            _log.info("%s %s %r %d %.3fs", client, scope["method"], scope["path"], status, time.monotonic() - started)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Event, receive: Receive, send: Send) -> int:
+        if not is_allowed(scope["method"], scope.get("raw_path") or b""):
+            return await _refuse(send, 404)
+        body = await self._read(receive)
+        if body is None:
+            return await _refuse(send, 413)
+        request = self._superlink.build_request(
+            scope["method"],
+            scope["raw_path"].decode("ascii"),
+            headers=_passed(scope["headers"]),
+            content=body,
+        )
+        try:
+            response = await self._superlink.send(request, stream=True)
+        except httpx.TransportError as error:
+            _log.warning("the SuperLink does not answer: %s", type(error).__name__)
+            return await _refuse(send, 502)
+        try:
+            await _relay(response, send)
+        finally:
+            await response.aclose()
+        return response.status_code
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or None once it is larger than the cap or the sender has gone."""
+        body = bytearray()
+        while True:
+            event = await receive()
+            if event["type"] != "http.request":
+                return None
+            body += event.get("body", b"")
+            if len(body) > self._maximum_body:
+                return None
+            if not event.get("more_body", False):
+                return bytes(body)
+
+
+def is_allowed(method: str, raw_path: bytes) -> bool:
+    """Whether a request may pass, by the bytes of its path."""
+    return (method == "POST" and _FLEET.fullmatch(raw_path) is not None) or (method == "GET" and raw_path == b"/health")
+
+
+def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
+
+
+async def _relay(response: httpx.Response, send: Send) -> None:
+    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    async for piece in _pieces(response):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    return response.aiter_raw()  # as it came: its content-encoding header is passed on, too
+
+
+async def _refuse(send: Send, status: int) -> int:
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+    return status

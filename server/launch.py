@@ -1,0 +1,195 @@
+"""What a coordinator runs: SuperLink on loopback, the server app's executor, and the roster's node keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+import httpx
+import msgspec
+import uvicorn
+
+from common.errors import ProvisioningError
+from common.flower_commands import ENVIRONMENT, program
+from common.supervision import Command
+from server.files import write_atomically
+from server.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from server.federation import FederationConfig, FederationDirectory, Roster
+
+CONNECTION: Final = "darkroom"
+"""Name of our SuperLink in Flower's own configuration."""
+_LOOPBACK: Final = "127.0.0.1"
+_COMMAND_SECONDS: Final = 60.0
+T = TypeVar("T", bound=msgspec.Struct)
+_GONE: Final = "unregistered"
+"""Flower lists a node that was unregistered for ever."""
+_log = logging.getLogger(__name__)
+
+
+class Node(msgspec.Struct, frozen=True, rename="kebab"):
+    """A row of ``flwr supernode list``; names by Flower, which does not list the names given at registration."""
+
+    node_id: str
+    status: str
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    nodes: tuple[Node, ...]
+
+
+class _Registered(msgspec.Struct, frozen=True, rename="kebab"):
+    node_id: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The processes of one federation directory."""
+
+    directory: FederationDirectory
+    config: FederationConfig
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's settings and bundles at the coordinator."""
+        return self.directory.root / "flower"
+
+    def environment(self) -> dict[str, str]:
+        """Of every Flower process here."""
+        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home)}
+
+    def commands(self) -> tuple[Command, ...]:
+        """SuperLink, then the executor of server apps."""
+        return (self._superlink(), self._superexec())
+
+    def _superlink(self) -> Command:
+        root = self.directory
+        state = root.root / "state"
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        arguments = (
+            *(program("flower-superlink"), "--host", _LOOPBACK, "--port", str(self.config.superlink_port)),
+            *("--ssl-ca-certfile", str(root.file("ca.crt")), "--ssl-certfile", str(root.file("server.crt"))),
+            *("--ssl-keyfile", str(root.file("server.key")), "--enable-supernode-auth"),
+            *("--database", str(state / "superlink.db"), "--isolation", "process"),
+            *("--superexec-auth-secret-file", str(root.superexec_secret)),
+            "--disable-runtime-dependency-installation",
+        )
+        return self._command("superlink", arguments)
+
+    def _superexec(self) -> Command:
+        root = self.directory
+        arguments = (
+            *(program("flower-superexec"), "--runtime-api-address", f"{_LOOPBACK}:{self.config.superlink_port}"),
+            *("--root-certificates", str(root.file("ca.crt"))),
+            *("--superexec-auth-secret-file", str(root.superexec_secret)),
+        )
+        return self._command("superexec", arguments)
+
+    def _command(self, name: str, arguments: tuple[str, ...]) -> Command:
+        log = self.directory.root / "logs" / f"{name}.log"
+        return Command(name=name, arguments=arguments, environment=self.environment(), log=log)
+
+    def write_connection(self) -> None:
+        """Flower's configuration, so that ``flwr`` finds the SuperLink."""
+        table = {
+            "superlink": {
+                CONNECTION: {
+                    "address": f"{_LOOPBACK}:{self.config.superlink_port}",
+                    "root-certificates": str(self.directory.file("ca.crt")),
+                }
+            }
+        }
+        write_atomically(self.flower_home / "config.toml", msgspec.toml.encode(table))
+
+    def is_up(self) -> bool:
+        """Whether the SuperLink answers on loopback."""
+        try:
+            return httpx.get(f"{self._base_url()}/health", verify=self._trust(), timeout=2).is_success
+        except httpx.TransportError:
+            return False
+
+    def align_nodes(self, roster: Roster) -> None:
+        """Register every approved site's node key, and unregister every other node.
+
+        Raises:
+            ProvisioningError: Flower refused; its words are in the message.
+
+        """
+        approved = {site.name: site for site in roster.approved()}
+        wanted = {self.node_id(name) for name in approved}
+        present = {node.node_id for node in self.nodes()}
+        for node_id in sorted(present - wanted):
+            self._flwr("supernode", "unregister", node_id, CONNECTION)
+            _log.info("unregistered node %s", node_id)
+        for name in sorted(name for name in approved if self.node_id(name) not in present):
+            key = self._node_file(name, "pub")
+            write_atomically(key, approved[name].node_key.encode() + b"\n")
+            said = self._flwr("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
+            node_id = str(_parse(said, _Registered).node_id)
+            write_atomically(self._node_file(name, "id"), node_id.encode())
+            _log.info("registered node %s of %s", node_id, name)
+
+    def node_id(self, name: str) -> str:
+        """Flower's number of a site's node; empty before it is registered."""
+        try:
+            return self._node_file(name, "id").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _node_file(self, name: str, kind: Literal["pub", "id"]) -> Path:
+        return self.directory.root / "nodes" / f"{name}.{kind}"
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that the SuperLink knows and that was not unregistered."""
+        listed = _parse(self._flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
+        return tuple(node for node in listed if node.status != _GONE)
+
+    def _flwr(self, *arguments: str) -> str:
+        command: Sequence[str] = (program("flwr"), *arguments)
+        environment = {**os.environ, **self.environment()}
+        done = subprocess.run(  # noqa: S603 - Flower's program; no shell
+            command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise ProvisioningError(f"flwr {' '.join(arguments)}: code {done.returncode}: {said}")
+        return done.stdout
+
+    def listener(self) -> uvicorn.Server:
+        """The public TLS listener; its ``serve()`` runs until told to end."""
+        client = httpx.AsyncClient(base_url=self._base_url(), verify=self._trust(), timeout=60, trust_env=False)
+        settings = uvicorn.Config(
+            Guard(client, maximum_body=self.config.maximum_body_mib << 20),
+            host=self.config.listen,
+            port=self.config.public_port,
+            ssl_certfile=str(self.directory.file("server.crt")),
+            ssl_keyfile=str(self.directory.file("server.key")),
+            access_log=False,  # the guard writes its own
+            log_config=None,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,  # nobody in front of us may say who the client is
+        )
+        return uvicorn.Server(settings)
+
+    def _base_url(self) -> str:
+        return f"https://{_LOOPBACK}:{self.config.superlink_port}"
+
+    def _trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.directory.file("ca.crt")))
+
+
+def _parse(said: str, into: type[T]) -> T:
+    try:
+        return msgspec.json.decode(said, type=into)
+    except msgspec.DecodeError as error:
+        raise ProvisioningError(f"Flower answered in another form than its pinned version: {error}") from error

@@ -1,0 +1,89 @@
+"""What erasing tells and writes down, over a stand-in of the vault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.ledger import Event
+from client.open_site import open_site
+from client.site_directory import make_site
+from client.site_status import read_entries
+from client.vault.records import Erased, ErasurePlan, VaultState
+from common.secagg.messages import Step
+from tests.client.test_policy import TOML
+
+if TYPE_CHECKING:
+    from datetime import date
+    from pathlib import Path
+
+RUN = "ab" * 32
+SUBJECT = "mrs-jane-doe"
+PLAN = ErasurePlan(subjects=1, records=7, derived=14, bytes_freed=4096, runs=(RUN,))
+
+
+class StandIn:
+    erased: list[object]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def plan_erasure(self, _: str) -> ErasurePlan:
+        return PLAN
+
+    def plan_expiry(self, _: date) -> ErasurePlan:
+        return PLAN
+
+    def erase_subject(self, subject: str) -> Erased:
+        self.erased.append(subject)
+        return Erased(plan=PLAN, state=VaultState(vault=b"v" * 16, generation=2, digest=b"d" * 32))
+
+    def erase_expired(self, day: date) -> Erased:
+        return self.erase_subject(day.isoformat())
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    make_site(tmp_path / "site", "st-vincent")
+    (tmp_path / "site" / "policy.toml").write_text(TOML)
+    opened = open_site(tmp_path / "site" / "site.toml")
+    event = Event(relation="add_remove_one", noise_multiplier=2.0, sampling_rate=0.1)
+    account = opened.policy.account(opened.config.population, private=True)
+    opened.ledger.charge(account, run=RUN, step=Step(0, 0), event=event)
+    StandIn.erased = []
+    monkeypatch.setattr("client.vault.store.Vault.open", lambda *_, **__: StandIn())
+    return tmp_path / "site"
+
+
+def run(site: Path, *arguments: str, answer: str = "") -> str:
+    done = CliRunner().invoke(app, [*arguments, "--config", str(site / "site.toml")], input=answer)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("command", [("erase", "--subject", SUBJECT), ("expire",)])
+def test_a_dry_run_tells_and_destroys_nothing(site: Path, command: tuple[str, ...]) -> None:
+    text = run(site, *command)
+    assert "pictures destroyed: 7" in text
+    assert f"used in run {RUN}: ε = " in text
+    assert "nothing was destroyed" in text
+    assert StandIn.erased == []
+    assert "nothing was destroyed" in run(site, *command, "--commit", answer="n\n")
+    assert StandIn.erased == []
+    assert not list(read_entries(site / "audit.log"))
+
+
+@pytest.mark.parametrize("command", [("erase", "--subject", SUBJECT), ("expire",)])
+def test_a_commit_destroys_once_and_leaves_an_entry_without_the_id(site: Path, command: tuple[str, ...]) -> None:
+    run(site, *command, "--commit", "--yes")
+    assert len(StandIn.erased) == 1
+    (entry,) = read_entries(site / "audit.log")
+    assert entry.kind == {"erase": "erased", "expire": "expired"}[command[0]]
+    assert entry.details["runs"] == RUN
+    assert SUBJECT not in (site / "audit.log").read_text()

@@ -1,0 +1,156 @@
+"""A site's folder: made once, read back, served by a real process that survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.ledger import Event
+from client.open_site import link_to_steward, open_site
+from client.site import read_site
+from client.site_directory import make_site, site_steps
+from client.site_status import read_entries, site_status
+from common.adapter.model import Family
+from common.audit_log import verify_log
+from common.errors import ConfigError, ConfigErrors, StewardUnavailable
+from common.messages import Refusal, RefusalCode, decode_reply
+from common.secagg.messages import Step
+from simulations.tiny import write_tiny_base
+from tests.client.test_policy import COORDINATOR, TOML
+
+if TYPE_CHECKING:
+    from client.site import SiteConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A site that can be served, on a tiny base."""
+    made = tmp_path / "site"
+    make_site(made, "st-vincent")
+    write_tiny_base(made / "base", Family.SD2)
+    (made / "policy.toml").write_text(TOML)
+    return made
+
+
+def test_a_new_site_is_the_owners_alone_and_reads_back(tmp_path: Path) -> None:
+    steps = make_site(tmp_path / "site", "st-vincent")
+    for step in steps:
+        assert stat.S_IMODE(step.path.stat().st_mode) & 0o077 == 0, step.path
+    site = read_site(tmp_path / "site" / "site.toml")
+    assert site.name == "st-vincent"
+    assert Path(site.service.socket) == tmp_path / "site" / "run" / "steward.sock"
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    before = {path: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"identity\.key"):
+        make_site(tmp_path / "site", "st-vincent")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+
+
+def test_one_thing_that_is_there_already_keeps_all_from_being_made(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("spent")
+    with pytest.raises(ConfigError, match="ledger"):
+        make_site(tmp_path, "st-vincent")
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--name", "st-vincent", "--dry-run"])
+    assert done.exit_code == 0
+    assert "would make" in done.output
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError):
+        site_steps(tmp_path, "St. Vincent")
+
+
+def test_every_fault_of_a_site_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('name = "X"\npopulation = "a"\nbase = "b"\ndevice = "tpu"\nvaults = 1\n[vault]\n')
+    with pytest.raises(ConfigErrors) as caught:
+        read_site(path)
+    text = str(caught.value)
+    assert all(word in text for word in ("name", "device", "vaults", "exactly one of key_file"))
+
+
+def test_an_unfinished_policy_does_not_open(tmp_path: Path) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    with pytest.raises(ConfigErrors, match="coordinators"):
+        open_site(tmp_path / "site" / "site.toml")
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], SiteConfig]:
+    command = [sys.executable, "-c", "from client.cli import main; main()", "steward", "--config", "site.toml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "steward.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=log, stdout=log)
+    config = read_site(folder / "site.toml")
+    for _ in range(600):
+        try:
+            link_to_steward(config).health()
+        except StewardUnavailable:
+            assert process.poll() is None, (folder / "steward.log").read_text()
+            time.sleep(0.1)
+        else:
+            return process, config
+    raise AssertionError((folder / "steward.log").read_text())
+
+
+def ask(config: SiteConfig, request: bytes) -> Any:
+    return decode_reply(link_to_steward(config).answer(request))
+
+
+def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) -> None:
+    """Refusals are in the audit log once each; after SIGKILL log and ledger are whole and the socket is taken over."""
+    site = open_site(folder / "site.toml")
+    account = site.policy.account(site.config.population, private=True)
+    event = Event(relation="add_remove_one", noise_multiplier=2.0, sampling_rate=0.1)
+    site.ledger.charge(account, run="ab" * 32, step=Step(0, 0), event=event)
+    process, config = start(folder)
+    try:
+        assert ask(config, b"junk") == Refusal(code=RefusalCode.MALFORMED)
+        command = [sys.executable, "-c", "from client.cli import main; main()", "steward", "--config", "site.toml"]
+        second = subprocess.run(
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 2
+        assert "another steward" in second.stderr
+        process.kill()
+        process.wait()
+        process, config = start(folder)
+        assert ask(config, b"junk again") == Refusal(code=RefusalCode.MALFORMED)
+        found = site_status(site)
+        assert found.health is not None
+        assert found.refusals == {"malformed": 2}
+        assert found.populations[0].contributions == 1
+        assert 0 < found.populations[0].spent < found.populations[0].allowed
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    verify_log(Path(config.audit_log), site.identity.public)
+    kinds = [entry.kind for entry in read_entries(Path(config.audit_log))]
+    assert kinds == ["started", "refused", "started", "refused", "stopped"]
+    assert not Path(config.service.socket).exists()
+
+
+def test_status_shows_the_budget_without_a_steward(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["status", "--config", str(folder / "site.toml")])
+    assert done.exit_code == 0, done.output
+    assert "not running" in done.output
+    assert "st-vincent/subject" in done.output
+    assert COORDINATOR not in done.output
