@@ -50,8 +50,10 @@ _log = logging.getLogger(__name__)
 COUNTERSIGNATURES: Final = "countersignatures"
 """Folder of the institutions' acceptances in a run's directory, one file each."""
 _EPOCH: Final = "session.json"
-LOST_SESSION: Final = f"refused_{RefusalCode.NO_SESSION.value}"
-"""Reason of a failure: the institution's process started anew, and its session keys died with the old one."""
+LOST_SESSION: Final = frozenset(
+    f"refused_{code.value}" for code in (RefusalCode.NO_SESSION, RefusalCode.AWAITING_APPROVAL)
+)
+"""Reasons of a failure: session keys that died with an institution's process, or with its word to take part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ class SecureSession:
         """
         heads = {HEADS: ",".join(f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads))}
         self._state = collecting.state.abort()
-        self.leave(node for node, reason in collecting.failures.items() if reason == LOST_SESSION)
+        self.leave(node for node, reason in collecting.failures.items() if reason in LOST_SESSION)
         try:
             following, self._state = collecting.close()
         except RoundFailed:

@@ -148,6 +148,7 @@ def _policy(manifest: Manifest) -> SitePolicy:
         minimum_cohort=manifest.config.server.minimum_institutions,
         colluders=privacy.colluders,
         institutions=tuple(member.key for member in manifest.roster),
+        repeatable=privacy.repeatable,
         privacy=PrivacyLimits(
             epsilon_per_run=privacy.epsilon,
             delta_per_run=privacy.delta,
