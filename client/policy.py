@@ -36,7 +36,7 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
     """Over all runs that ever use the same population."""
     delta_lifetime: Probability
     units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
-    """What may count as one unit; leave ``image`` out where a person has several pictures."""
+    """What counts as one unit: one of them, not ``image`` where a person has several pictures."""
     rely_on_secure_aggregation: bool = True
     """False: budgets are charged as if everybody else colluded, by this site's own noise share alone."""
 
@@ -46,6 +46,9 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
             yield f"epsilon_per_run: {self.epsilon_per_run} is above epsilon_lifetime, {self.epsilon_lifetime}"
         if self.delta_per_run > self.delta_lifetime:
             yield f"delta_per_run: {self.delta_per_run} is above delta_lifetime, {self.delta_lifetime}"
+        if len(set(self.units)) > 1:
+            # a run that protects pictures costs a subject more than its ε, by as many pictures as the subject has
+            yield f"units: wanted one of them, got {', '.join(self.units)}: their costs do not add up in one budget"
 
 
 class SitePolicy(Config, frozen=True, kw_only=True):

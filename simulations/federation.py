@@ -91,7 +91,9 @@ class SimulatedFederation:
         folder = self._folder(institution_name(index))
         identity = _identity(folder)
         path = folder / "ledger.sqlite"
-        open_ledger = Ledger.open if path.exists() else Ledger.create
+        # a log without its ledger: what was spent is lost, and a new one would say that nothing was
+        known = path.exists() or (folder / _LOG).exists()
+        open_ledger = Ledger.open if known else Ledger.create
         manifest, _ = open_manifest((self.directory / "coordinator" / _MANIFEST).read_bytes())
         records = SiteRecords(
             identity=identity,

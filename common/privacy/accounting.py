@@ -105,10 +105,10 @@ def epsilon(
     _refuse_unknown(events)
     if not events:
         return 0.0
-    rough = _solve(_compose(tuple(events), COARSE), left, slack)
+    rough = _solve(_compose(events, COARSE), left, slack)
     if rough > 500:
         return rough
-    return min(rough, _solve(_compose(tuple(events), FINE if rough <= 50 else SEARCH), left, slack))
+    return min(rough, _solve(_compose(events, FINE if rough <= 50 else SEARCH), left, slack))
 
 
 def epsilon_bound(events: Sequence[Rounds], *, delta: float, slack: float = 0.0, lost: float = 0.0) -> float:
@@ -123,7 +123,7 @@ def epsilon_bound(events: Sequence[Rounds], *, delta: float, slack: float = 0.0,
     check_delta(delta, None)
     left = _left(delta, slack, lost)
     _refuse_unknown(events)
-    return _solve(_compose(tuple(events), SEARCH), left, slack) if events else 0.0
+    return _solve(_compose(events, SEARCH), left, slack) if events else 0.0
 
 
 def _left(delta: float, slack: float, lost: float) -> float:
@@ -140,19 +140,22 @@ def _refuse_unknown(events: Sequence[object]) -> None:
             raise UnknownEvent(f"the accountant knows Rounds only and states nothing about {event!r}")
 
 
+def _compose(events: Sequence[Rounds], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    return _composed(tuple(events), grid)
+
+
 @lru_cache(maxsize=4)
-def _compose(events: tuple[Rounds, ...], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
-    """Kept, because one composition is asked for its ε at the δ of a run and at that of a lifetime."""
+def _composed(events: tuple[Rounds, ...], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    """Kept for the next δ: a ledger asks for a run's and for a lifetime's at each charge."""
     total = pld.identity(value_discretization_interval=grid)
     for event in events:
-        one = _one_round(event.noise_multiplier, event.sampling_rate, grid)
-        total = total.compose(one.self_compose(event.rounds))
+        total = total.compose(_single(event.noise_multiplier, event.sampling_rate, grid).self_compose(event.rounds))
     return total
 
 
 @lru_cache(maxsize=16)
-def _one_round(noise_multiplier: float, sampling_rate: float, grid: float) -> Any:  # noqa: ANN401 - as above
-    """Kept, because it takes longer to make than to compose, and a ledger asks for the same one every round."""
+def _single(noise_multiplier: float, sampling_rate: float, grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
+    """One round's privacy loss, which takes longer than composing it with itself."""
     return pld.from_gaussian_mechanism(
         standard_deviation=noise_multiplier,
         sampling_prob=sampling_rate,
@@ -209,7 +212,7 @@ def calibrate(  # noqa: PLR0913 - the settings that z depends on
     def meets(z: float, grid: float) -> bool:
         event = Rounds(noise_multiplier=z, sampling_rate=sampling_rate, rounds=rounds)
         try:
-            return _solve(_compose((event,), grid), left, slack) <= target
+            return _solve(_compose([event], grid), left, slack) <= target
         except AccountingError:
             return False
 

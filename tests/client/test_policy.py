@@ -275,3 +275,9 @@ def test_strangers_are_refused_without_an_accountant() -> None:
     for rules in (policy(coordinators=(SITES[0],)), policy(institutions=SITES[:4])):
         with pytest.raises(PolicyRefusal, match="lungs"):
             check_parties(manifest(), rules)
+
+
+def test_budgets_of_pictures_and_of_subjects_are_not_mixed() -> None:
+    assert not list(policy().privacy.faults())
+    (fault,) = policy(privacy_units=("image", "subject")).privacy.faults()
+    assert "units" in fault
