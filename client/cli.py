@@ -9,6 +9,7 @@ import typer
 
 from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
+from client.commands.ingest import ingest, ingest_rules
 from client.commands.joining import join, request
 from client.commands.site import init, status
 from client.commands.steward import steward
@@ -97,7 +98,8 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-for command in (init, request, join, steward, status, approve, approvals, revoke, erase, expire):
+SITE = (init, request, join, steward, status, approve, approvals, revoke)
+for command in (*SITE, ingest, ingest_rules, erase, expire):
     app.command()(command)
 
 

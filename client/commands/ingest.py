@@ -1,0 +1,167 @@
+"""``ingest`` and ``ingest-rules``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from client.site import SiteConfig
+    from client.vault.ingest import Intake
+    from client.vault.intake_report import IntakeReport
+    from client.vault.intake_rules import IntakeRules
+    from client.vault.store import Vault
+
+Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
+Site = Annotated[Path, typer.Option("--config", help="The site's settings. A dry run can do without.", dir_okay=False)]
+Commit = Annotated[bool, typer.Option("--commit/--dry-run", help="Add to the vault, or only look.")]
+RulesPath = Annotated[Path | None, typer.Option(help="ingest.toml; absent: the defaults, see ingest-rules.")]
+ReportPath = Annotated[Path | None, typer.Option(help="Contact sheet to write, before and after (dry run).")]
+ReceiptPath = Annotated[Path | None, typer.Option(help="Receipt to write; absent: in receipts beside the vault.")]
+AcceptText = Annotated[bool, typer.Option("--accept-text", help="Keep pictures with text in them.")]
+Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that decode; absent: one a core.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before adding.")]
+
+
+def ingest(
+    folder: Folder,
+    config: Site = Path("site.toml"),
+    commit: Commit = False,
+    rules: RulesPath = None,
+    report: ReportPath = None,
+    receipt: ReceiptPath = None,
+    accept_text: AcceptText = False,
+    workers: Workers = None,
+    yes: Yes = False,
+) -> None:
+    """Take a folder of pictures into the vault, de-identified; without --commit only look. Stop the steward first."""
+    from client.vault.ingest import Intake
+
+    chosen = _rules(rules, accept_text)
+    intake = Intake(folder=folder, rules=chosen, commit=commit, workers=workers or len(os.sched_getaffinity(0)))
+    if not commit:
+        found = _look(intake, config)
+        _print(found, "Dry run: nothing was added")
+        if report is not None:
+            _sheet(found, report)
+    elif yes or typer.confirm(f"Add the pictures of {folder} to the vault?", default=False):
+        _print(_add(intake, config, receipt), "Added to the vault")
+    else:
+        typer.echo("nothing was added")
+
+
+def ingest_rules() -> None:
+    """Print ingest.toml: every rule of an intake, with its default and what it means."""
+    from client.vault.intake_rules import RULES_TOML
+
+    typer.echo(RULES_TOML, nl=False)
+
+
+def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
+    import msgspec
+
+    from client.vault.intake_rules import IntakeRules, read_rules
+
+    rules = read_rules(path) if path else IntakeRules()
+    if accept_text:
+        rules = msgspec.structs.replace(rules, pixels=msgspec.structs.replace(rules.pixels, text="keep"))
+    return rules
+
+
+def _look(intake: Intake, config: Path) -> IntakeReport:
+    """Against the site's vault, if there is a site and it has one yet."""
+    from client.site import read_site
+    from client.vault.store import Vault
+    from client.vault.subjects import IntakeKey
+    from client.vault_records import master_key
+    from common.crypto import random_key
+    from common.identity_file import read_identity_file
+
+    if not config.exists():
+        typer.echo(f"no {config}: looking without a vault; who would be held out is drawn anew each time")
+        return intake.run(IntakeKey(random_key()))
+    site = read_site(config)
+    key = IntakeKey.of(read_identity_file(Path(site.identity)))
+    directory = Path(site.vault.directory)
+    if not directory.exists():
+        return intake.run(key)
+    with Vault.open(directory, master_key(site.vault)) as vault:
+        return intake.run(key, vault)
+
+
+def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
+    """With the steward's place held, because the audit log has one writer."""
+    from client.service_socket import held
+    from client.site import read_site
+    from client.steward_process import socket_place
+    from client.vault.receipt import make_receipt, write_receipt
+    from client.vault.subjects import IntakeKey
+    from common.audit_log import AuditLog
+    from common.identity_file import read_identity_file
+
+    site = read_site(config)
+    identity = read_identity_file(Path(site.identity))
+    with ExitStack() as stack:
+        stack.enter_context(held(socket_place(site.service)))
+        audit = AuditLog(path=Path(site.audit_log), identity=identity)
+        vault = stack.enter_context(_vault(site))
+        found = intake.run(IntakeKey.of(identity), vault)
+        signed = make_receipt(found, intake.rules, identity, now=datetime.now(UTC))
+        path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
+        write_receipt(signed, path)
+        audit.append("ingested", {"receipt": signed.digest().hex(), "vault": found.state_after})
+    typer.echo(f"receipt: {path}")
+    return found
+
+
+def _vault(site: SiteConfig) -> Vault:
+    """The site's vault for writing; its first intake makes it."""
+    from client.vault.store import Vault
+    from client.vault_records import master_key
+
+    directory = Path(site.vault.directory)
+    if directory.exists():
+        return Vault.open(directory, master_key(site.vault), access="write")
+    return Vault.create(directory, master_key(site.vault))
+
+
+def _print(found: IntakeReport, title: str) -> None:
+    from rich.console import Console
+
+    Console().print(_table(found, title))
+    if found.opted_out_inside:
+        typer.echo(f"{found.opted_out_inside} subjects on the opt-out list are in the vault from before: erase them")
+
+
+def _table(found: IntakeReport, title: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("outcome", "why", "files"):
+        table.add_column(heading, justify="right" if heading == "files" else "left")
+    for (outcome, why), number in sorted(found.outcomes.items()):
+        table.add_row(outcome, why, str(number))
+    for split, number in sorted(found.splits.items()):
+        table.add_row("records", split, str(number), style="dim")
+    for rule, number in sorted(found.caption_rules.items()):
+        table.add_row("captions", Text(f"[{rule}]"), str(number), style="dim")
+    return table
+
+
+def _sheet(found: IntakeReport, path: Path) -> None:
+    from client.vault.contact_sheet import write_contact_sheet
+
+    write_contact_sheet(found, path, now=datetime.now(UTC))
+    typer.echo(f"contact sheet: {path} (shows pictures as they came in: delete it after a look)")
+
+
+def _file_name() -> str:
+    return f"ingest-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.json"

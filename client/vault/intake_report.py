@@ -1,0 +1,65 @@
+"""What one intake did, or would do: counts for anybody, and examples for the institution's own people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from client.vault.outcomes import Accepted, Converted, Duplicate, Refused, describe
+
+if TYPE_CHECKING:
+    from client.vault.outcomes import Outcome
+
+SHEET_PICTURES: Final = 400
+"""Previews on the contact sheet for each kind of outcome; the rest is counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One file, for the contact sheet."""
+
+    name: str = field(repr=False)
+    outcome: Outcome
+    caption_before: str = field(repr=False, default="")
+    caption_after: str = field(repr=False, default="")
+    before: bytes = field(repr=False, default=b"")
+    after: bytes = field(repr=False, default=b"")
+
+
+@dataclass(kw_only=True)
+class IntakeReport:
+    """Counts grow as the intake goes on."""
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By outcome and reason, both from closed lists."""
+    caption_rules: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    opted_out_inside: int = 0
+    """Subjects on the opt-out list whose pictures are in the vault from before."""
+    state_before: str = ""
+    state_after: str = ""
+    examples: list[Example] = field(default_factory=list, repr=False)
+    _shown: Counter[type] = field(default_factory=Counter, repr=False)
+
+    def note(self, example: Example) -> None:
+        """Count a file, and keep it as an example while there is room."""
+        self.outcomes[describe(example.outcome)] += 1
+        kind = type(example.outcome)
+        self._shown[kind] += 1
+        if self._shown[kind] <= SHEET_PICTURES:
+            self.examples.append(example)
+
+    def number(self, kind: type[Outcome]) -> int:
+        """Files with this kind of outcome."""
+        return self._shown[kind]
+
+    @property
+    def kept(self) -> int:
+        """Pictures that went into the vault, or would."""
+        return self.number(Accepted) + self.number(Converted)
+
+    @property
+    def left_out(self) -> int:
+        """Files that did not."""
+        return self.number(Refused) + self.number(Duplicate)

@@ -1,0 +1,216 @@
+"""Pixels: what the decoder makes of each kind of file, against values computed otherwise."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageDraw, ImageFont
+
+from client.vault.burned_text import count_text_lines
+from client.vault.duplicates import DuplicateSearch, difference, exact_hash, perceptual_hash, thumbnail
+from client.vault.intake_rules import RULES_TOML, FileRules, IntakeRules, read_rules
+from client.vault.outcomes import Change, Reason, Refused
+from client.vault.pictures import Decoded, decode_picture, encode_png, is_bare_png, scale_to_8_bit, shrink
+from client.vault.quiet import quiet_decoders
+from common.errors import ConfigError, ConfigErrors
+from tests.client.bad_inputs import picture, pixels, translucent, wide, with_exif
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULES = FileRules()
+
+
+def decoded(data: bytes, rules: FileRules = RULES) -> Decoded:
+    found = decode_picture(data, rules)
+    assert isinstance(found, Decoded)
+    return found
+
+
+def test_lossless_pixels_are_kept_exactly() -> None:
+    for kind in ("PNG", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decoded(picture(1, kind=kind)).pixels, pixels(1))
+    with Image.open(io.BytesIO(encode_png(pixels(1)))) as again:
+        np.testing.assert_array_equal(np.asarray(again), pixels(1))
+
+
+def test_orientation_is_applied_before_it_is_dropped() -> None:
+    found = decoded(with_exif(1, 6))
+    assert found.changes == {Change.TURNED, Change.METADATA}
+    turned = np.rot90(pixels(1), -1).astype(int)
+    assert np.abs(found.pixels - turned).mean() < 4
+
+
+def test_half_transparent_pictures_lie_on_white() -> None:
+    found = decoded(translucent(2, "RGBA"))
+    assert found.changes == {Change.ALPHA}
+    expected = pixels(2) * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(found.pixels - expected).max() <= 1
+
+
+def test_opaque_alpha_is_no_change() -> None:
+    assert decoded(picture(3, mode="RGBA")).changes == frozenset()
+
+
+def test_wide_values_are_spread_between_percentiles() -> None:
+    found = decoded(wide(4, np.uint16, "PNG"))
+    assert found.changes == {Change.WIDE_VALUES}
+    grey = pixels(4)[:, :, 0].astype(float)
+    low, high = np.percentile(grey, (0.5, 99.5))
+    expected = np.clip((grey - low) / (high - low), 0, 1) * 255
+    assert np.abs(found.pixels[:, :, 0] - expected).max() <= 1
+
+
+def test_scaling_takes_anything() -> None:
+    assert scale_to_8_bit(np.full((4, 4), np.nan)).max() == 0
+    assert scale_to_8_bit(np.full((4, 4), 7.0)).max() == 0
+    ramp = scale_to_8_bit(np.array([[0.0, 1.0, np.nan, np.inf, -np.inf]]))
+    assert list(ramp[0]) == [0, 255, 0, 255, 0]
+
+
+def test_a_colour_profile_is_followed_and_dropped() -> None:
+    """SRGB under another name, so that following it changes nothing."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"sRGB", b"other")
+    found = decoded(picture(5, icc_profile=profile))
+    assert Change.METADATA in found.changes
+    assert np.abs(found.pixels.astype(int) - pixels(5)).max() <= 2
+    assert decoded(picture(5, icc_profile=b"damaged")).pixels.shape == (64, 64, 3)
+
+
+def test_caps_hold_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = picture(6)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    found = decode_picture(data, FileRules(min_side=65))
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.TOO_SMALL
+    monkeypatch.setattr("client.vault.pictures.check_size", lambda *_: Refused(Reason.TOO_LARGE))
+    assert isinstance(decode_picture(data, RULES), Refused)
+
+
+def test_shrinking_keeps_the_shape() -> None:
+    assert shrink(pixels(7, 100, 50), 20).shape == (20, 10, 3)
+    assert shrink(pixels(7, 3000, 1), 20).shape == (20, 1, 3)
+    for side in (0, 64, 100):
+        assert shrink(pixels(7), side).shape == (64, 64, 3)
+
+
+def test_bare_pngs_are_told_from_others() -> None:
+    bare = encode_png(pixels(8))
+    assert is_bare_png(bare)
+    for other in (bare + b"x", bare[:-1], b"x" + bare, bare[8:], b"", bare[:33] + bare[-12:], picture(8, dpi=(72, 72))):
+        assert not is_bare_png(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")), st.data())
+def test_damage_never_crashes(kind: str, data: st.DataObject) -> None:
+    """Any byte changed, and any cut: a picture or a refusal."""
+    good = bytearray(picture(9, kind=kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(good)))
+    with quiet_decoders():
+        for version in (bytes(good), bytes(good[:cut])):
+            assert isinstance(decode_picture(version, RULES), Decoded | Refused)
+
+
+def test_text_is_found_and_pictures_without_it_are_not() -> None:
+    plain = [np.array(Image.fromarray(pixels(seed, 512, 512))) for seed in range(20)]
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    assert [count_text_lines(each) for each in (*plain, noise, np.zeros_like(noise))] == [0] * 22
+    found = 0
+    for size in (12, 16, 24, 40):
+        for seed in range(5):
+            image = Image.fromarray(pixels(seed, 512, 512) // 2)
+            ImageDraw.Draw(image).text((20, 30), "DOE JANE 4711", fill="white", font=ImageFont.load_default(size))
+            found += count_text_lines(np.array(image)) > 0
+    assert found >= 18
+
+
+def test_small_and_strange_shapes_hold_no_text() -> None:
+    for shape in ((1, 1, 3), (1, 900, 3), (900, 1, 3), (7, 5, 3), (2000, 3, 3)):
+        assert count_text_lines(np.zeros(shape, np.uint8)) == 0
+
+
+def search(drop_near: bool = True) -> DuplicateSearch:  # noqa: FBT001, FBT002 - a test's switch
+    return DuplicateSearch(near_distance=6, near_difference=0.01, drop_near=drop_near)
+
+
+def hashes(image: np.ndarray) -> dict[str, object]:
+    return {"exact": exact_hash(image), "perceptual": perceptual_hash(image), "thumbnail": thumbnail(image)}
+
+
+def test_near_copies_are_found_and_others_are_not() -> None:
+    kept, near = search(), 0
+    for seed in range(60):
+        assert kept.find(**hashes(pixels(seed, 256, 256))) is None  # type: ignore[arg-type]
+        kept.add(f"{seed}", **hashes(pixels(seed, 256, 256)))  # type: ignore[arg-type]
+    for seed in range(60):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels(seed, 256, 256)).resize((200, 200)).save(buffer, "JPEG", quality=70)
+        with Image.open(buffer) as copy:
+            found = kept.find(**hashes(np.asarray(copy)))  # type: ignore[arg-type]
+        near += found is not None and found.of == f"{seed}" and not found.is_exact
+    assert near >= 57
+
+
+def test_equal_pixels_are_found_even_when_near_ones_may_stay() -> None:
+    kept = search(drop_near=False)
+    kept.add("first", **hashes(pixels(1)))  # type: ignore[arg-type]
+    brighter = np.clip(pixels(1).astype(int) + 2, 0, 255).astype(np.uint8)
+    assert kept.find(**hashes(brighter)) is None  # type: ignore[arg-type]
+    found = kept.find(**hashes(pixels(1)))  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.of, found.is_exact) == ("first", True)
+
+
+def test_one_hash_is_not_one_picture() -> None:
+    """Two pictures with one perceptual hash, as slices of a scan have, stay apart by their thumbnails."""
+    kept = search()
+    other = hashes(pixels(2)) | {"perceptual": perceptual_hash(pixels(1))}
+    kept.add("first", **hashes(pixels(1)))  # type: ignore[arg-type]
+    assert kept.find(**other) is None  # type: ignore[arg-type]
+
+
+def test_exact_hash_knows_the_shape() -> None:
+    flat = np.zeros((4, 9, 3), np.uint8)
+    assert exact_hash(flat) != exact_hash(flat.reshape(9, 4, 3))
+
+
+def test_difference_of_flat_pictures() -> None:
+    flat, other = np.zeros((32, 32), np.uint8), thumbnail(pixels(1))
+    assert (difference(flat, flat), difference(flat, other)) == (0.0, 1.0)
+    assert difference(other, other) == pytest.approx(0.0)
+
+
+def test_the_search_grows() -> None:
+    kept = search()
+    small = np.zeros((32, 32), np.uint8)
+    for number in range(3000):
+        kept.add(str(number), exact=number.to_bytes(32, "big"), perceptual=number << 40, thumbnail=small)
+    assert len(kept) == 3000
+    found = kept.find(exact=(2999).to_bytes(32, "big"), perceptual=0, thumbnail=small)
+    assert found is not None
+    assert found.of == "2999"
+
+
+def test_printed_rules_are_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "ingest.toml"
+    path.write_text(RULES_TOML)
+    assert read_rules(path) == IntakeRules()
+    assert read_rules(path).digest() == IntakeRules().digest()
+    path.write_text('[subjects]\nopt_out = "list.txt"\n[captions]\nnames = "/abs"')
+    assert read_rules(path).subjects.opt_out == str(tmp_path / "list.txt")
+    assert read_rules(path).captions.names == "/abs"
+    path.write_text("[files]\nmax_side = 16\nmegapixels = 3\n[pixels]\ntext = 'maybe'")
+    with pytest.raises(ConfigErrors) as caught:
+        read_rules(path)
+    assert len(caught.value.faults) == 2
+    path.write_text("[files]\nmax_side = 16")
+    with pytest.raises(ConfigError, match="max_side"):
+        read_rules(path)
