@@ -9,7 +9,7 @@ import typer
 
 from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
-from client.commands.ingest import ingest, ingest_rules
+from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import join, request
 from client.commands.site import init, status
 from client.commands.steward import steward
@@ -99,7 +99,7 @@ def verify(
 
 
 SITE = (init, request, join, steward, status, approve, approvals, revoke)
-for command in (*SITE, ingest, ingest_rules, erase, expire):
+for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""``ingest`` and ``ingest-rules``."""
+"""``ingest``, ``ingest-rules`` and ``pseudonym``."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def ingest_rules() -> None:
     from client.vault.intake_rules import RULES_TOML
 
     typer.echo(RULES_TOML, nl=False)
+
+
+def pseudonym(config: Site = Path("site.toml")) -> None:
+    """Print the subject id under which a DICOM patient is in the vault, to erase or look up. Asks for the PatientID."""
+    from client.site import read_site
+    from client.vault.subjects import IntakeKey
+    from common.identity_file import read_identity_file
+
+    key = IntakeKey.of(read_identity_file(Path(read_site(config).identity)))
+    # asked for, since arguments show in the shell's history and to other users
+    typer.echo(key.pseudonym(typer.prompt("PatientID, or IssuerOfPatientID/PatientID if objects name an issuer")))
 
 
 def _rules(path: Path | None, accept_text: bool) -> IntakeRules:

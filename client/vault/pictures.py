@@ -158,9 +158,12 @@ def _decode(data: bytes, rules: FileRules) -> Decoded | Refused:
             changes.add(Change.FIRST_FRAME)
         image.verify()  # checks PNG's checksums, and leaves the image unusable: it is opened again
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        size = image.size
         if image.format == "JPEG" and rules.max_side:
-            image.draft(None, (rules.max_side, rules.max_side))
+            image.draft(None, (rules.max_side, rules.max_side))  # decodes at a half, a quarter or an eighth
         image.load()
+        if image.size != size:
+            changes.add(Change.RESIZED)
         return _flatten(image, changes)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ AHEAD: Final = 4
 """Files a worker may be ahead of the slowest one; bounds the memory that finished pictures wait in."""
 
 MAX_ANSWER_BYTES: Final = 1 << 30
+MAX_WORKER_BYTES: Final = 8 << 30
+"""Of address space: a file that unfolds beyond it costs itself, and not the machine."""
 
 Task: TypeAlias = tuple[int, "Path"]
 
@@ -177,6 +180,9 @@ def serve(pipe: Connection, rules: IntakeRules, *, previews: bool) -> None:
     """A worker's life: clean what is asked for until the pipe closes."""
     from pathlib import Path  # noqa: PLC0415 - needed at run time here alone
 
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MAX_WORKER_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_WORKER_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is the parent's to handle
     while True:
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -218,6 +218,7 @@ def test_whose_a_picture_is(site: Site, folder: Path) -> None:
     assert subjects["scan.dcm"] == subjects["scan2.dcm"] == KEY.pseudonym(PATIENT)
 
 
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_pseudonyms(one: str, other: str) -> None:
     first, second = KEY.pseudonym(one), KEY.pseudonym(other)
@@ -244,6 +245,7 @@ def test_a_pseudonym_does_not_change() -> None:
     assert KEY.pseudonym("123") == f"patient-{expected}" == "patient-167fd3f08a88b6d6e97730243f2cf5ac"
 
 
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.text(min_size=1), st.floats(0, 0.5))
 def test_a_side_depends_on_key_and_subject(subject: str, share: float) -> None:
     side = KEY.split(subject, holdout=share)

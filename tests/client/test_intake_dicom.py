@@ -117,6 +117,14 @@ def test_the_profile_empties_the_header() -> None:
     assert not simpledicomanonymizer.dictionary
 
 
+def test_what_the_profile_cannot_clean_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise NotImplementedError("Not anonymized. VR OW not yet implemented.")
+
+    monkeypatch.setattr(simpledicomanonymizer, "anonymize_dataset", unknown)
+    assert refused(dicom_bytes(8)) is Reason.DICOM_PROFILE
+
+
 @pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.dcm")), ids=lambda path: path.name)
 def test_the_parsers_own_samples_are_shown_or_refused(
     path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]

@@ -27,7 +27,7 @@ from common.crypto import Identity
 from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 from common.identity_file import read_identity_file
 from tests.client.bad_inputs import picture
-from tests.client.dicom_objects import dicom_bytes
+from tests.client.dicom_objects import PATIENT, dicom_bytes
 from tests.client.intakes import IDENTITY, rules_of
 
 if TYPE_CHECKING:
@@ -240,6 +240,15 @@ def test_a_commit_waits_for_the_steward_to_stop(place: Path) -> None:
         ended = run(place, "--commit", "--yes")
     assert isinstance(ended.exception, DarkroomError)
     assert not (place / "site/vault").exists()
+
+
+def test_a_patient_is_found_again_by_the_pseudonym(place: Path) -> None:
+    run(place, "--commit", "--yes")
+    asked = CliRunner().invoke(app, ["pseudonym", "--config", str(place / "site/site.toml")], input=f"{PATIENT}\n")
+    subject = asked.output.split()[-1]
+    with opened(place) as vault:
+        assert vault.find_subject(subject) is not None
+        assert vault.find_subject(PATIENT) is None
 
 
 def test_rules_are_printed_and_read(place: Path) -> None:

@@ -92,6 +92,24 @@ def test_caps_hold_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(decode_picture(data, RULES), Refused)
 
 
+def test_more_pixels_than_the_rules_allow() -> None:
+    """Far below the size at which the library itself would refuse."""
+    buffer = io.BytesIO()
+    Image.new("L", (1001, 1000)).save(buffer, "PNG")
+    assert isinstance(decode_picture(buffer.getvalue(), FileRules(max_megapixels=2)), Decoded)
+    found = decode_picture(buffer.getvalue(), FileRules(max_megapixels=1))
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.TOO_LARGE
+
+
+def test_a_large_jpeg_says_that_it_was_made_smaller() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1, 256, 256)).save(buffer, "JPEG")
+    found = decoded(buffer.getvalue(), FileRules(max_side=64))
+    assert Change.RESIZED in found.changes
+    assert found.pixels.shape == (64, 64, 3)
+
+
 def test_shrinking_keeps_the_shape() -> None:
     assert shrink(pixels(7, 100, 50), 20).shape == (20, 10, 3)
     assert shrink(pixels(7, 3000, 1), 20).shape == (20, 1, 3)
@@ -106,7 +124,7 @@ def test_bare_pngs_are_told_from_others() -> None:
         assert not is_bare_png(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.sampled_from(("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")), st.data())
 def test_damage_never_crashes(kind: str, data: st.DataObject) -> None:
     """Any byte changed, and any cut: a picture or a refusal."""
