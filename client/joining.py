@@ -17,13 +17,15 @@ from common.provisioning import JoinFile, SiteRequest, create_request, encode_re
 from common.supervision import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from client.site import SiteConfig
     from common.crypto import Identity
 
 _WRITE_BITS: Final = 0o222
 _INSTALL_SECONDS: Final = 120.0
-_PROXY_EXCEPTIONS: Final = "127.0.0.1,localhost"
+_LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
 
 
@@ -119,7 +121,7 @@ class SiteDirectory:
 
     def environment(self) -> dict[str, str]:
         """Of every Flower process here."""
-        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), "NO_PROXY": _PROXY_EXCEPTIONS}
+        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), **proxy_exceptions(os.environ)}
 
     def supernode(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
@@ -130,6 +132,18 @@ class SiteDirectory:
         )
         log = self.root / "logs" / "supernode.log"
         return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
+    """Hosts that no proxy is asked for: what the site has set already, and loopback."""
+    named = [host for key in ("NO_PROXY", "no_proxy") for host in environment.get(key, "").split(",")]
+    hosts = dict.fromkeys(host.strip() for host in (*named, *_LOOPBACK) if host.strip())
+    return dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(hosts))
+
+
+def steward_node_config(site: SiteConfig) -> str:
+    """``--node-config`` of a SuperNode beside the site's steward."""
+    return f'steward="unix://{site.service.socket}" token="{site.service.token}"'
 
 
 def _make_read_only(root: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from common.errors import ProvisioningError
+from common.errors import ConfigError, ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor
 from common.toml_config import parse_config
@@ -47,15 +46,17 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Fingerprints were compared; do not ask.")] = False,
 ) -> None:
     """Show each request's fingerprint, ask, and write roster and join files."""
+    from server.flower_runs import KeptBundle  # noqa: PLC0415 - httpx and uvicorn
+
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
-    digest = f"sha256:{hashlib.sha256(bundle.read_bytes()).hexdigest()}"
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
         if not yes and not typer.confirm("did the site read out the same digits by telephone?"):
             raise ProvisioningError(f"{request.name}: not approved; nothing was changed")
-    for path in federation.approve(asked, bundle=digest):
-        typer.echo(f"wrote {path}")
+    kept = KeptBundle(federation)
+    for path in federation.approve(asked, bundle=kept.keep(bundle.read_bytes())):
+        typer.echo(f"wrote {path}; send it to the site together with {kept.file}")
     typer.echo(f"read out by telephone: coordinator {coordinator_fingerprint(federation.identity().public)}")
 
 
@@ -109,11 +110,13 @@ async def _keep(launch: Launch, supervisor: Supervisor) -> None:
     seen = None
     while True:
         supervisor.poll()
-        roster = launch.directory.roster()
-        if roster != seen:
-            try:
+        try:
+            roster = launch.directory.roster()
+            if roster != seen:
                 await asyncio.to_thread(launch.align_nodes, roster)
                 seen = roster
-            except ProvisioningError as error:  # the SuperLink may be down for a moment
-                _log.warning("the roster is not registered yet: %s", error)
+        except ConfigError as error:  # an edit that went wrong must not end the supervision, nor change who is in
+            _log.warning("the roster is not read, the last one stays: %s", error)
+        except ProvisioningError as error:  # the SuperLink may be down for a moment
+            _log.warning("the roster is not registered yet: %s", error)
         await asyncio.sleep(1)
