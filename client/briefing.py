@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from client.policy import check_manifest
 from common.errors import DarkroomError, PolicyRefusal
 from common.manifest_diff import describe_changes
+from common.manifest_terms import check_terms
 from common.manifest_words import printable, privacy_words, terms_words
 
 if TYPE_CHECKING:

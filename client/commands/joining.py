@@ -14,7 +14,7 @@ from client.joining import SiteDirectory, steward_node_config
 from client.site import read_site
 from client.site_directory import SITE_FILE
 from common.errors import ProvisioningError
-from common.supervision import Supervisor
+from common.supervision import Supervisor, end_in_order
 
 Directory = Annotated[Path, typer.Option(help="The site's directory.")]
 _log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def join(
     node_config = steward or steward_node_config(read_site(site.root / SITE_FILE))
     joined = site.open_join_file(join_file, fingerprint=fingerprint)
     site.install(joined, bundle)
+    end_in_order()
     with Supervisor([site.supernode(joined, port=port, node_config=node_config)]) as supervisor:
         typer.echo(f"{joined.site} takes part in {joined.federation} at {joined.address}; Ctrl-C ends it")
         while True:

@@ -14,7 +14,7 @@ import typer
 
 from common.errors import ConfigError, ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
-from common.supervision import Supervisor
+from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
 from server.federation import FederationConfig, FederationDirectory
 
@@ -30,9 +30,12 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Directory to make.")],
     name: Annotated[str, typer.Option(help="The federation's name.")],
     address: Annotated[str, typer.Option(help="What sites connect to, host:port.")],
+    listen: Annotated[str, typer.Option(help="This machine's address that the public listener takes.")] = "0.0.0.0",  # noqa: S104 - it passes the Fleet API alone
+    superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="The SuperLink's port on loopback.")] = 18000,
 ) -> None:
     """Make a federation: authority, server certificate, coordinator's identity, secret, settings."""
-    config = parse_config({"name": name, "address": address}, FederationConfig, source="darkroom-server init")
+    settings = {"name": name, "address": address, "listen": listen, "superlink_port": superlink_port}
+    config = parse_config(settings, FederationConfig, source="darkroom-server init")
     identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC))
     typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
     typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
@@ -80,6 +83,7 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
     from server.launch import Launch  # noqa: PLC0415 - httpx and uvicorn, which only this command needs
 
     federation = FederationDirectory(directory.resolve())
+    end_in_order()
     asyncio.run(_run(Launch(federation, federation.config())))
 
 

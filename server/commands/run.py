@@ -33,6 +33,7 @@ def start(name: Name, directory: Directory = Path("federation")) -> None:
 def status(
     name: Name,
     directory: Directory = Path("federation"),
+    *,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it has ended.")] = False,
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 5.0,
 ) -> None:
