@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tomllib
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from common.certificates import create_node_key, read_node_key
@@ -18,7 +22,6 @@ from common.supervision import Command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from client.site import SiteConfig
     from common.crypto import Identity
@@ -98,7 +101,7 @@ class SiteDirectory:
             _make_writable(apps)
             shutil.rmtree(apps)
         # a copy of the bytes that were hashed: the file could change in between
-        copy = self.flower_home / "bundle.fab"
+        copy = self.flower_home / "bundle" / bundle_file_name(content)
         copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         copy.write_bytes(content)
         environment = {**os.environ, **self.environment()}
@@ -132,6 +135,24 @@ class SiteDirectory:
         )
         log = self.root / "logs" / "supernode.log"
         return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def bundle_file_name(content: bytes) -> str:
+    """The one name under which Flower installs these bytes: publisher, app, version and the digest's first digits.
+
+    Raises:
+        ProvisioningError: Not a bundle.
+
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+            project = tomllib.loads(bundle.read("pyproject.toml").decode())
+        publisher = str(project["tool"]["flwr"]["app"]["publisher"])
+        name, version = str(project["project"]["name"]), str(project["project"]["version"])
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ProvisioningError(f"not an app bundle: {error!r}; ask the coordinator for the file again") from error
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    return Path(f"{publisher}.{name}.{version.replace('.', '-')}.{digits}.fab").name
 
 
 def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:

@@ -92,6 +92,10 @@ class Supervisor:
         """Process id by name of what runs now."""
         return {r.command.name: r.process.pid for r in self._running if r.process.poll() is None}
 
+    def ended(self) -> tuple[Command, ...]:
+        """What should run and does not."""
+        return tuple(r.command for r in self._running if r.process.poll() is not None)
+
     def stop(self) -> None:
         """End every process and whatever it started, last started first."""
         for running in reversed(self._running):

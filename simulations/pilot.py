@@ -161,7 +161,7 @@ class Pilot:
             self._tell(f"{site.name} approves the run")
 
     def _is_up(self, processes: Supervisor) -> bool:
-        processes.poll()
+        _check(processes)
         registered = len(list((self._federation.root / "nodes").glob("*.id")))
         return registered == len(self._sites) and all(site.serves() for site in self._sites)
 
@@ -175,7 +175,7 @@ class Pilot:
         def finished() -> bool:
             nonlocal seen
             for each in processes:
-                each.poll()
+                _check(each)
             status = run_status(files)
             if status.round > seen:
                 seen = status.round
@@ -212,6 +212,12 @@ class Pilot:
 
     def _tell(self, what: str) -> None:
         self._say(f"[{time.monotonic() - self._start:5.0f} s] {what}")
+
+
+def _check(processes: Supervisor) -> None:
+    """A pilot has no use for restarts: whatever ends before it is told to has failed."""
+    if ended := processes.ended():
+        raise DarkroomError("\n".join(f"{command.name} ended; its log is {command.log}" for command in ended))
 
 
 def _without_none(value: object) -> object:
