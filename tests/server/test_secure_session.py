@@ -35,6 +35,7 @@ from common.secagg.messages import encode as encode_inner
 from common.secagg.participant import enrol
 from common.secagg.quantize import Summand
 from server.coordinator import Coordinator
+from server.rounds import draw_participants
 from server.secure_session import SecureRun
 from server.transport import Failure, FailureKind
 from tests.server.toy import Recorder, ToySpec, private_config
@@ -196,21 +197,27 @@ def test_the_sum_of_exactly_the_minimum_is_stepped_with(tmp_path: Path) -> None:
 
 
 def test_an_institution_cannot_answer_for_another(tmp_path: Path) -> None:
-    """Site 0 keeps site 1's answer, which a network may show it, and sends it as its own."""
-    ring = make_ring(tmp_path, count=3)
-    thief, victim = ring.sites[0], ring.sites[1]
-    seen: list[Reply] = []
+    """A thief sends the victim's answer first: it is passed over from then on, not the victim."""
+    ring = make_ring(tmp_path, rounds=1)
+    drawn = draw_participants(sorted(ring.transport.by_node), count=3, seed=ring.manifest.config.seed, round_number=1)
+    thief, victim = (ring.transport.by_node[node] for node in drawn[:2])
+    stolen: list[Reply] = []
 
-    def keep(request: ContributeMasked) -> Reply:
-        seen.append(victim.contribute(request))
-        return seen[-1]
+    def steal(request: ContributeMasked) -> Reply:
+        thief.lies.clear()
+        stolen.append(victim.contribute(request))
+        return stolen[-1]
 
-    victim.lies[ContributeMasked] = keep
-    thief.lies[ContributeMasked] = lambda _request: seen[-1] if seen else None
-    # the highest node is asked last, so the thief at node 1000 has it by then
-    with pytest.raises(RoundFailed, match="protocol"):
-        ring.lead()
-    assert "summed" not in ring.kinds()
+    def send_it_all_the_same(_request: ContributeMasked) -> Reply:
+        victim.lies.clear()
+        return stolen[-1]
+
+    thief.lies[ContributeMasked] = steal
+    victim.lies[ContributeMasked] = send_it_all_the_same
+    ring.lead()
+    assert answered(ring) == [(1, 1, 3)]
+    assert drawn[0] not in ring.recorder.rounds[0].participants
+    assert drawn[1] in ring.recorder.rounds[0].participants
 
 
 @pytest.mark.parametrize("kind", [Propose, OpenSecureSession])
@@ -293,6 +300,32 @@ def test_one_that_lost_its_session_is_asked_anew(tmp_path: Path, code: RefusalCo
     assert answered(ring) == [(1, 1, 3), (2, 0, 3)]
     assert site.asked.count("Propose") == 2
     assert ring.kinds().count("session") == 2
+
+
+def test_one_that_started_anew_before_the_session_is_asked_from_the_beginning(tmp_path: Path) -> None:
+    """It has forgotten that it accepted; when it is needed, it must be proposed to and not only asked for a key."""
+    ring = make_ring(tmp_path, rounds=3)
+    forgetful, leaver = ring.sites[3], ring.sites[0]
+
+    def forget(_request: OpenSecureSession) -> Reply | None:
+        return (
+            Refusal(code=RefusalCode.NO_SESSION) if forgetful.asked[-2:] != ["Propose", "OpenSecureSession"] else None
+        )
+
+    def forget_once(_request: OpenSecureSession) -> Reply:
+        forgetful.lies[OpenSecureSession] = forget
+        return Refusal(code=RefusalCode.NO_SESSION)
+
+    def leave(_request: Any) -> Reply:
+        leaver.lies = dict.fromkeys((ContributeMasked, Propose), leave)
+        return Refusal(code=RefusalCode.AWAITING_APPROVAL)
+
+    forgetful.lies[OpenSecureSession] = forget_once
+    leaver.lies[ContributeMasked] = leave
+    ring.lead()
+    assert [done for _, _, done in answered(ring)] == [3, 3, 3]
+    assert forgetful.asked.count("Propose") == 2
+    assert "ContributeMasked" in forgetful.asked
 
 
 def test_one_that_took_its_word_back_is_replaced_and_left_alone(tmp_path: Path) -> None:
