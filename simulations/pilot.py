@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,16 +21,18 @@ from common.supervision import Supervisor
 from server.federation import FederationDirectory
 from server.run_files import RunFiles
 from server.run_status import run_status
+from simulations.institutions import build_institutions
 from simulations.pilot_site import PilotSite
 from simulations.processes import ROOT, call, client, free_ports, server, server_command
+from simulations.scenario import load_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from common.config import RunConfig
 
 _UP_SECONDS: Final = 180.0
+_ROUND_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 60.0
 """``up`` and ``join`` end processes of their own first."""
 
@@ -57,6 +60,21 @@ class PilotResult:
     adapter: Path
     pictures: Path
     sites: tuple[PilotSite, ...]
+
+
+def demonstration(directory: Path, cache: Path, *, rounds: int) -> PilotPlan:
+    """The three demonstration institutions on the small base, under differential privacy with masked sums."""
+    scenario = load_scenario("three-institutions", rounds=rounds)
+    made = build_institutions(cache / "institutions-48", cache / "sources", resolution=48)
+    config = msgspec.structs.replace(scenario.run_config(), name="pilot", title="Three institutions on one machine")
+    return PilotPlan(
+        directory=directory,
+        base=Path(scenario.base_path()),
+        folders={each.name: each.train for each in made},
+        config=config,
+        prompt="a retina photo, optic disc",
+        run_seconds=_ROUND_SECONDS * (rounds + 1),
+    )
 
 
 class Pilot:
