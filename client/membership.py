@@ -7,6 +7,7 @@ this site answers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
 from client.policy import check_manifest, check_parties
@@ -140,6 +141,7 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
     check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
+    _check_code(manifest)
     check_terms(manifest)
     plan = private_plan(manifest.config)
     if plan is None:
@@ -165,6 +167,16 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         side=side,
         participant=participant,
     )
+
+
+def _check_code(manifest: Manifest) -> None:
+    """Two versions may work the same settings out to different noise, so a run has one."""
+    ours = version("darkroom")
+    if manifest.code_version != ours:
+        raise ManifestError(
+            f"the run is for version {manifest.code_version}; this site has {ours}: install the run's version, or have "
+            "the coordinator make a manifest for this one"
+        )
 
 
 def _check_side(manifest: Manifest, side: TrainingSide) -> None:

@@ -210,6 +210,12 @@ def test_nothing_is_read_before_somebody_approved(ring: Ring) -> None:
     assert ring.prepared == 1
 
 
+def test_a_run_of_another_version_of_the_code_is_refused(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, code_version="0.0.9")
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "bad_manifest"
+    assert ring.prepared == 0
+
+
 def test_the_policy_is_asked_first(ring: Ring) -> None:
     ring.stewards[0] = ring.start(0, minimum_cohort=4)
     assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -168,7 +169,7 @@ def make_ring(
         dimension=SPEC.dimension,
         coordinator=owner.public,
         roster=[Member(name=f"site-{place:04d}", key=identity(place + 1).public.hex()) for place in range(count)],
-        code_version="1",
+        code_version=version("darkroom"),
     )
     data = sign_manifest(manifest, owner)
     _, digest = open_manifest(data)
