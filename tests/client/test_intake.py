@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from PIL import Image
 
 from client.vault import ingest as ingest_module
 from client.vault import workers as workers_module
+from client.vault.deidentify import CleanFile, CleanPicture, clean_file
 from client.vault.intake_rules import IntakeRules
 from client.vault.master_key import KeyFile
 from client.vault.outcomes import Reason, Refused
@@ -360,9 +362,22 @@ def talk_nonsense() -> bytes:
     return b"\x80\x04nonsense"
 
 
+def slip_in_metadata() -> bytes:
+    """A well-formed answer whose picture still carries something: what a taken-over decoder might send."""
+    found = CleanPicture(
+        png=picture(1, dpi=(72, 72)), exact=b"", perceptual=0, thumbnail=b"", changes=frozenset(), has_text=False
+    )
+    return msgspec.msgpack.encode(workers_module.Answer(file=CleanFile(pictures=(found,), file_digest=b"")))
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(crash, Reason.CRASHED), (hang, Reason.TIMED_OUT), (talk_nonsense, Reason.CRASHED)],
+    [
+        (crash, Reason.CRASHED),
+        (hang, Reason.TIMED_OUT),
+        (talk_nonsense, Reason.CRASHED),
+        (slip_in_metadata, Reason.CRASHED),
+    ],
 )
 def test_a_worker_that_fails_costs_one_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], bytes | None], reason: Reason
@@ -389,8 +404,6 @@ class Faulty:
         self.fault = fault
 
     def __call__(self, pipe: Any, rules: IntakeRules, *, previews: bool) -> None:
-        from client.vault.deidentify import clean_file  # noqa: PLC0415 - in the worker
-
         while True:
             try:
                 path = Path(os.fsdecode(pipe.recv_bytes()))
@@ -400,7 +413,7 @@ class Faulty:
                 pipe.send_bytes(self.fault() or b"")
                 continue
             answer = workers_module.Answer(file=clean_file(path, rules, previews=previews))
-            pipe.send_bytes(workers_module.msgspec.msgpack.encode(answer))
+            pipe.send_bytes(msgspec.msgpack.encode(answer))
 
 
 def test_workers_keep_the_order_and_stop(folder: Path) -> None:
