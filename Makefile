@@ -1,16 +1,20 @@
 # make demo   three institutions teach one model, then look at the pictures (about ten minutes on two cores)
 # make test   linters, type checker, import layers and every test
-# DEVICE=cuda on either line installs PyTorch for an NVIDIA GPU instead of the CPU
+# make pilot  a federation of separate processes on this machine: keys, TLS, vaults, stewards, a private run, a picture
+# DEVICE=cuda on any line installs PyTorch for an NVIDIA GPU instead of the CPU
 PYTHON ?= python3
 DEVICE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types layers tests fetch clean
+.PHONY: demo pilot test lint types layers tests fetch clean
 
 demo: $(VENV)/.ready-$(DEVICE)
 	$(BIN)/darkroom-sim run three-institutions --again
+
+pilot: $(VENV)/.ready-$(DEVICE)
+	$(BIN)/darkroom-sim pilot pilot --again
 
 test: lint types layers tests
 

@@ -7,13 +7,13 @@ be compared.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from client.policy import check_manifest
 from common.errors import DarkroomError, PolicyRefusal
 from common.manifest_diff import describe_changes
 from common.manifest_terms import check_terms
-from common.privacy.run_plan import private_plan
+from common.manifest_words import printable, privacy_words, terms_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from client.ledger import Account, BudgetAccountant, Spent
     from client.policy import SitePolicy
     from common.manifest import Manifest
-
-_TRAINED: Final = {
-    "B": "one of the two factors of each adapter layer (the other is public and fixed)",
-    "AB": "both factors of each adapter layer",
-    "core": "a small core between public, fixed factors of each adapter layer",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +48,12 @@ class Briefing:
             return ["No run was approved before, so there is nothing to compare with."]
         if not self.changes:
             return ["Nothing differs from the last approved run."]
-        return ["Changed since the last approved run:", *(f"- {_printable(change)}" for change in self.changes)]
+        return ["Changed since the last approved run:", *(f"- {printable(change)}" for change in self.changes)]
 
     def _verdict(self) -> list[str]:
         if self.allowed:
             return ["This site's policy allows the run."]
-        return ["This site's policy FORBIDS the run:", *(f"- {_printable(reason)}" for reason in self.reasons)]
+        return ["This site's policy FORBIDS the run:", *(f"- {printable(reason)}" for reason in self.reasons)]
 
 
 def brief(
@@ -76,8 +70,8 @@ def brief(
 
     """
     return Briefing(
-        terms=tuple(_terms(manifest, digest)),
-        privacy=_privacy(manifest),
+        terms=tuple(terms_words(manifest, digest)),
+        privacy=privacy_words(manifest),
         changes=None if last is None else describe_changes(last, manifest),
         reasons=(*_reasons(manifest, policy, accountant), *_contradictions(manifest)),
     )
@@ -90,46 +84,6 @@ def budget_line(account: Account, spent: Spent) -> str:
         f"Budget of {account.population}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
         f"δ = {account.lifetime.delta:.3g}; {left:.4g} left. ε of runs do not simply add up; the ledger composes them."
     )
-
-
-def _terms(manifest: Manifest, digest: bytes) -> Iterator[str]:
-    config = manifest.config
-    yield f"Run {config.name!r}{': ' + _printable(config.title) if config.title else ''}"
-    yield f"Digest: {digest.hex()}"
-    yield f"Coordinator's key: {manifest.coordinator}"
-    yield f"Institutions ({len(manifest.roster)}):"
-    yield from (f"- {member.name}  {member.key}" for member in manifest.roster)
-    yield f"Base model: {manifest.base_digest}"
-    yield (
-        f"Trained: {manifest.dimension} numbers of an adapter of rank {config.adapter.rank}: "
-        f"{_TRAINED[config.adapter.train]}."
-    )
-    yield f"Rounds: {config.rounds}, mode {config.training.mode}; code version {_printable(manifest.code_version)}."
-    yield _aggregation(manifest)
-
-
-def _aggregation(manifest: Manifest) -> str:
-    terms = manifest.secure_aggregation
-    if terms is None:
-        return "No secure aggregation: the coordinator sees what this institution sends by itself."
-    return (
-        f"Secure aggregation: the coordinator sees sums of at least {terms.minimum_cohort} institutions only, as long "
-        f"as no more than {terms.colluders} of the others work with it."
-    )
-
-
-def _privacy(manifest: Manifest) -> str:
-    try:
-        plan = private_plan(manifest.config)
-        text = None if plan is None else plan.report(plan.attempts).as_text()
-    except DarkroomError as error:
-        return f"No (ε, δ) can be worked out for this run: {error}"
-    if text is None:
-        return "NO DIFFERENTIAL PRIVACY: what is sent may show single pictures to whoever receives it."
-    promised = manifest.privacy
-    if promised is None:
-        return text
-    return f"{text}\nThe manifest promises epsilon = {promised.epsilon:.4g} at delta = {promised.delta:.3g}."
 
 
 def _reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> tuple[str, ...]:
@@ -148,8 +102,3 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield str(error)
     if manifest.config.privacy != "none" and not manifest.config.privacy.is_private:
         yield "config.privacy.repeatable: the noise can be computed by others, so nothing is protected"
-
-
-def _printable(text: str) -> str:
-    """A coordinator's words without characters that move a terminal's cursor or turn the writing round."""
-    return "".join(char if char.isprintable() else "�" for char in text)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tomllib
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from common.certificates import create_node_key, read_node_key
@@ -17,13 +21,14 @@ from common.provisioning import JoinFile, SiteRequest, create_request, encode_re
 from common.supervision import Command
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
+    from client.site import SiteConfig
     from common.crypto import Identity
 
 _WRITE_BITS: Final = 0o222
 _INSTALL_SECONDS: Final = 120.0
-_PROXY_EXCEPTIONS: Final = "127.0.0.1,localhost"
+_LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
 
 
@@ -96,7 +101,7 @@ class SiteDirectory:
             _make_writable(apps)
             shutil.rmtree(apps)
         # a copy of the bytes that were hashed: the file could change in between
-        copy = self.flower_home / "bundle.fab"
+        copy = self.flower_home / "bundle" / bundle_file_name(content)
         copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         copy.write_bytes(content)
         environment = {**os.environ, **self.environment()}
@@ -119,7 +124,7 @@ class SiteDirectory:
 
     def environment(self) -> dict[str, str]:
         """Of every Flower process here."""
-        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), "NO_PROXY": _PROXY_EXCEPTIONS}
+        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), **proxy_exceptions(os.environ)}
 
     def supernode(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
@@ -130,6 +135,36 @@ class SiteDirectory:
         )
         log = self.root / "logs" / "supernode.log"
         return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def bundle_file_name(content: bytes) -> str:
+    """The one name under which Flower installs these bytes: publisher, app, version and the digest's first digits.
+
+    Raises:
+        ProvisioningError: Not a bundle.
+
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+            project = tomllib.loads(bundle.read("pyproject.toml").decode())
+        publisher = str(project["tool"]["flwr"]["app"]["publisher"])
+        name, version = str(project["project"]["name"]), str(project["project"]["version"])
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ProvisioningError(f"not an app bundle: {error!r}; ask the coordinator for the file again") from error
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    return Path(f"{publisher}.{name}.{version.replace('.', '-')}.{digits}.fab").name
+
+
+def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
+    """Hosts that no proxy is asked for: what the site has set already, and loopback."""
+    named = [host for key in ("NO_PROXY", "no_proxy") for host in environment.get(key, "").split(",")]
+    hosts = dict.fromkeys(host.strip() for host in (*named, *_LOOPBACK) if host.strip())
+    return dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(hosts))
+
+
+def steward_node_config(site: SiteConfig) -> str:
+    """``--node-config`` of a SuperNode beside the site's steward."""
+    return f'steward="unix://{site.service.socket}" token="{site.service.token}"'
 
 
 def _make_read_only(root: Path) -> None:

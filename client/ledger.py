@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
@@ -61,6 +61,15 @@ class BudgetAccountant(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickAccountant(BudgetAccountant, Protocol):
+    """One that can also tell quickly that a composition is well within a budget."""
+
+    def bound(self, events: Sequence[Event], *, delta: float) -> float:
+        """An ε that holds as :meth:`epsilon` does, and may be larger; raises the same."""
+        ...
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """A limit on a composition; ``epsilon = inf`` where contributions without noise are allowed."""
 
@@ -76,11 +85,13 @@ class Account:
     """The site's name for one set of privacy units, e.g. ``ct-archive/subject``."""
     lifetime: Budget
     per_run: Budget
+    attempts_per_run: int | None = None
+    """Most contributions to one run: the promised ε is for so many, whatever more a site would allow; None: any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """ε at the lifetime's and at the run's δ."""
+    """ε at the lifetime's and at the run's δ; in a receipt perhaps a quick bound on it."""
 
     lifetime: float
     run: float
@@ -139,7 +150,7 @@ class Ledger:
             event: One contribution, as :func:`client.policy.contribution_event` makes it.
 
         Raises:
-            BudgetExceeded: It would pass the lifetime's or the run's budget.
+            BudgetExceeded: It would pass the lifetime's or the run's budget, or the number that the run promised.
             AlreadyCharged: The run has this step, or a later one.
             ClockWentBack: The clock is behind the last row.
             LedgerCorrupt: Damaged or missing.
@@ -152,6 +163,7 @@ class Ledger:
             rows = read_rows(store)
             now = self._check_clock(store, rows)
             _check_step(rows, run=run, step=step)
+            _check_attempts(rows, account, run=run)
             spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
             row = append_row(store, _row(account.population, run, step, event, now))
@@ -175,17 +187,23 @@ class Ledger:
     def _compose(self, rows: list[Row], account: Account, *, run: str, extra: Event | None = None) -> Spent:
         lifetime = _events((row for row in rows if row.population == account.population), extra)
         of_run = _events((row for row in rows if row.run == run), extra)
-        return Spent(
-            lifetime=self._epsilon(lifetime, delta=account.lifetime.delta),
-            run=self._epsilon(of_run, delta=account.per_run.delta),
-        )
+        price = self._charged if extra else self._epsilon
+        return Spent(lifetime=price(lifetime, account.lifetime), run=price(of_run, account.per_run))
 
-    def _epsilon(self, events: list[Event], *, delta: float) -> float:
+    def _charged(self, events: list[Event], budget: Budget) -> float:
+        """The quick bound where that is within the budget, which is all that a charge has to know; else exactly."""
+        if isinstance(self.accountant, QuickAccountant) and all(event.noise_multiplier > 0 for event in events):
+            bound = self.accountant.bound(events, delta=budget.delta)
+            if 0 <= bound <= budget.epsilon:
+                return bound
+        return self._epsilon(events, budget)
+
+    def _epsilon(self, events: list[Event], budget: Budget) -> float:
         if not events:
             return 0.0
         if any(event.noise_multiplier == 0 for event in events):
             return math.inf
-        epsilon = self.accountant.epsilon(events, delta=delta)
+        epsilon = self.accountant.epsilon(events, delta=budget.delta)
         if math.isnan(epsilon) or epsilon < 0:
             raise LedgerError(f"the accountant answered ε = {epsilon}; nothing is charged on such an answer")
         return epsilon
@@ -217,6 +235,15 @@ def _check_step(rows: list[Row], *, run: str, step: Step) -> None:
     last = _last_step(rows, run)
     if last is not None and step <= last:
         raise AlreadyCharged(f"run {run}: wanted a step after {last}, got {step}")
+
+
+def _check_attempts(rows: list[Row], account: Account, *, run: str) -> None:
+    most = account.attempts_per_run
+    if most is not None and sum(row.run == run for row in rows) >= most:
+        raise BudgetExceeded(
+            f"run {run}: its noise is sized for {most} contributions, and all were charged; one more would pass the ε "
+            "that it promised. Nothing was charged or sent"
+        )
 
 
 def _check_budgets(account: Account, spent: Spent) -> None:

@@ -7,9 +7,10 @@ this site answers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
-from client.policy import check_manifest
+from client.policy import check_manifest, check_parties
 from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest import countersign, open_manifest
@@ -122,24 +123,29 @@ class Membership:
 def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Membership:
     """Check a proposed manifest and get ready to take part.
 
-    Guarantee: nothing is made ready, and no picture is read, for a manifest that is not signed by the coordinator that
-    it names, breaks the policy, states terms that do not follow from its settings, lacks secure aggregation, does not
-    hold this institution, or that nobody here approved.
+    Guarantee: nothing is worked out for parties that the policy does not name. Nothing is made ready, and no picture is
+    read, for a manifest that is not signed by the coordinator that it names, breaks the policy, states terms that do
+    not follow from its settings, lacks secure aggregation or this institution, or that nobody here approved.
 
     Raises:
         ManifestError: Unreadable, unsigned, or terms that do not follow from its own settings.
         PolicyRefusal: Every rule of the policy that it breaks.
         UnknownInstitution: This institution is not in the roster.
         NotApproved: Nobody at this institution has approved it yet; it was kept for them.
+        AccountingError: More units here than the run's settings allow one institution.
         DarkroomError: Base or pictures cannot be had.
 
     """
     manifest, digest = open_manifest(signed)
-    plan = private_plan(manifest.config)
-    if plan is None or manifest.secure_aggregation is None:
+    check_parties(manifest, records.policy)
+    if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
     check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
+    _check_code(manifest)
     check_terms(manifest)
+    plan = private_plan(manifest.config)
+    if plan is None:
+        raise ManifestError("wanted a run with differential privacy")
     participant = enrol(
         manifest,
         digest,
@@ -152,6 +158,7 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     side = provider.prepare(manifest)
     _check_side(manifest, side)
+    side.private_update(plan)  # too many units are a fault now, not once each round is charged
     return Membership(
         manifest=manifest,
         digest=digest,
@@ -160,6 +167,16 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         side=side,
         participant=participant,
     )
+
+
+def _check_code(manifest: Manifest) -> None:
+    """Two versions may work the same settings out to different noise, so a run has one."""
+    ours = version("darkroom")
+    if manifest.code_version != ours:
+        raise ManifestError(
+            f"the run is for version {manifest.code_version}; this site has {ours}: install the run's version, or have "
+            "the coordinator make a manifest for this one"
+        )
 
 
 def _check_side(manifest: Manifest, side: TrainingSide) -> None:

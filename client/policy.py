@@ -16,6 +16,7 @@ from client.ledger import Account, Budget, Event
 from common.config import PLAIN_WORDS, Config, Digest, Positive
 from common.errors import DarkroomError, PolicyRefusal
 from common.manifest import Probability, PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
+from common.randomness import REPEATABLE_WORDS
 from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
     """Over all runs that ever use the same population."""
     delta_lifetime: Probability
     units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
-    """What may count as one unit; leave ``image`` out where a person has several pictures."""
+    """What counts as one unit: one of them, not ``image`` where a person has several pictures."""
     rely_on_secure_aggregation: bool = True
     """False: budgets are charged as if everybody else colluded, by this site's own noise share alone."""
 
@@ -45,6 +46,9 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
             yield f"epsilon_per_run: {self.epsilon_per_run} is above epsilon_lifetime, {self.epsilon_lifetime}"
         if self.delta_per_run > self.delta_lifetime:
             yield f"delta_per_run: {self.delta_per_run} is above delta_lifetime, {self.delta_lifetime}"
+        if len(set(self.units)) > 1:
+            # a run that protects pictures costs a subject more than its ε, by as many pictures as the subject has
+            yield f"units: wanted one of them, got {', '.join(self.units)}: their costs do not add up in one budget"
 
 
 class SitePolicy(Config, frozen=True, kw_only=True):
@@ -63,6 +67,8 @@ class SitePolicy(Config, frozen=True, kw_only=True):
     privacy: PrivacyLimits
     non_private: str = ""
     """To take part in runs without privacy: the sentence :data:`common.config.PLAIN_WORDS`."""
+    repeatable: str = ""
+    """To take part in tests whose noise others can compute: :data:`common.randomness.REPEATABLE_WORDS`."""
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
@@ -70,11 +76,14 @@ class SitePolicy(Config, frozen=True, kw_only=True):
             yield f"minimum_cohort: wanted at least colluders + 2 = {self.colluders + 2}, got {self.minimum_cohort}"
         if self.non_private not in {"", PLAIN_WORDS}:
             yield f'non_private: wanted "{PLAIN_WORDS}" or nothing, got {self.non_private!r}'
+        if self.repeatable not in {"", REPEATABLE_WORDS}:
+            yield f'repeatable: wanted "{REPEATABLE_WORDS}" or nothing, got {self.repeatable!r}'
 
     def account(self, population: str, *, private: bool) -> Account:
-        """The ledger limits of one population; without limit for runs that are allowed to have no noise."""
+        """The ledger limits of one population; without limit for runs that are allowed to have no secret noise."""
         limits = self.privacy
-        unlimited = not private and self.non_private == PLAIN_WORDS
+        allowed = self.non_private == PLAIN_WORDS or self.repeatable == REPEATABLE_WORDS
+        unlimited = not private and allowed
         return Account(
             population=population,
             lifetime=Budget(epsilon=math.inf if unlimited else limits.epsilon_lifetime, delta=limits.delta_lifetime),
@@ -98,7 +107,7 @@ def contribution_event(manifest: Manifest, policy: SitePolicy, *, cohort: int) -
 
     With secure aggregation the coordinator and t colluders face the noise of the other |U| − t, multiplier z; each
     share alone is z / √(|U| − t). Without it the site adds noise of multiplier z by itself. Without privacy there is
-    none.
+    none, and noise that others can compute is none.
 
     Args:
         manifest: The run.
@@ -107,7 +116,7 @@ def contribution_event(manifest: Manifest, policy: SitePolicy, *, cohort: int) -
 
     """
     terms = manifest.privacy
-    if terms is None:
+    if terms is None or _is_repeatable(manifest):
         return Event(relation="none", noise_multiplier=0.0, sampling_rate=1.0)
     noise = terms.noise_multiplier
     if manifest.secure_aggregation is not None and not policy.privacy.rely_on_secure_aggregation:
@@ -119,6 +128,22 @@ def contribution_event(manifest: Manifest, policy: SitePolicy, *, cohort: int) -
         slack=terms.slack,
         lost=terms.lost,
     )
+
+
+def _is_repeatable(manifest: Manifest) -> bool:
+    privacy = manifest.config.privacy
+    return privacy != "none" and not privacy.is_private
+
+
+def check_parties(manifest: Manifest, policy: SitePolicy) -> None:
+    """Refuse a manifest of strangers, without working anything out: anybody can sign settings that keep one busy.
+
+    Raises:
+        PolicyRefusal: Coordinator or institutions that the policy does not name.
+
+    """
+    if reasons := tuple(_party_reasons(manifest, policy)):
+        raise PolicyRefusal(manifest.config.name, reasons)
 
 
 def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> None:
@@ -177,6 +202,11 @@ def _privacy_reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetA
         yield f"privacy unit {terms.unit!r}; policy.privacy.units allows {', '.join(limits.units)}"
     if terms.delta > limits.delta_per_run:
         yield f"δ = {terms.delta:.3g}; policy.privacy.delta_per_run is {limits.delta_per_run:.3g}"
+    if _is_repeatable(manifest):
+        # the seed stands in the manifest: whoever wrote it takes the noise off every sum
+        if policy.repeatable != REPEATABLE_WORDS:
+            yield f'noise that others can compute; policy.repeatable would have to say "{REPEATABLE_WORDS}"'
+        return
     yield from _epsilon_reasons(manifest, terms, policy, accountant)
 
 

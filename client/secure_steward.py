@@ -1,7 +1,8 @@
 """The steward of private runs with secure aggregation: one institution, one run at a time, while the process lives.
 
 Every request passes the same doors: schema → manifest → policy → approval → order → ledger → act → audit. The first
-that is shut answers with a code; the reason stays in this institution's own log.
+that is shut answers with a code; the reason stays in this institution's own log. Manifest and policy do not change
+while the process lives, so they are asked once, when it joins a run; the approval may, and is asked every time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import refusal_code
 from common.audit_check import COORDINATOR_HEAD
-from common.errors import DarkroomError, OutOfOrder, ProtocolError, RequestNotAllowed
+from common.errors import DarkroomError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
     Accepted,
@@ -107,14 +108,22 @@ class SecureSteward:
     def _member(self) -> Membership:
         if self._membership is None:
             raise OutOfOrder(expected="a manifest to be proposed", got="a message of its run")
-        return self._membership
+        return self._still_approved(self._membership)
+
+    def _still_approved(self, member: Membership) -> Membership:
+        """The same, unless somebody here has taken their word back: then its keys are dropped with it."""
+        if not self._records.approvals.is_approved(member.digest):
+            self._membership = None
+            raise NotApproved(f"run {member.run} is no longer approved at this institution")
+        return member
 
     def _join(self, request: Propose) -> Accepted:
         current = self._membership
-        if current is None or open_manifest(request.manifest)[1] != current.digest:
-            current = join(request.manifest, self._records, self._provider)
-            self._records.audit.append("joined", {"run": current.run})
-            self._membership = current
+        if current is not None and open_manifest(request.manifest)[1] == current.digest:
+            return Accepted(countersignature=self._still_approved(current).countersignature)
+        current = join(request.manifest, self._records, self._provider)
+        self._records.audit.append("joined", {"run": current.run})
+        self._membership = current
         return Accepted(countersignature=current.countersignature)
 
     def _open(self, request: OpenSecureSession) -> SessionKeyAdvert:
@@ -149,7 +158,9 @@ class SecureSteward:
         cohort = len(state.context.cohort)
         if cohort != member.plan.institutions:
             raise ProtocolError(f"a cohort of {cohort}; the noise is sized for {member.plan.institutions}")
-        account = records.policy.account(records.population, private=True)
+        allowed = records.policy.account(records.population, private=member.plan.config.is_private)
+        # a policy may allow more than this run promised: the coordinator gets what was promised
+        account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
         receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
         details = _step(member, state) | {"row": receipt.row, COORDINATOR_HEAD: state.coordinator_head.hex()}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 PositiveInt = Annotated[int, Meta(ge=1)]
+MAX_ROUNDS: Final = 100_000
+"""The accountant takes some 20 s for so many; a thousand times as many would take all memory of who checks a run."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -141,7 +143,7 @@ class PrivacyConfig(Config, frozen=True, kw_only=True):
     """Most units that one institution may have; absent: ``population``. An institution with more does not take part."""
     sampling_rate: Annotated[float, Meta(gt=0, le=1)]
     """Chance of each unit to be in a round's sample."""
-    repeats: Annotated[int, Meta(ge=0)] = 2
+    repeats: Annotated[int, Meta(ge=0, le=MAX_ROUNDS)] = 2
     """Attempts beyond one a round that the noise is sized for; the run stops when they are used up."""
     repeatable: str = ""
     """For tests: the sentence :data:`common.randomness.REPEATABLE_WORDS`; noise then comes from the run's seed."""
@@ -187,7 +189,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     title: str = ""
-    rounds: PositiveInt
+    rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     privacy: Literal["none"] | PrivacyConfig
     """A table of settings, or ``"none"`` together with ``acknowledge``."""

@@ -43,9 +43,16 @@ class _Running:
 class Supervisor:
     """A context: processes start on entry in order, and end in the opposite order on exit."""
 
-    def __init__(self, commands: Sequence[Command], *, restart_seconds: float = RESTART_SECONDS) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        *,
+        restart_seconds: float = RESTART_SECONDS,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
         """Nothing starts before the context is entered."""
         self._commands = tuple(commands)
+        self._stop_seconds = stop_seconds
         self._restart_seconds = restart_seconds
         self._running: list[_Running] = []
 
@@ -85,20 +92,33 @@ class Supervisor:
         """Process id by name of what runs now."""
         return {r.command.name: r.process.pid for r in self._running if r.process.poll() is None}
 
+    def ended(self) -> tuple[Command, ...]:
+        """What should run and does not."""
+        return tuple(r.command for r in self._running if r.process.poll() is not None)
+
     def stop(self) -> None:
         """End every process and whatever it started, last started first."""
         for running in reversed(self._running):
             _signal(running.process, signal.SIGINT)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self._stop_seconds
         for running in reversed(self._running):
             try:
                 running.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _log.warning("%s did not end in %.0f s", running.command.name, STOP_SECONDS)
+                _log.warning("%s did not end in %.0f s", running.command.name, self._stop_seconds)
             # also after a clean end: a grandchild, such as a ClientApp, may still run
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
         self._running.clear()
+
+
+def end_in_order() -> None:
+    """Have SIGTERM, as systemd sends it, end this process as Ctrl-C does: its supervisor stops what it started.
+
+    SIGINT too: a shell that starts a program in the background has it ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from common.privacy.run_plan import private_plan
 from server import attempts
 from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
+from server.control import wait_while_paused
 from server.optimizer import initial_state
 from server.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStart
 from server.round_log import log_evaluation, log_round, report_round
@@ -92,6 +93,7 @@ class Coordinator:
         self._initial = initial
         self._transport = transport
         self._observer = observer
+        self._directory = directory
         self._checkpoints = directory / CHECKPOINTS
         self._privacy = private_plan(config)
         self._journal: attempts.AttemptJournal | None = None
@@ -128,6 +130,7 @@ class Coordinator:
             self._evaluate(ready)
             self._save(ready)
         while not ready.is_over:
+            wait_while_paused(self._directory)
             ready = self._run_round(ready)
             if self._is_evaluated(ready.round - 1):
                 self._evaluate(ready)

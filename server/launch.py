@@ -127,13 +127,13 @@ class Launch:
         wanted = {self.node_id(name) for name in approved}
         present = {node.node_id for node in self.nodes()}
         for node_id in sorted(present - wanted):
-            self._flwr("supernode", "unregister", node_id, CONNECTION)
+            self.flwr("supernode", "unregister", node_id, CONNECTION)
             _log.info("unregistered node %s", node_id)
         for name in sorted(name for name in approved if self.node_id(name) not in present):
             key = self._node_file(name, "pub")
             write_atomically(key, approved[name].node_key.encode() + b"\n")
-            said = self._flwr("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
-            node_id = str(_parse(said, _Registered).node_id)
+            said = self.flwr("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
+            node_id = str(parse_flower(said, _Registered).node_id)
             write_atomically(self._node_file(name, "id"), node_id.encode())
             _log.info("registered node %s of %s", node_id, name)
 
@@ -149,10 +149,16 @@ class Launch:
 
     def nodes(self) -> tuple[Node, ...]:
         """Every node that the SuperLink knows and that was not unregistered."""
-        listed = _parse(self._flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
+        listed = parse_flower(self.flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
         return tuple(node for node in listed if node.status != _GONE)
 
-    def _flwr(self, *arguments: str) -> str:
+    def flwr(self, *arguments: str) -> str:
+        """What one of Flower's own commands prints.
+
+        Raises:
+            ProvisioningError: It failed; its words are in the message.
+
+        """
         command: Sequence[str] = (program("flwr"), *arguments)
         environment = {**os.environ, **self.environment()}
         done = subprocess.run(  # noqa: S603 - Flower's program; no shell
@@ -188,7 +194,13 @@ class Launch:
         return ssl.create_default_context(cafile=str(self.directory.file("ca.crt")))
 
 
-def _parse(said: str, into: type[T]) -> T:
+def parse_flower(said: str, into: type[T]) -> T:
+    """What Flower's commands print with ``--format json``.
+
+    Raises:
+        ProvisioningError: It has another form.
+
+    """
     try:
         return msgspec.json.decode(said, type=into)
     except msgspec.DecodeError as error:

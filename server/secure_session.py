@@ -50,8 +50,12 @@ _log = logging.getLogger(__name__)
 COUNTERSIGNATURES: Final = "countersignatures"
 """Folder of the institutions' acceptances in a run's directory, one file each."""
 _EPOCH: Final = "session.json"
-LOST_SESSION: Final = f"refused_{RefusalCode.NO_SESSION.value}"
-"""Reason of a failure: the institution's process started anew, and its session keys died with the old one."""
+_HEADS_PER_ENTRY: Final = 512
+"""Some 35 KiB: all of 1024 institutions would pass an entry's limit."""
+LOST_SESSION: Final = frozenset(
+    f"refused_{code.value}" for code in (RefusalCode.NO_SESSION, RefusalCode.AWAITING_APPROVAL)
+)
+"""Reasons of a failure: session keys that died with an institution's process, or with its word to take part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +153,23 @@ class SecureSession:
             RoundFailed: It was the round's last attempt, or the step gave values that are not finite.
 
         """
-        heads = {HEADS: ",".join(f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads))}
         self._state = collecting.state.abort()
-        self.leave(node for node, reason in collecting.failures.items() if reason == LOST_SESSION)
+        self.leave(node for node, reason in collecting.failures.items() if reason in LOST_SESSION)
         try:
             following, self._state = collecting.close()
         except RoundFailed:
-            self._write("aborted", collecting.ready, heads)
+            self._write_end("aborted", collecting)
             raise
-        self._write("summed" if following.round > collecting.ready.round else "aborted", collecting.ready, heads)
+        self._write_end("summed" if following.round > collecting.ready.round else "aborted", collecting)
         return following
+
+    def _write_end(self, kind: str, collecting: MaskedCollecting) -> None:
+        """How the attempt ended, with the heads of all who answered; before it, such as do not fit into its entry."""
+        told = [f"{place}:{head.hex()}" for place, head in sorted(collecting.state.heads)]
+        while len(told) > _HEADS_PER_ENTRY:
+            self._write("heads", collecting.ready, {HEADS: ",".join(told[:_HEADS_PER_ENTRY])})
+            told = told[_HEADS_PER_ENTRY:]
+        self._write(kind, collecting.ready, {HEADS: ",".join(told)})
 
     def _write(self, kind: str, ready: ReadyForRound, details: dict[str, str]) -> bytes:
         return self._run.audit.append(kind, {"round": ready.round, "attempt": ready.attempt, **details})
@@ -185,7 +196,12 @@ class SecureSession:
             self._accepted.add(node)
 
     def _open(self, nodes: Iterable[int]) -> None:
-        """A new session with everybody who answers in time; whatever session there was is over."""
+        """A new session with everybody who answers in time; whatever session there was is over.
+
+        Raises:
+            RoundFailed: Too few of them did.
+
+        """
         self._places = {}
         opening, request = self._state.create_open_session()
         write_atomically(self._directory / _EPOCH, msgspec.json.encode(opening.epoch))
@@ -205,9 +221,9 @@ class SecureSession:
     def _share_keys(self, opening: aggregator.Opening) -> None:
         try:
             opened, request = opening.create_session_keys()
-        except CohortRefused:
-            self._places = {}
-            return
+        except CohortRefused as error:
+            have, self._places = len(self._places), {}
+            raise RoundFailed(self._too_few(have, opening.terms.minimum_cohort)) from error
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):

@@ -178,6 +178,24 @@ def fetch(cache: Cache = Path(".cache")) -> None:
         typer.echo(f"{made.name}: {made.folder}")
 
 
+@app.command()
+def pilot(
+    directory: Annotated[Path, typer.Argument(help="New folder for coordinator, sites and all logs.")] = Path("pilot"),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the run.")] = 5,
+    again: Annotated[bool, typer.Option("--again", help="Remove an earlier pilot of this name first.")] = False,
+    cache: Cache = Path(".cache"),
+) -> None:
+    """Run a real federation of separate processes on this machine, from requests over TLS to a picture."""
+    from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
+
+    if again and (directory / "commands.log").exists():
+        shutil.rmtree(directory)
+    plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
+    result = Pilot(plan, typer.echo).run()
+    look = (("adapter", result.adapter), ("pictures", result.pictures), ("logs", directory))
+    typer.echo("\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look))
+
+
 def _make_room(directory: Path, *, resume: bool, again: bool) -> None:
     """Refuse to mix two runs in one directory."""
     if again and directory.exists():

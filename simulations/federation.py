@@ -91,7 +91,9 @@ class SimulatedFederation:
         folder = self._folder(institution_name(index))
         identity = _identity(folder)
         path = folder / "ledger.sqlite"
-        open_ledger = Ledger.open if path.exists() else Ledger.create
+        # a log without its ledger: what was spent is lost, and a new one would say that nothing was
+        known = path.exists() or (folder / _LOG).exists()
+        open_ledger = Ledger.open if known else Ledger.create
         manifest, _ = open_manifest((self.directory / "coordinator" / _MANIFEST).read_bytes())
         records = SiteRecords(
             identity=identity,
@@ -148,6 +150,7 @@ def _policy(manifest: Manifest) -> SitePolicy:
         minimum_cohort=manifest.config.server.minimum_institutions,
         colluders=privacy.colluders,
         institutions=tuple(member.key for member in manifest.roster),
+        repeatable=privacy.repeatable,
         privacy=PrivacyLimits(
             epsilon_per_run=privacy.epsilon,
             delta_per_run=privacy.delta,

@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
-from client.joining import SiteDirectory
+from client.joining import SiteDirectory, steward_node_config
+from client.site import read_site
+from client.site_directory import SITE_FILE
 from common.errors import ProvisioningError
-from common.supervision import Supervisor
+from common.supervision import Supervisor, end_in_order
 
 Directory = Annotated[Path, typer.Option(help="The site's directory.")]
 _log = logging.getLogger(__name__)
@@ -33,17 +35,27 @@ def join(
     join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
     bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
     fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
-    steward: Annotated[str, typer.Option(help="The steward's --node-config, as darkroom-client steward prints it.")],
     directory: Directory = Path("site"),
+    steward: Annotated[
+        str | None, typer.Option(help="Where the steward is, as --node-config; absent: as site.toml there says.")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    allow_root: Annotated[
+        bool, typer.Option("--allow-root", help="In a container: run as root, whom a read-only bundle does not bind.")
+    ] = False,
 ) -> None:
     """Check the join file, install the bundle read-only, and run the SuperNode until Ctrl-C."""
+    if os.geteuid() == 0 and not allow_root:  # before anything is installed
+        raise ProvisioningError(
+            "do not run a SuperNode as root: root writes to read-only files, so any bundle that the coordinator sends "
+            "would run; use another user, or in a container of its own --allow-root"
+        )
     site = SiteDirectory(directory.resolve())
+    node_config = steward or steward_node_config(read_site(site.root / SITE_FILE))
     joined = site.open_join_file(join_file, fingerprint=fingerprint)
     site.install(joined, bundle)
-    if os.geteuid() == 0:  # root writes to read-only files, so the bundle would not be pinned
-        raise ProvisioningError("do not run a SuperNode as root: read-only bundles do not bind root")
-    with Supervisor([site.supernode(joined, port=port, node_config=steward)]) as supervisor:
+    end_in_order()
+    with Supervisor([site.supernode(joined, port=port, node_config=node_config)]) as supervisor:
         typer.echo(f"{joined.site} takes part in {joined.federation} at {joined.address}; Ctrl-C ends it")
         while True:
             supervisor.poll()

@@ -13,8 +13,9 @@ mask words, which say nothing about the others.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from common.crypto import Secret
     from common.secagg.messages import Bits, RoundContext
     from common.secagg.quantize import Summand, Words
+
+
+_WORTH_A_THREAD: Final = 4 << 20
+"""Bytes of keystream below which a thread costs more than it saves: half a millisecond's work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -103,7 +108,24 @@ def open_sum(total: Words, context: RoundContext) -> VectorSum:
 
 
 def apply_masks(words: Words, masks: Sequence[tuple[Secret, bool]]) -> None:
-    """Add (True) or subtract each mask in place: piece by piece, all masks, so that a piece stays in the cache."""
+    """Add (True) or subtract each mask in place; in two threads where there is enough to do.
+
+    AES and the sums leave Python's lock alone while they work, so two cores take half the time, for one vector more.
+    """
+    half = len(masks) // 2
+    if half == 0 or words.nbytes * len(masks) < _WORTH_A_THREAD:
+        _apply_in_turn(words, masks)
+        return
+    other = np.zeros_like(words)
+    with ThreadPoolExecutor(1) as lane:
+        beside = lane.submit(_apply_in_turn, other, masks[:half])
+        _apply_in_turn(words, masks[half:])
+        beside.result()
+    words += other
+
+
+def _apply_in_turn(words: Words, masks: Sequence[tuple[Secret, bool]]) -> None:
+    """Piece by piece, all masks, so that a piece stays in the cache."""
     streams = [(Keystream(key), np.add if adds else np.subtract) for key, adds in masks]
     buffer = keystream_buffer()
     step = KEYSTREAM_PIECE_BYTES // words.itemsize

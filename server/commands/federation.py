@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from common.errors import ProvisioningError
+from common.errors import ConfigError, ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
-from common.supervision import Supervisor
+from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
 from server.federation import FederationConfig, FederationDirectory
 
@@ -31,9 +30,12 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Directory to make.")],
     name: Annotated[str, typer.Option(help="The federation's name.")],
     address: Annotated[str, typer.Option(help="What sites connect to, host:port.")],
+    listen: Annotated[str, typer.Option(help="This machine's address that the public listener takes.")] = "0.0.0.0",  # noqa: S104 - it passes the Fleet API alone
+    superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="The SuperLink's port on loopback.")] = 18000,
 ) -> None:
     """Make a federation: authority, server certificate, coordinator's identity, secret, settings."""
-    config = parse_config({"name": name, "address": address}, FederationConfig, source="darkroom-server init")
+    settings = {"name": name, "address": address, "listen": listen, "superlink_port": superlink_port}
+    config = parse_config(settings, FederationConfig, source="darkroom-server init")
     identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC))
     typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
     typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
@@ -47,15 +49,17 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Fingerprints were compared; do not ask.")] = False,
 ) -> None:
     """Show each request's fingerprint, ask, and write roster and join files."""
+    from server.flower_runs import KeptBundle  # noqa: PLC0415 - httpx and uvicorn
+
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
-    digest = f"sha256:{hashlib.sha256(bundle.read_bytes()).hexdigest()}"
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
         if not yes and not typer.confirm("did the site read out the same digits by telephone?"):
             raise ProvisioningError(f"{request.name}: not approved; nothing was changed")
-    for path in federation.approve(asked, bundle=digest):
-        typer.echo(f"wrote {path}")
+    kept = KeptBundle(federation)
+    for path in federation.approve(asked, bundle=kept.keep(bundle.read_bytes())):
+        typer.echo(f"wrote {path}; send it to the site together with {kept.file}")
     typer.echo(f"read out by telephone: coordinator {coordinator_fingerprint(federation.identity().public)}")
 
 
@@ -79,6 +83,7 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
     from server.launch import Launch  # noqa: PLC0415 - httpx and uvicorn, which only this command needs
 
     federation = FederationDirectory(directory.resolve())
+    end_in_order()
     asyncio.run(_run(Launch(federation, federation.config())))
 
 
@@ -109,11 +114,13 @@ async def _keep(launch: Launch, supervisor: Supervisor) -> None:
     seen = None
     while True:
         supervisor.poll()
-        roster = launch.directory.roster()
-        if roster != seen:
-            try:
+        try:
+            roster = launch.directory.roster()
+            if roster != seen:
                 await asyncio.to_thread(launch.align_nodes, roster)
                 seen = roster
-            except ProvisioningError as error:  # the SuperLink may be down for a moment
-                _log.warning("the roster is not registered yet: %s", error)
+        except ConfigError as error:  # an edit that went wrong must not end the supervision, nor change who is in
+            _log.warning("the roster is not read, the last one stays: %s", error)
+        except ProvisioningError as error:  # the SuperLink may be down for a moment
+            _log.warning("the roster is not registered yet: %s", error)
         await asyncio.sleep(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -203,7 +204,7 @@ def make_ring(site: Site, folder: Path, config: RunConfig | None = None, **chang
         dimension=trainer.spec.dimension,
         coordinator=coordinator.public,
         roster=[Member(name=f"site-{place}", key=one.public.hex()) for place, one in enumerate(identities)],
-        code_version="1",
+        code_version=version("darkroom"),
     )
     manifest = msgspec.structs.replace(manifest, **changes)
     ring = Ring(trainer, site, manifest, sign_manifest(manifest, coordinator), coordinator, identities, folder)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,55 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
 def charge(ledger: Ledger, step: tuple[int, int], **changes: Any) -> Any:
     fields = {"account": account(), "run": RUN, "event": EVENT, **changes}
     return ledger.charge(fields["account"], run=fields["run"], step=Step(*step), event=fields["event"])
+
+
+def test_a_run_has_no_more_contributions_than_it_promised(ledger: Ledger) -> None:
+    limited = replace(account(), attempts_per_run=3)
+    for step in ((0, 0), (0, 1), (1, 0)):
+        charge(ledger, step, account=limited)
+    with pytest.raises(BudgetExceeded, match="sized for 3"):
+        charge(ledger, (2, 0), account=limited)
+    charge(ledger, (2, 0), account=limited, run="cd" * 32)  # of each run by itself
+    assert len(rows(ledger.path)) == 4
+
+
+class Quick(Zcdp):
+    """Its bound is twice the truth; counts how often the truth was asked for."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        self.factor, self.exact = factor, 0
+
+    def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
+        self.exact += 1
+        return super().epsilon(events, delta=delta)
+
+    def bound(self, events: Sequence[Event], *, delta: float) -> float:
+        return self.factor * super().epsilon(events, delta=delta)
+
+
+def test_a_quick_bound_spares_the_exact_answer_and_changes_no_decision(tmp_path: Path) -> None:
+    limit = account(lifetime=4.0, per_run=4.0)
+    quick = Ledger.create(tmp_path / "quick.sqlite", accountant := Quick())
+    plain = Ledger.create(tmp_path / "plain.sqlite", Zcdp())
+    assert charge(quick, (0, 0), account=limit).spent.run <= 4.0
+    assert accountant.exact == 0
+    for ledger in (quick, plain):
+        count, error = until_refused(lambda n, at=ledger: charge(at, (1, n), account=limit))
+        assert isinstance(error, BudgetExceeded)
+        assert len(rows(ledger.path)) == count + (1 if ledger is quick else 0)
+    assert len(rows(quick.path)) == len(rows(plain.path))
+    assert accountant.exact > 0
+    exact = quick.spent(limit, run=RUN)
+    assert exact == plain.spent(limit, run=RUN)  # what is reported is never the bound
+
+
+@pytest.mark.parametrize("factor", [math.nan, -1.0, math.inf])
+def test_a_bound_that_makes_no_sense_is_not_believed(tmp_path: Path, factor: float) -> None:
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", accountant := Quick(factor))
+    charge(ledger, (0, 0))
+    assert accountant.exact == 2
+    with pytest.raises(BudgetExceeded):
+        charge(ledger, (0, 1), event=Event(relation="none", noise_multiplier=0.0, sampling_rate=1.0))
 
 
 def until_refused(act: Callable[[int], object]) -> tuple[int, LedgerError]:

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from client.ledger import Event
-from client.policy import PrivacyLimits, SitePolicy, check_manifest, contribution_event, read_policy
-from common.config import PLAIN_WORDS, AdapterConfig, BaseModelConfig, RunConfig
+from client.policy import PrivacyLimits, SitePolicy, check_manifest, check_parties, contribution_event, read_policy
+from common.config import PLAIN_WORDS, AdapterConfig, BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Secret
 from common.errors import ConfigError, ConfigErrors, PolicyRefusal
 from common.manifest import Manifest, Member, PrivacyTerms, SecureAggregationTerms, canonical_bytes
+from common.randomness import REPEATABLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -245,3 +246,38 @@ def test_the_faults_of_a_policy_file_are_told_together(
 def test_a_missing_policy_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         read_policy(tmp_path / "missing.toml")
+
+
+def test_noise_that_others_can_compute_is_refused_unless_the_policy_says_so_in_words() -> None:
+    """A coordinator that writes the seed into the manifest could take the noise off again."""
+    config = RunConfig(
+        name="lungs",
+        rounds=100,
+        privacy=PrivacyConfig(
+            epsilon=6.0, delta=1e-5, clip=1.0, population=100, sampling_rate=0.5, repeatable=REPEATABLE_WORDS
+        ),
+        base=BaseModelConfig(path="bundled"),
+        server=ServerConfig(minimum_institutions=3),
+    )
+    made = manifest(config=config)
+    (reason,) = reasons(made, policy())
+    assert "policy.repeatable" in reason
+    said = policy(repeatable=REPEATABLE_WORDS)
+    check_manifest(made, said, accountant=Simple())
+    assert contribution_event(made, said, cohort=3).noise_multiplier == 0  # the ledger books what it is: no noise
+    assert math.isinf(said.account("scans", private=False).lifetime.epsilon)
+    assert math.isfinite(said.account("scans", private=True).lifetime.epsilon)
+    assert list(policy(repeatable="yes").faults())
+
+
+def test_strangers_are_refused_without_an_accountant() -> None:
+    check_parties(manifest(), policy(institutions=SITES))
+    for rules in (policy(coordinators=(SITES[0],)), policy(institutions=SITES[:4])):
+        with pytest.raises(PolicyRefusal, match="lungs"):
+            check_parties(manifest(), rules)
+
+
+def test_budgets_of_pictures_and_of_subjects_are_not_mixed() -> None:
+    assert not list(policy().privacy.faults())
+    (fault,) = policy(privacy_units=("image", "subject")).privacy.faults()
+    assert "units" in fault

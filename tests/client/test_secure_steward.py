@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from client.budget_accountant import PldAccountant
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
 from client.private_update import PrivateUpdate
@@ -160,6 +161,12 @@ def test_a_run_without_masks_or_without_noise_is_refused(ward: Site, tmp_path: P
     assert ring.refused(0, Propose(manifest=ring.signed)) == "bad_manifest"
 
 
+def test_a_coordinator_cannot_choose_noise_that_it_knows(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, secure_config(repeatable=REPEATABLE_WORDS))
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+    assert ring.prepared == 0
+
+
 def test_a_manifest_for_another_model_adapter_or_dimension_is_refused(ward: Site, tmp_path: Path) -> None:
     other = "sha256:" + "1" * 64
     for number, changes in enumerate(({"adapter_digest": other}, {"dimension": 7})):
@@ -201,6 +208,12 @@ def test_nothing_is_read_before_somebody_approved(ring: Ring) -> None:
     assert ring.prepared == 1
     assert isinstance(ring.ask(0, Propose(manifest=ring.signed)), Accepted)
     assert ring.prepared == 1
+
+
+def test_a_run_of_another_version_of_the_code_is_refused(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, code_version="0.0.9")
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "bad_manifest"
+    assert ring.prepared == 0
 
 
 def test_the_policy_is_asked_first(ring: Ring) -> None:
@@ -257,6 +270,56 @@ def test_the_budget_ends_the_run_and_nothing_leaves_beyond_it(ring: Ring) -> Non
     assert ring.charged(0) == plan.attempts
 
 
+def test_no_more_is_given_than_the_run_promised_whatever_the_policy_allows(ring: Ring) -> None:
+    limits = msgspec.structs.replace(ring.policy().privacy, epsilon_lifetime=50.0, epsilon_per_run=50.0)
+    ring.stewards[0] = ring.start(0, privacy=limits)
+    opened = ring.open()
+    plan = private_plan(ring.manifest.config)
+    assert plan is not None
+    for attempt in range(plan.attempts):
+        ring.answer(0, ring.request(opened, Step(0, attempt))[1])
+    assert ring.refused(0, ring.request(opened, Step(1, 0))[1]) == "over_budget"
+
+
+def test_a_word_taken_back_ends_the_run_at_once_and_for_as_long(ring: Ring) -> None:
+    opened = ring.open()
+    ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    ring.desks[0].approve = False
+    assert ring.refused(0, ring.request(opened, Step(0, 1))[1]) == "awaiting_approval"
+    assert ring.refused(0, ring.request(opened, Step(0, 2))[1]) == "no_session"  # its keys are gone
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
+    ring.desks[0].approve = True
+    assert ring.refused(0, ring.request(opened, Step(0, 3))[1]) == "no_session"
+    for place in (1, 2):
+        ring.stewards[place] = ring.start(place)
+    ring.answer(0, ring.request(ring.open(epoch=3), Step(0, 4))[1])
+
+
+def test_a_word_taken_back_holds_against_a_proposal_that_was_accepted(ring: Ring) -> None:
+    ring.open()
+    ring.desks[0].approve = False
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
+
+
+def test_a_stranger_cannot_make_it_compute(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that anybody can sign may need more time and memory than there is."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("worked something out for a stranger")
+
+    monkeypatch.setattr(PldAccountant, "epsilon", refuse)
+    for module in ("client.membership.private_plan", "common.manifest_terms.private_plan"):
+        monkeypatch.setattr(module, refuse)
+    stranger = Identity(Secret(b"x" * 32))
+    theirs = msgspec.structs.replace(ring.manifest, coordinator=stranger.public.hex())
+    assert ring.refused(0, Propose(manifest=sign_manifest(theirs, stranger))) == "not_allowed"
+
+
+def test_an_institution_with_more_units_than_the_run_allows_does_not_join(ward: Site, tmp_path: Path) -> None:
+    ring = make_ring(ward, tmp_path, secure_config(largest_site=5))  # it has 6
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+
+
 def test_a_session_of_another_run_and_stolen_keys_are_refused(ring: Ring, ward: Site, tmp_path: Path) -> None:
     other = make_ring(ward, tmp_path / "other")
     opening, request = other.idle().create_open_session()
@@ -279,6 +342,7 @@ def test_a_session_of_another_run_and_stolen_keys_are_refused(ring: Ring, ward: 
 
 def test_with_equal_seeds_the_masked_sum_is_the_sum_of_the_shares(ward: Site, tmp_path: Path) -> None:
     ring = make_ring(ward, tmp_path, secure_config(repeatable=REPEATABLE_WORDS))
+    ring.stewards = [ring.start(place, repeatable=REPEATABLE_WORDS) for place in range(3)]
     state, request = ring.request(ring.open(), Step(0, 0))
     for place in range(3):
         state = state.handle_contribution(ring.answer(place, request))

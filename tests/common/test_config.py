@@ -43,6 +43,7 @@ def test_a_small_table_gives_a_whole_configuration() -> None:
     ("changes", "expected"),
     [
         ({"rounds": 0}, "rounds: "),
+        ({"rounds": 100_001}, "rounds: "),
         ({"name": "Not A Name"}, "name: "),
         ({"base": {}}, "base.path: missing"),
         ({"base": {"path": "x", "digest": "sha256:12"}}, "base.digest: "),

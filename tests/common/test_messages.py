@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -7,14 +10,24 @@ from hypothesis import strategies as st
 
 from common import messages
 from common.errors import ProtocolError
+from common.manifest import MAX_MANIFEST_BYTES
 from common.messages import (
+    MAX_CONTROL_BYTES,
+    Accepted,
     Contribute,
+    ContributeMasked,
     Evaluate,
+    MaskedAnswer,
     NoisedContribution,
+    OpenSecureSession,
     PlainContribution,
     PlainEvaluation,
+    Propose,
     Refusal,
     RefusalCode,
+    SessionKeyAdvert,
+    SessionReady,
+    ShareSessionKeys,
     decode_reply,
     decode_request,
     encode,
@@ -24,12 +37,20 @@ SPEC = "sha256:" + "0" * 64
 REQUESTS = (
     Contribute(round=3, attempt=0, spec_digest=SPEC, adapter=b"\0" * 8),
     Evaluate(round=0, spec_digest=SPEC, adapter=b""),
+    Propose(manifest=b"\2" * 40),
+    OpenSecureSession(message=b"\3" * 40),
+    ShareSessionKeys(message=b"\4" * 40),
+    ContributeMasked(message=b"\5" * 40),
 )
 REPLIES = (
     PlainContribution(round=3, attempt=1, vector=b"\1" * 4, weight=2.0, train_loss=0.5),
     NoisedContribution(round=3, attempt=1, values=b"\1" * 8),
     PlainEvaluation(round=0, institution="a", loss=0.25, pictures=7),
     Refusal(code=RefusalCode.NO_DATA),
+    Accepted(countersignature=b"\6" * 40),
+    SessionKeyAdvert(message=b"\7" * 40),
+    SessionReady(),
+    MaskedAnswer(message=b"\10" * 40),
 )
 
 
@@ -95,12 +116,40 @@ def test_any_bytes_decode_or_are_a_protocol_error(data: bytes) -> None:
             continue
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
-@given(place=st.integers(0, 80), value=st.integers(0, 255))
-def test_a_changed_byte_decodes_or_is_a_protocol_error(place: int, value: int) -> None:
-    data = bytearray(encode(REQUESTS[0]))
+@settings(derandomize=True, deadline=None, max_examples=600)
+@given(message=st.sampled_from((*REQUESTS, *REPLIES)), place=st.integers(0, 120), value=st.integers(0, 255))
+def test_a_changed_byte_decodes_or_is_a_protocol_error(message: Any, place: int, value: int) -> None:
+    data = bytearray(encode(message))
     data[place % len(data)] = value
-    try:
-        decode_request(bytes(data))
-    except ProtocolError:
-        return
+    for decode in (decode_request, decode_reply):
+        with contextlib.suppress(ProtocolError):
+            decode(bytes(data))
+
+
+@pytest.mark.parametrize("message", [*REQUESTS, *REPLIES])
+def test_every_truncation_is_refused(message: Any) -> None:
+    data = encode(message)
+    decode = decode_request if message in REQUESTS else decode_reply
+    for cut in range(len(data)):
+        with pytest.raises(ProtocolError):
+            decode(data[:cut])
+    with pytest.raises(ProtocolError):
+        decode(data + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "most"),
+    [
+        (REQUESTS[2], "manifest", MAX_MANIFEST_BYTES + 1024),
+        (REQUESTS[3], "message", MAX_CONTROL_BYTES),
+        (REQUESTS[4], "message", MAX_CONTROL_BYTES),
+        (REPLIES[4], "countersignature", 1024),
+        (REPLIES[5], "message", MAX_CONTROL_BYTES),
+    ],
+)
+def test_messages_of_a_sessions_opening_are_short(message: Any, field: str, most: int) -> None:
+    decode = decode_request if message in REQUESTS else decode_reply
+    fits = msgspec.structs.replace(message, **{field: bytes(most)})
+    assert decode(encode(fits)) == fits
+    with pytest.raises(ProtocolError):
+        decode(encode(msgspec.structs.replace(message, **{field: bytes(most + 1)})))

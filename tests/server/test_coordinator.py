@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, ProtocolError, RoundFailed
+from server import control
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
 from server.reports import Observers
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import RunConfig
+    from server.reports import RoundReport
     from server.vectors import Vector
 
 ROOT = Path(__file__).parents[2]
@@ -275,3 +278,24 @@ def test_a_round_costs_milliseconds_beside_training(tmp_path: Path) -> None:
     recorder = Recorder()
     run(tmp_path, toy_config(5), count=100, observer=recorder)
     assert sorted(report.seconds for report in recorder.rounds)[2] < 0.5
+
+
+def test_a_paused_run_finishes_its_round_and_starts_no_other_until_it_goes_on(tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    class PauseAfterTwo(Recorder):
+        def on_round(self, report: RoundReport) -> None:
+            counted.append(report.round)
+            if report.round == 2:
+                control.pause(tmp_path)
+                threading.Timer(0.5, let_it_go).start()
+
+    seen: list[int] = []
+
+    def let_it_go() -> None:
+        seen.extend(counted)
+        control.resume(tmp_path)
+
+    run(tmp_path, toy_config(4), observer=PauseAfterTwo())
+    assert seen == [1, 2]
+    assert counted == [1, 2, 3, 4]

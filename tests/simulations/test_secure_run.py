@@ -24,7 +24,7 @@ from client.ledger import Ledger
 from client.ledger_store import connection, read_rows
 from client.trainer import build_trainer
 from common.audit_log import verify_log
-from common.errors import CheckpointError, ConfigError, RoundFailed
+from common.errors import CheckpointError, ConfigError, LedgerCorrupt, RoundFailed
 from common.identity_file import read_identity_file
 from common.messages import ContributeMasked, MaskedAnswer, decode_reply, decode_request
 from common.randomness import REPEATABLE_WORDS
@@ -245,6 +245,19 @@ def test_a_manifest_of_another_run_is_refused_at_the_start(world: World) -> None
     changed = world.federation("one", rounds=4)
     with pytest.raises((CheckpointError, Exception), match="another configuration"):
         lead(Tapped(changed), resume=True)
+
+
+def test_a_lost_ledger_is_not_replaced_by_an_empty_one(world: World) -> None:
+    federation = world.federation("lost")
+    assert federation.secured is not None
+    federation.secured.secure_run()
+    federation.secured.steward(0)
+    (federation.directory / "institutions" / "institution-0001" / "ledger.sqlite").unlink()
+    later = world.federation("lost").secured
+    assert later is not None
+    with pytest.raises(LedgerCorrupt, match="missing"):
+        later.steward(0)
+    later.steward(1)
 
 
 def test_ray_keeps_no_session_keys_and_says_so(world: World, tmp_path: Path) -> None:

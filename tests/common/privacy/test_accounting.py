@@ -12,7 +12,7 @@ from opacus.accountants import PRVAccountant
 from scipy import optimize, stats
 
 from common.errors import AccountingError, UnknownEvent
-from common.privacy.accounting import Rounds, calibrate, epsilon
+from common.privacy.accounting import Rounds, calibrate, epsilon, epsilon_bound
 
 GRID = [(0.032, 1.0, 1000), (0.1024, 1.576, 500), (0.01, 0.8, 2000), (0.5, 3.0, 100), (0.001, 0.7, 5000)]
 
@@ -48,6 +48,20 @@ def test_is_below_the_bound_of_renyi_dp(q: float, z: float, t: int) -> None:
     bound = rdp.RdpAccountant().compose(event(q, z, t)).get_epsilon(1e-5)
     mine = epsilon([rounds(q, z, t)], delta=1e-5)
     assert 0.5 * bound < mine < bound
+
+
+@pytest.mark.parametrize(("q", "z", "t"), GRID)
+def test_the_quick_bound_holds_and_is_close(q: float, z: float, t: int) -> None:
+    finest = PLDAccountant(value_discretization_interval=2e-5).compose(event(q, z, t)).get_epsilon(1e-5)
+    bound = epsilon_bound([rounds(q, z, t)], delta=1e-5)
+    assert finest * (1 - 1e-4) <= bound <= 1.01 * epsilon([rounds(q, z, t)], delta=1e-5)
+    assert epsilon_bound([rounds(q, z, t)], delta=1e-5, slack=1e-12, lost=1e-7) > bound
+    assert epsilon_bound([], delta=1e-5) == 0.0
+    for nonsense in ({"delta": 1e-5, "lost": 1e-5}, {"delta": 0.0}):
+        with pytest.raises(AccountingError):
+            epsilon_bound([rounds(q, z, t)], **nonsense)
+    with pytest.raises(UnknownEvent):
+        epsilon_bound([event(q, z, t)], delta=1e-5)
 
 
 def test_published_figures() -> None:

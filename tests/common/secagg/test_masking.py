@@ -234,3 +234,17 @@ def test_masking_is_fast(n: int, budget: float) -> None:
         masking.mask(words, bound, keys, place=0)
         times.append(time.perf_counter() - start)
     assert min(times) < budget
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_two_threads_apply_the_masks_that_one_does(count: int) -> None:
+    rng = np.random.default_rng(4)
+    words = rng.integers(0, 2**32, (5 << 20) // 4, dtype=np.uint32)  # beyond what a thread is worth
+    masks = [(Secret(bytes([number]) * 32), number % 2 == 0) for number in range(count)]
+    expected = words.copy()
+    for key, adds in masks:
+        alone = np.zeros_like(words)
+        masking.apply_masks(alone, [(key, adds)])
+        expected += alone
+    masking.apply_masks(words, masks)
+    assert (words == expected).all()

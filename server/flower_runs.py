@@ -1,0 +1,146 @@
+"""Starting and ending a run in Flower: the bundle that every site holds, with our files as its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from common.errors import ProvisioningError
+from server.checkpoint import checkpoint_files
+from server.coordinator import CHECKPOINTS
+from server.files import write_atomically
+from server.launch import CONNECTION, parse_flower
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.federation import FederationDirectory
+    from server.launch import Launch
+    from server.run_files import RunFiles
+
+_ENDED: Final = "finished"
+
+
+class _Started(msgspec.Struct, frozen=True, rename="kebab"):
+    success: bool
+    run_id: str | None = None
+
+
+class _Run(msgspec.Struct, frozen=True, rename="kebab"):
+    run_id: str
+    status: str
+
+
+class _Runs(msgspec.Struct, frozen=True):
+    runs: tuple[_Run, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBundle:
+    """The app bundle in the federation's directory: the very bytes whose digest the join files name."""
+
+    federation: FederationDirectory
+
+    @property
+    def file(self) -> Path:
+        """The bundle, to be sent to sites."""
+        return self.federation.root / "bundle.fab"
+
+    @property
+    def app(self) -> Path:
+        """Its content, from which Flower makes the same bundle again: same files, same digest."""
+        return self.federation.root / "app"
+
+    def keep(self, content: bytes) -> str:
+        """Keep a bundle in place of the last one; its digest.
+
+        Raises:
+            ProvisioningError: Not a bundle.
+
+        """
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+                shutil.rmtree(self.app, ignore_errors=True)
+                bundle.extractall(self.app)  # zipfile drops absolute paths and ..
+        except zipfile.BadZipFile as error:
+            raise ProvisioningError(f"not an app bundle: {error}; make one with: flwr build") from error
+        write_atomically(self.file, content)
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowerRun:
+    """One run in Flower's hands."""
+
+    launch: Launch
+    files: RunFiles
+
+    def start(self) -> str:
+        """Start it, or go on from its last checkpoint; Flower's number of it.
+
+        Raises:
+            ManifestError: It has no signed manifest.
+            ProvisioningError: It runs already, or Flower refused.
+
+        """
+        files = self.files
+        files.signed()
+        if (status := self.status()) not in {"", _ENDED}:
+            raise ProvisioningError(f"{files.name}: is {status} already; end it with darkroom-server run stop")
+        settings = {
+            "manifest": str(files.manifest_file),
+            "identity": str(files.federation.file("coordinator.key")),
+            "spec": str(files.spec_file),
+            "directory": str(files.directory),
+            "resume": bool(checkpoint_files(files.directory / CHECKPOINTS)),
+        }
+        app = KeptBundle(files.federation).app
+        if not app.is_dir():
+            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
+        given = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        said = self.launch.flwr("run", str(app), CONNECTION, "-c", given, "--format", "json")
+        started = parse_flower(said, _Started)
+        if not started.success or started.run_id is None:
+            raise ProvisioningError(f"{files.name}: Flower did not start it: {said.strip()}")
+        write_atomically(files.flower_file, started.run_id.encode())
+        return started.run_id
+
+    def status(self) -> str:
+        """``pending``, ``starting``, ``running``, ``finished``; empty where Flower does not know it."""
+        number = self.number()
+        if not number:
+            return ""
+        runs = parse_flower(self.launch.flwr("list", CONNECTION, "--format", "json"), _Runs).runs
+        return next((run.status.partition(":")[0] for run in runs if run.run_id == number), "")
+
+    def stop(self) -> None:
+        """End it now; it can be started again and goes on from its last checkpoint.
+
+        Raises:
+            ProvisioningError: It was never started, or Flower refused.
+
+        """
+        self.launch.flwr("stop", self._started(), CONNECTION)
+
+    def log(self) -> str:
+        """What the coordinator's loop said so far, as Flower kept it."""
+        return self.launch.flwr("log", self._started(), CONNECTION, "--show")
+
+    def number(self) -> str:
+        """Flower's number of the last start; empty before."""
+        try:
+            return self.files.flower_file.read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _started(self) -> str:
+        if not (number := self.number()):
+            raise ProvisioningError(f"{self.files.name}: was never started; darkroom-server run start does that")
+        return number

@@ -1,0 +1,126 @@
+"""A run's place in the federation's directory: its draft, the signed manifest, and what the run leaves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from common.adapter.spec import encode_spec
+from common.errors import ConfigError, ManifestError
+from common.manifest import canonical_bytes, open_manifest, parse_manifest, sign_manifest
+from common.manifest_terms import draft_manifest
+from server.files import write_atomically
+from server.versions import package_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.adapter.spec import AdapterSpec
+    from common.config import RunConfig
+    from common.manifest import Manifest
+    from server.federation import FederationDirectory
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """``runs/NAME/`` below the federation's directory."""
+
+    federation: FederationDirectory
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that would lead elsewhere.
+
+        Raises:
+            ConfigError: It is no run's name.
+
+        """
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"wanted a run's name, small letters, digits and hyphens; got {self.name!r}")
+
+    @property
+    def root(self) -> Path:
+        """Everything of this run."""
+        return self.federation.root / "runs" / self.name
+
+    @property
+    def draft_file(self) -> Path:
+        """The manifest's canonical bytes before they are signed: JSON, to be read before signing."""
+        return self.root / "manifest.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """The signed manifest, which sites approve."""
+        return self.root / f"{self.name}.manifest"
+
+    @property
+    def spec_file(self) -> Path:
+        """The adapter specification."""
+        return self.root / "spec.json"
+
+    @property
+    def directory(self) -> Path:
+        """Where the run itself writes: metrics, checkpoints, countersignatures, log."""
+        return self.root / "run"
+
+    @property
+    def flower_file(self) -> Path:
+        """Number that Flower gave to the last start."""
+        return self.root / "flower-run"
+
+    def draft(self, config: RunConfig, spec: AdapterSpec) -> Manifest:
+        """Write the adapter specification and the draft of a manifest with every approved site.
+
+        Raises:
+            ManifestError: There is a signed one already: sites may have approved it.
+            ConfigErrors: The manifest contradicts itself, as with fewer sites than the run wants.
+            PrivacyError: No noise gives the wanted ε.
+
+        """
+        if self.manifest_file.exists():
+            raise ManifestError(f"{self.manifest_file}: is signed already; give the run another name")
+        manifest = draft_manifest(
+            msgspec.structs.replace(config, base=msgspec.structs.replace(config.base, digest=spec.base_digest)),
+            base_digest=spec.base_digest,
+            adapter_digest=spec.digest,
+            dimension=spec.dimension,
+            coordinator=self.federation.identity().public,
+            roster=self.federation.roster().members(),
+            code_version=package_versions()["darkroom"],
+        )
+        data = canonical_bytes(manifest)
+        write_atomically(self.spec_file, encode_spec(spec))
+        write_atomically(self.draft_file, data)
+        return manifest
+
+    def sign(self) -> Manifest:
+        """Sign the draft with the coordinator's identity.
+
+        Raises:
+            ManifestError: There is no draft, or it was changed into something else.
+
+        """
+        manifest = parse_manifest(_read(self.draft_file, "darkroom-server manifest new"))
+        write_atomically(self.manifest_file, sign_manifest(manifest, self.federation.identity()))
+        return manifest
+
+    def signed(self) -> tuple[Manifest, bytes]:
+        """The signed manifest and its digest.
+
+        Raises:
+            ManifestError: It is missing, or not signed.
+
+        """
+        return open_manifest(_read(self.manifest_file, "darkroom-server manifest sign"))
+
+
+def _read(path: Path, command: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); make it with {command}") from error

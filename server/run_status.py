@@ -1,0 +1,90 @@
+"""How a run stands, read from what it wrote: works while it runs, after a crash, and on another day."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+from common.privacy.run_plan import private_plan
+from server import attempts, control
+from server.run_directory import read_metrics
+from server.secure_session import COUNTERSIGNATURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from common.privacy.run_plan import PrivacyReport
+    from server.run_files import RunFiles
+
+_RECENT: Final = 10
+"""Rounds whose median says how long the rest takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run between start and end."""
+
+    name: str
+    round: int
+    """Rounds that counted."""
+    rounds: int
+    paused: bool
+    countersigned: tuple[str, ...]
+    """Sites whose acceptance of the manifest the coordinator holds."""
+    sites: int
+    """That the last round summed."""
+    roster: int
+    attempts: int
+    """Sent so far; every one of them is paid for."""
+    seconds: float
+    """Of a round, the recent median; 0 before the first."""
+    privacy: PrivacyReport | None
+    """As of the attempts so far; None before the first and without privacy."""
+
+    @property
+    def left(self) -> dt.timedelta:
+        """Time to the last round at this pace."""
+        return dt.timedelta(seconds=round(self.seconds * (self.rounds - self.round)))
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal."""
+        state = "finished" if self.round == self.rounds else "paused" if self.paused else ""
+        yield f"{self.name}: round {self.round} of {self.rounds}{', ' + state if state else ''}"
+        yield f"accepted by {len(self.countersigned)} of {self.roster} sites: {', '.join(self.countersigned) or 'none'}"
+        if self.round:
+            yield f"sites in the last round: {self.sites}; {self.seconds:.1f} s a round; about {self.left} left"
+        yield f"attempts sent: {self.attempts}"
+        if self.privacy is not None:
+            yield "known so far, if the run ended now:"
+            yield self.privacy.as_text()
+
+
+def run_status(files: RunFiles) -> RunStatus:
+    """Read it.
+
+    Raises:
+        ManifestError: The run has no signed manifest.
+        CheckpointError: What was sent cannot be read.
+
+    """
+    manifest, _ = files.signed()
+    rows = [row for row in read_metrics(files.directory) if row["kind"] == "round"]
+    plan = private_plan(manifest.config)
+    sent = 0
+    if plan is not None:
+        sent = attempts.AttemptJournal(files.directory / attempts.FILE, most=plan.attempts).sent
+    signed = (files.directory / COUNTERSIGNATURES).glob("*.bin")
+    return RunStatus(
+        name=files.name,
+        round=rows[-1]["round"] if rows else 0,
+        rounds=manifest.config.rounds,
+        paused=control.is_paused(files.directory),
+        countersigned=tuple(sorted(path.stem for path in signed)),
+        sites=len(rows[-1]["answered"]) if rows else 0,
+        roster=len(manifest.roster),
+        attempts=sent,
+        seconds=median(row["seconds"] for row in rows[-_RECENT:]) if rows else 0.0,
+        privacy=None if plan is None or not sent else plan.report(sent),
+    )
