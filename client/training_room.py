@@ -13,6 +13,7 @@ from client.memory import MIB, check_memory, choose_device
 from client.trainer import build_trainer
 from common.adapter.model import open_base
 from common.errors import DigestMismatch
+from common.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from client.latents import LatentShard
@@ -57,7 +58,7 @@ class TrainingRoom:
     device: str
     limit: int | None
     records: RecordSource
-    _run: tuple[str, TrainingSide] | None = field(init=False, default=None, repr=False)
+    _run: tuple[bytes, TrainingSide] | None = field(init=False, default=None, repr=False)
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -81,7 +82,9 @@ class TrainingRoom:
 
         """
         with self._guard:
-            if self._run is not None and self._run[0] == manifest.run:
+            # by digest: the coordinator chooses ``manifest.run``, and may give two manifests of other units the same
+            digest = manifest_digest(canonical_bytes(manifest))
+            if self._run is not None and self._run[0] == digest:
                 return self._run[1]
             self._run = None  # before the next is loaded: two do not fit
             base = self.open_base(manifest.base_digest)
@@ -91,7 +94,7 @@ class TrainingRoom:
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
             side = TrainingSide(name=self.name, trainer=trainer, shard=records.shard, units=records.units)
-            self._run = (manifest.run, side)
+            self._run = (digest, side)
             return side
 
     def forget(self) -> None:
