@@ -1,4 +1,4 @@
-"""From an error to the code that the coordinator gets for it; the error's text stays at the institution."""
+"""From an error to the code that the coordinator gets for it, and to what this institution's own log says of it."""
 
 from __future__ import annotations
 
@@ -51,3 +51,22 @@ _CODES: Final[tuple[tuple[type[DarkroomError], RefusalCode], ...]] = (
 def refusal_code(error: DarkroomError) -> RefusalCode:
     """The code of the first kind that fits; ``internal`` for what is this institution's own trouble."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), RefusalCode.INTERNAL)
+
+
+def loggable(error: Exception) -> str:
+    """What a log may say: the text of our own errors about messages and rules; of all others the kind and the place.
+
+    A log is read by more people than the vault, and a text about pictures or from a library may quote private data.
+    """
+    if isinstance(error, DarkroomError) and not isinstance(error, DataError):
+        return str(error)
+    return place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """The error's kind and where it was raised, without a word of what it says."""
+    trace, where = error.__traceback__, "an unknown place"
+    while trace is not None:
+        where = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {where}"

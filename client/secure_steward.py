@@ -16,7 +16,7 @@ import numpy as np
 
 from client.membership import Membership, join
 from client.policy import contribution_event
-from client.refusals import refusal_code
+from client.refusals import loggable, refusal_code
 from common.audit_check import COORDINATOR_HEAD
 from common.errors import DarkroomError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
@@ -85,7 +85,7 @@ class SecureSteward:
             return self._refused(kind, RefusalCode.INTERNAL, error)
 
     def _refused(self, kind: str, code: RefusalCode, error: Exception) -> Refusal:
-        _LOG.warning("%s refused %s: %s: %s", self._name, kind, code.value, error)
+        _LOG.warning("%s refused %s: %s: %s", self._name, kind, code.value, loggable(error))
         try:
             self._records.audit.append("refused", {"request": kind, "code": code.value})
         except DarkroomError as fault:  # the refusal stands; what is wrong with the log must be seen here

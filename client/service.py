@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 import msgspec
 
+from client.refusals import place_of
 from client.request_log import ANSWERED, Line, log_request, outcome_of, read_heading
 from client.service_socket import open_to_group, owner_only_files
 from client.turnstile import Passage, RefusalAllowance, Turnstile
@@ -164,7 +165,7 @@ class StewardService:
         try:
             return self.steward.answer(request)
         except Exception as error:  # noqa: BLE001 - its text may hold a path or a caption, and gRPC would send it
-            _log.error("the steward failed: %s at %s", type(error).__name__, _place(error))
+            _log.error("the steward failed: %s", place_of(error))
             return encode(Refusal(code=RefusalCode.INTERNAL))
 
     def _health(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
@@ -253,13 +254,3 @@ def _abort_with(code: Any) -> Callable[[Any, Any], Any]:  # noqa: ANN401 - gRPC 
         context.abort(code, "")
 
     return abort
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised, without a word of what it says."""
-    trace = error.__traceback__
-    if trace is None:
-        return "an unknown place"
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +18,7 @@ from client.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
 from common.audit_log import verify_log
 from common.crypto import Identity, Secret
-from common.errors import StaleSession
+from common.errors import BadCaption, StaleSession
 from common.manifest import Member, open_manifest, sign_manifest
 from common.messages import (
     Accepted,
@@ -109,12 +108,11 @@ def test_two_adapters_for_two_sites_give_a_void_sum(ring: Ring) -> None:
     opened = ring.open()
     state, request = ring.request(opened, Step(0, 0))
     other = np.frombuffer(ring.adapter(), dtype="<f4") + np.float32(1e-3)
-    lying, twisted = ring.request(opened, Step(0, 0), other.astype("<f4").tobytes())
+    _, twisted = ring.request(opened, Step(0, 0), other.astype("<f4").tobytes())
     shown = [ring.answer(0, request), ring.answer(1, request), ring.answer(2, twisted)]
     total = sum(words(answer).astype(np.uint64) for answer in shown).astype(np.uint32)
     assert not (total[-4:] == 3).any()  # the check coordinates
     assert uniform(total[:-4]) > 1e-3
-    del lying
     for answer in shown[:2]:
         state = state.handle_contribution(answer)
     with pytest.raises(StaleSession):
@@ -393,5 +391,21 @@ def test_only_answers_to_rounds_hold_anything(ring: Ring) -> None:
     message = decode(reply.message, MaskedContribution, limit=1 << 20)
     assert len(reply.message) - len(message.vector) < 512
     assert message.head != HEAD
-    assert math.isclose(len(message.vector), 4 * (ring.trainer.spec.dimension + 4))
+    assert len(message.vector) == 4 * (ring.trainer.spec.dimension + 4)
     assert open_manifest(ring.signed)[0] == ring.manifest
+
+
+def test_what_is_wrong_with_pictures_or_in_a_library_is_not_quoted_in_the_log(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (BadCaption("0001.png: the caption is 'Jane Roe, born 1970'"), RuntimeError("Jane Roe")):
+
+        def prepare(_manifest: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ring, "prepare", prepare)
+        ring.refused(0, Propose(manifest=ring.signed))
+    assert "Jane" not in caplog.text
+    assert "BadCaption at " in caplog.text
+    ring.refused(0, Propose(manifest=b"nothing"))
+    assert "not a signed manifest" in caplog.text
