@@ -38,11 +38,11 @@ MAX_PIXELS: Final = 80_000_000
 
 _EXAMPLE: Final = '{"file_name": "0001.png", "text": "what the picture shows"}'
 _SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Decoders that may run; Pillow's others (EPS starts Ghostscript) would only widen what a hostile file can reach."""
 _OPAQUE: Final = frozenset({"1", "L", "P", "RGB"})
 _TRANSPARENT: Final = frozenset({"LA", "PA", "RGBA"})
-_DECODER_ERRORS: Final = (
+DECODER_ERRORS: Final = (
     OSError,
     SyntaxError,
     ValueError,
@@ -158,9 +158,9 @@ def decode_pixels(source: Path | bytes, name: str, resolution: int) -> NDArray[n
         return _decode(source, name, resolution)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(_too_large(name)) from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise BadImage(
-            f"{name}: cannot be read as {', '.join(_FORMATS)} ({error}); "
+            f"{name}: cannot be read as {', '.join(FORMATS)} ({error}); "
             "export it again as 8-bit PNG or JPEG, or take its row out"
         ) from error
 
@@ -168,10 +168,10 @@ def decode_pixels(source: Path | bytes, name: str, resolution: int) -> NDArray[n
 def _decode(source: Path | bytes, name: str, resolution: int) -> NDArray[np.uint8]:
     if not (source if isinstance(source, bytes) else source.stat().st_size):
         raise BadImage(f"{name}: is empty (0 bytes); copy it again")
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         _refuse(image, name)
         image.verify()  # leaves the image unusable: it is opened again
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         flat = _on_white(upright) if upright.mode in _TRANSPARENT or "transparency" in upright.info else upright
         side = min(flat.size)

@@ -15,8 +15,8 @@ from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.service_socket import create_token_file
 from client.site import SiteConfig
+from client.vault.master_key import create_key_file
 from common.audit_log import AuditLog
-from common.crypto import random_key
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file
 
@@ -119,7 +119,7 @@ def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
             make=lambda: _write(folder / "policy.toml", _POLICY),
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
-        Step(path=folder / "vault.key", what="vault's master key", make=lambda: _write_key(folder / "vault.key")),
+        Step(path=folder / "vault.key", what="vault's master key", make=lambda: create_key_file(folder / "vault.key")),
         Step(
             path=folder / "ledger.sqlite",
             what="privacy ledger",
@@ -153,17 +153,9 @@ def make_site(folder: Path, name: str) -> tuple[Step, ...]:
 
 
 def _write(path: Path, text: str) -> None:
-    _write_new(path, text.encode())
-
-
-def _write_key(path: Path) -> None:
-    _write_new(path, random_key().reveal().hex().encode() + b"\n")
-
-
-def _write_new(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -7,14 +7,13 @@ what is kept is a new PNG made from the pixels. What the decoders say of a file 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from client.imagefolder import DECODER_ERRORS, FORMATS
 from client.vault.outcomes import Change, Reason, Refused
 
 if TYPE_CHECKING:
@@ -22,26 +21,12 @@ if TYPE_CHECKING:
 
     from client.vault.intake_rules import FileRules
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Decoders that may run; Pillow's others (EPS starts Ghostscript) would only widen what a hostile file can reach."""
 PNG_COMPRESSION: Final = 1
 """zlib's quickest: on photographs level 6 takes five times as long for a few per cent."""
 WIDE_PERCENTILES: Final = (0.5, 99.5)
 """Of pixels with more than 8 bits: what becomes black and white where nothing says which window is meant."""
-_DECODER_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    AttributeError,
-    RuntimeError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-)
+_ANY_DECODER_ERROR: Final = (*DECODER_ERRORS, AttributeError, RuntimeError)
+"""Odd modes and damaged metadata make Pillow raise these as well."""
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TRANSPARENT: Final = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _PLAIN: Final = frozenset({"1", "L", "P", "RGB"})
@@ -89,7 +74,7 @@ def decode_picture(data: bytes, rules: FileRules) -> Decoded | Refused:
         return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}, nor DICOM")
     except (Image.DecompressionBombError, MemoryError):
         return _too_large(rules)
-    except _DECODER_ERRORS as error:
+    except _ANY_DECODER_ERROR as error:
         return Refused(Reason.DAMAGED, f"{type(error).__name__} while decoding; export it again")
 
 
@@ -183,7 +168,7 @@ def _upright(image: Image.Image, changes: set[Change]) -> Image.Image:
         if orientation not in range(2, 9):
             return image
         turned = ImageOps.exif_transpose(image)
-    except _DECODER_ERRORS:  # a damaged EXIF block does not spoil the pixels; it is dropped
+    except _ANY_DECODER_ERROR:  # a damaged EXIF block does not spoil the pixels; it is dropped
         return image
     changes.add(Change.TURNED)
     return turned
@@ -213,7 +198,7 @@ def _through_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
     try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+    except (ImageCms.PyCMSError, *_ANY_DECODER_ERROR):
         return None
 
 

@@ -18,7 +18,7 @@ from simulations.run import Federation, make_federation, open_scenario_base
 from simulations.scenario import load_scenario
 from tests.client.sockets import Counting, Open, opened
 from tests.client.test_app import ask
-from tests.simulations.worlds import COLOURS, write_world
+from tests.simulations.worlds import COLOURS, MASKED, THREE, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,19 +29,7 @@ if TYPE_CHECKING:
     from common.port import StewardPort
     from server.vectors import Vector
 
-PRIVATE = f"""
-[privacy]
-unit = "image"
-epsilon = 2.0
-delta = 1e-3
-clip = 0.05
-population = 18
-largest_site = 8
-sampling_rate = 0.5
-repeats = 4
-repeatable = "{REPEATABLE_WORDS}"
-"""
-SERVER = "[server]\nminimum_institutions = 3"
+PRIVATE = f'{MASKED}repeatable = "{REPEATABLE_WORDS}"'
 
 
 def lead(federation: Federation, connect: Any) -> Vector:
@@ -52,7 +40,7 @@ def lead(federation: Federation, connect: Any) -> Vector:
 
 def test_the_same_adapter_through_the_service_as_in_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.set_num_threads(1)
-    scenario = load_scenario(str(write_world(tmp_path, rounds=3, privacy=PRIVATE, more=SERVER)))
+    scenario = load_scenario(str(write_world(tmp_path, rounds=3, privacy=PRIVATE, more=THREE)))
     base, config = open_scenario_base(scenario)
     store = prepare_store(scenario, base, tmp_path / "cache", lambda _: None)
     trainer = build_trainer(base, config)

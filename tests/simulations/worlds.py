@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLAIN = f'privacy = "none"\nacknowledge = "{PLAIN_WORDS}"'
+MASKED = """
+[privacy]
+unit = "image"
+epsilon = 2.0
+delta = 1e-3
+clip = 0.05
+population = 18
+largest_site = 8
+sampling_rate = 0.5
+repeats = 4
+"""
+"""Privacy of the three sites of :func:`write_world`, with masked sums; more keys of its table may follow."""
+THREE = "[server]\nminimum_institutions = 3\n"
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 50, 190)}
 
 
