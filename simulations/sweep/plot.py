@@ -40,7 +40,7 @@ def setting_label(trial: Trial, axis: Axis) -> str:
     labels = {
         Axis.EPSILON: "∞" if math.isinf(trial.epsilon) else f"{trial.epsilon:g}",
         Axis.UNIT: trial.unit if trial.grouped == 1 else f"{trial.unit} of {trial.grouped}",
-        Axis.TRAIN: f"{trial.train} r{trial.rank}\n{trial.learning_rate:g}",
+        Axis.TRAIN: f"{trial.train} r{trial.rank}, {trial.learning_rate:g}",
         Axis.RANK: str(trial.rank),
         Axis.DRAWS: str(trial.draws),
         Axis.PICTURES: f"{trial.kept:g}",
@@ -84,7 +84,7 @@ def _title(outcomes: Sequence[Outcome], axis: Axis) -> str:
 def _draw_axis(panel: Axes, groups: dict[str, list[Outcome]], title: str) -> None:
     for place, group in enumerate(groups.values()):
         panel.scatter([place] * len(group), [one.loss for one in group], s=14, zorder=2)
-    panel.set_xticks(range(len(groups)), list(groups), fontsize=7)
+    panel.set_xticks(range(len(groups)), [label.replace(", ", "\n") for label in groups], fontsize=7)
     panel.set_title(title, fontsize=9)
     panel.grid(axis="y", alpha=0.3)
 

@@ -92,7 +92,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
             kept = "" if best is None else f"{100 * _share(group, best):.0f} %"
             first = group[0]
             lines.append(
-                f"| {axis} | {label.replace(chr(10), ', lr ')} | {len(group)} | {first.units} | {first.trained} "
+                f"| {axis} | {label} | {len(group)} | {first.units} | {first.trained} "
                 f"| {first.noise_multiplier:.3g} | {losses.mean():.3f} | {spread} | {kept} |"
             )
     return "\n".join([*lines, "", _kept_line(best), ""])
