@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_approve_shows_the_run_asks_and_only_a_yes_counts(sites: VaultSites) -> 
         done = invoke(sites, "approve", path, answer=answer)
         assert done.exit_code == 1
         assert not sites.open(SITE).approvals.is_approved(digest)
-    assert done.output.count("ε") >= 4
+    assert len(re.findall(r"- Against .*: epsilon = [0-9.]+\.", done.output)) == 4
     assert all(name in done.output for name in NAMES)
     assert "This site's policy allows the run." in done.output
     assert f"Budget of {SITE}/subject" in done.output
