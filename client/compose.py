@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.condition import BooksCondition
 from client.membership import SiteRecords
+from client.retention import Retention
 from client.secure_steward import SecureSteward
 from client.steward_process import StewardProcess
 from client.training_room import TrainingRoom
@@ -37,7 +39,23 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         population=site.config.population,
     )
     steward = SecureSteward(site.config.name, kept, room)
-    # policy, ledger and audit log were opened and checked above, or there would be no steward
+    books = BooksCondition(site=site)
+
+    def forget() -> None:
+        steward.forget()
+        room.forget()
+
+    retention = Retention(vault=site.config.vault, audit=audit, forget=forget)
+
+    def care() -> None:
+        books.look()
+        if records is None:
+            retention.look()
+
     return StewardProcess(
-        steward=steward, audit=audit, settings=site.config.service, condition=lambda: (room.loaded, True)
+        steward=steward,
+        audit=audit,
+        settings=site.config.service,
+        condition=lambda: (room.loaded, books.in_order),
+        care=care,
     )

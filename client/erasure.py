@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from common.crypto import Label, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from client.open_site import OpenSite
     from client.vault.records import Erased, ErasurePlan
     from common.audit_log import AuditLog
+
+Verb: TypeAlias = Literal["erase", "expire"]
+_BEGUN: Final[dict[Verb, str]] = {"erase": "erasing", "expire": "expiring"}
+_DONE: Final[dict[Verb, str]] = {"erase": "erased", "expire": "expired"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,15 @@ def describe(plan: ErasurePlan, used: tuple[UsedIn, ...]) -> Iterator[str]:
         yield "What those runs' released adapters learnt within these ε is not taken back by erasing."
 
 
-def note_erasure(audit: AuditLog, kind: str, erased: Erased) -> None:
-    """Write the signed entry: a pseudonym that nobody can undo, never the subject's id or a count of what is left.
+def erase_noted(audit: AuditLog, verb: Verb, plan: ErasurePlan, act: Callable[[], Erased]) -> Erased:
+    """Erase between two signed entries: what a crash leaves of it is seen by the first, and done again by its caller.
 
-    The pseudonym's key is thrown away, so that a list of known ids cannot be tried; it only tells entries apart.
+    They hold a pseudonym that nobody can undo, never the subject's id or a count of what is left. The pseudonym's key
+    is thrown away, so that a list of known ids cannot be tried; it only tells entries apart.
     """
     pseudonym = digest(Label.ERASED_SUBJECT, secrets.token_bytes(32)).hex()[:32]
-    audit.append(
-        kind, {"pseudonym": pseudonym, "vault": erased.state.text(), "runs": ",".join(erased.plan.runs)[:8192]}
-    )
+    runs = ",".join(plan.runs)[:8192]
+    audit.append(_BEGUN[verb], {"pseudonym": pseudonym, "runs": runs})
+    erased = act()
+    audit.append(_DONE[verb], {"pseudonym": pseudonym, "vault": erased.state.text(), "runs": runs})
+    return erased

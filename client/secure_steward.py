@@ -73,6 +73,11 @@ class SecureSteward:
         with self._lock:
             return encode(self._guarded(request))
 
+    def forget(self) -> None:
+        """Drop the run with its encoded pictures, because some may no longer be used; it must be proposed anew."""
+        with self._lock:
+            self._membership = None
+
     def _guarded(self, data: bytes) -> SecureReply | Refusal:
         kind = "unreadable"
         try:

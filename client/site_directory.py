@@ -14,8 +14,10 @@ import msgspec
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.service_socket import create_token_file
-from client.site import SiteConfig
-from client.vault.master_key import create_key_file
+from client.site import SiteConfig, VaultConfig
+from client.site_vault import master_key
+from client.vault.master_key import create_key_file, create_keyring_key
+from client.vault.store import Vault
 from common.audit_log import AuditLog
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SITE_FILE: Final = "site.toml"
+KEY_FILE: Final = VaultConfig(key_file="vault.key")
+_SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
 
 _SITE: Final = """\
 # {name}: this institution's site. Relative paths are beside this file.
@@ -45,7 +49,7 @@ device = "auto"
 [vault]
 directory = "vault"
 # Exactly one source of the master key. Better than a file on the same disk: passphrase_env, passphrase_file or keyring.
-key_file = "vault.key"
+{key}
 
 [service]
 socket = "run/steward.sock"
@@ -97,8 +101,13 @@ class Step:
     make: Callable[[], object]
 
 
-def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
+def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Step, ...]:
     """What :func:`make_site` would make, in order.
+
+    Args:
+        folder: The site's.
+        name: The institution's.
+        key: Where the vault's master key is to come from; the vault itself is always in ``vault``.
 
     Raises:
         ConfigError: The name is no institution's name.
@@ -111,7 +120,9 @@ def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
     identity = folder / "identity.key"
     return (
         Step(
-            path=folder / SITE_FILE, what="settings", make=lambda: _write(folder / SITE_FILE, _SITE.format(name=name))
+            path=folder / SITE_FILE,
+            what="settings",
+            make=lambda: _write(folder / SITE_FILE, _SITE.format(name=name, key=_key_line(key))),
         ),
         Step(
             path=folder / "policy.toml",
@@ -119,7 +130,8 @@ def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
             make=lambda: _write(folder / "policy.toml", _POLICY),
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
-        Step(path=folder / "vault.key", what="vault's master key", make=lambda: create_key_file(folder / "vault.key")),
+        *_key_steps(folder, key),
+        Step(path=folder / "vault", what="empty vault", make=lambda: _make_vault(folder, key)),
         Step(
             path=folder / "ledger.sqlite",
             what="privacy ledger",
@@ -136,14 +148,17 @@ def site_steps(folder: Path, name: str) -> tuple[Step, ...]:
     )
 
 
-def make_site(folder: Path, name: str) -> tuple[Step, ...]:
+def make_site(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Step, ...]:
     """Make a site's folder; returns what was made.
 
     Raises:
-        ConfigError: Something of it is there already; then nothing was made.
+        ConfigError: Something of it is there already, or the passphrase is not; then nothing was made.
+        VaultError: The vault cannot be made with this key.
 
     """
-    steps = site_steps(folder, name)
+    steps = site_steps(folder, name, key)
+    if key.key_file is None and key.keyring is None:
+        master_key(key).new_slot()  # a passphrase that is missing or too short is told before anything is made
     if there := [str(step.path) for step in steps if step.path.exists() or step.path.is_symlink()]:
         raise ConfigError(f"exists, and is not overwritten: {', '.join(there)}; give a new folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -158,6 +173,26 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _key_line(key: VaultConfig) -> str:
+    name, value = next((name, value) for name in _SOURCES if (value := getattr(key, name)) is not None)
+    return msgspec.toml.encode({name: value}).decode().strip()
+
+
+def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
+    """A passphrase is a person's own, and the keyring's key is no file: it is made with the vault."""
+    if key.key_file is not None:
+        path = folder / key.key_file
+        return (Step(path=path, what="vault's master key", make=lambda: create_key_file(path)),)
+    return ()
+
+
+def _make_vault(folder: Path, key: VaultConfig) -> None:
+    if key.keyring is not None:
+        create_keyring_key(key.keyring)
+    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=str(folder / key.key_file))
+    Vault.create(folder / "vault", master_key(placed)).close()
 
 
 def _folder(path: Path) -> None:

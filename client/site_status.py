@@ -11,8 +11,9 @@ import msgspec
 
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
+from client.site_vault import count_vault, today
 from common.audit_log import Entry, verify_log
-from common.errors import StewardUnavailable
+from common.errors import ConfigError, StewardUnavailable, VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +37,8 @@ class Spending:
     allowed: float
     delta: float
     contributions: int
+    last_round: int | None = None
+    """Of a run: the last that was charged, from 1."""
 
     @property
     def left(self) -> float:
@@ -71,7 +74,7 @@ def site_status(site: OpenSite) -> SiteStatus:
 
     """
     path = Path(site.config.audit_log)
-    verified = verify_log(path, site.identity.public)
+    verified = verify_log(path, site.identity.public, unfinished="leave")  # a steward may be writing just now
     entries = list(read_entries(path))
     with connection(Path(site.config.ledger), busy_seconds=_BUSY_SECONDS) as store:
         rows = read_rows(store)
@@ -90,10 +93,21 @@ def site_status(site: OpenSite) -> SiteStatus:
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """The entries of a log that was verified."""
+    """The entries of a log that was verified; a last line that is being written is left out."""
     with path.open("rb") as file:
         for line in file:
-            yield msgspec.json.decode(line, type=Entry)
+            if line.endswith(b"\n"):
+                yield msgspec.json.decode(line, type=Entry)
+
+
+def vault_words(site: OpenSite) -> str:
+    """What the vault holds, in words; or why that cannot be told."""
+    try:
+        found = count_vault(site.config.vault, day=today())
+    except (ConfigError, VaultError) as error:
+        return f"cannot be opened: {error}"
+    expired = f", {found.expired} expired" if found.expired else ""
+    return f"{found.pictures} pictures of {found.subjects} subjects, {found.held_out} held out{expired}"
 
 
 def _populations(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
@@ -118,6 +132,7 @@ def _runs(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
             allowed=account.per_run.epsilon,
             delta=account.per_run.delta,
             contributions=len(of_run),
+            last_round=1 + max(row.round for row in of_run),
         )
 
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -64,20 +64,27 @@ def genesis(owner: bytes) -> bytes:
     return digest(Label.AUDIT_GENESIS, owner)
 
 
-def verify_log(path: Path, owner: bytes, *, witnessed: Collection[bytes] = ()) -> Verified:
+def verify_log(
+    path: Path,
+    owner: bytes,
+    *,
+    witnessed: Collection[bytes] = (),
+    unfinished: Literal["refuse", "leave"] = "refuse",
+) -> Verified:
     """Check every line, signature and link.
 
     Args:
         path: The log.
         owner: The institution's Ed25519 public key.
         witnessed: Heads that the other side received; each must be in this history.
+        unfinished: Whether a last line without its end is damage, or another process's that writes just now.
 
     Raises:
         AuditLogError: A line is damaged, missing, out of order or not signed, or a witnessed head is not there.
 
     """
     head, entries, seen = genesis(owner), 0, {genesis(owner)}
-    for line in _lines(path):
+    for line in _lines(path, unfinished=unfinished):
         head = _check_line(line, owner=owner, index=entries, previous=head)
         entries += 1
         seen.add(head)
@@ -155,11 +162,13 @@ def _check_line(line: bytes, *, owner: bytes, index: int, previous: bytes) -> by
     return digest(Label.AUDIT_HASH, line)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, *, unfinished: Literal["refuse", "leave"]) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 2):
                 if not line.endswith(b"\n"):
+                    if unfinished == "leave" and len(line) <= MAX_LINE_BYTES:
+                        return
                     raise AuditLogError(f"{path}: its last line is unfinished or too long")
                 yield line[:-1]
     except OSError as error:

@@ -41,6 +41,10 @@ _REFUSALS: Final = {
 }
 
 
+_TOO_LARGE: Final = "larger than max"
+"""gRPC's own words; it has one code for a message that is too large and for too many calls at once."""
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a steward says of itself; none of it depends on a picture."""
 
@@ -109,13 +113,13 @@ class StewardLink:
     def answer(self, request: bytes) -> bytes:
         """The steward's reply, or a refusal if there is none; never the link's own words."""
         if len(request) > MAX_MESSAGE_BYTES:
-            return encode(Refusal(code=RefusalCode.MALFORMED))
+            return encode(Refusal(code=RefusalCode.WRONG_SIZE))
         try:
             return self._call(ANSWER, request, seconds=self.seconds)
         except grpc.RpcError as error:
             code = _status(error)
             _log.error("the steward at %s gave no answer: %s", self.address.target, code)
-            return encode(Refusal(code=_REFUSALS.get(code, RefusalCode.INTERNAL)))
+            return encode(Refusal(code=_refusal(error, code)))
 
     def health(self) -> Health:
         """How the steward is.
@@ -166,6 +170,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StewardUnavailable(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _refusal(error: grpc.RpcError, code: Any) -> RefusalCode:  # noqa: ANN401 - gRPC ships no types
+    """BUSY invites to ask again, which would never end for a message that the steward's door is too narrow for."""
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in str(getattr(error, "details", str)()):
+        return RefusalCode.WRONG_SIZE
+    return _REFUSALS.get(code, RefusalCode.INTERNAL)
 
 
 def _status(error: Any) -> Any:  # noqa: ANN401 - gRPC ships no types

@@ -12,9 +12,8 @@ from PIL import Image
 from client.imagefolder import load_pixels, read_imagefolder
 from client.open_site import link_to_steward
 from client.site import read_site
+from client.site_vault import open_vault
 from client.vault.records import NewRecord
-from client.vault.store import Vault
-from client.vault_records import master_key
 from common.errors import StewardUnavailable
 from simulations.processes import client_command
 
@@ -59,10 +58,10 @@ class PilotSite:
         _replace(policy, 'adapter_kinds = ["B", "core"]', 'adapter_kinds = ["AB", "B", "core"]')
 
     def fill_vault(self, *, resolution: int) -> int:
-        """Put the pictures into a new vault; how many."""
+        """Put the pictures into the vault; how many."""
         config = read_site(self.site_file).vault
         pictures = read_imagefolder(self.pictures)
-        with Vault.create(self.root / "vault", master_key(config)) as vault:
+        with open_vault(config, access="write") as vault:
             for part in _parts(pictures):
                 vault.add([_record(self.pictures, picture, resolution) for picture in part])
         return len(pictures)

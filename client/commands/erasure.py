@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from client.erasure import Verb
     from client.open_site import OpenSite
     from client.vault.records import Erased, ErasurePlan
+    from client.vault.store import Vault
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 Commit = Annotated[bool, typer.Option("--commit", help="Destroy; without it only tell what would be destroyed.")]
@@ -25,32 +28,53 @@ def erase(
     yes: Yes = False,
 ) -> None:
     """Forget a subject: keys, pictures and what was computed from them. Stop the steward first."""
-    from client.open_site import open_site
-    from client.vault.store import Vault
-    from client.vault_records import master_key
-
-    site = open_site(config)
-    with Vault.open(
-        Path(site.config.vault.directory), master_key(site.config.vault), access="write" if commit else "read"
-    ) as vault:
-        plan = vault.plan_erasure(subject)
-        if _agreed(plan, site, commit=commit, yes=yes):
-            _destroy(site, "erased", lambda: vault.erase_subject(subject))
+    _forget(
+        config,
+        _Forgetting(lambda vault: vault.plan_erasure(subject), lambda vault: vault.erase_subject(subject), "erase"),
+        commit=commit,
+        yes=yes,
+    )
 
 
 def expire(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = False) -> None:
-    """Forget what may no longer be used, by its date. Stop the steward first."""
+    """Forget what may no longer be used, by its date; a running steward does so by itself. Stop it first."""
+    from client.site_vault import today
+
+    day = today()
+    _forget(
+        config,
+        _Forgetting(lambda vault: vault.plan_expiry(day), lambda vault: vault.erase_expired(day), "expire"),
+        commit=commit,
+        yes=yes,
+    )
+
+
+class _Forgetting(NamedTuple):
+    plan: Callable[[Vault], ErasurePlan]
+    act: Callable[[Vault], Erased]
+    verb: Verb
+
+
+def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
+    """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
+    from client.erasure import erase_noted
     from client.open_site import open_site
-    from client.vault.store import Vault
-    from client.vault_records import master_key, today
+    from client.service_socket import held
+    from client.site_vault import open_vault
+    from client.steward_process import socket_place
+    from common.audit_log import AuditLog
 
     site = open_site(config)
-    with Vault.open(
-        Path(site.config.vault.directory), master_key(site.config.vault), access="write" if commit else "read"
-    ) as vault:
-        day = today()
-        if _agreed(vault.plan_expiry(day), site, commit=commit, yes=yes):
-            _destroy(site, "expired", lambda: vault.erase_expired(day))
+    with ExitStack() as stack:
+        if commit:
+            stack.enter_context(held(socket_place(site.config.service)))
+        vault = stack.enter_context(open_vault(site.config.vault, access="write" if commit else "read"))
+        plan = wanted.plan(vault)
+        if not _agreed(plan, site, commit=commit, yes=yes):
+            return
+        audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault))
+        typer.echo(f"done; signed entries are in {site.config.audit_log}")
 
 
 def _agreed(plan: ErasurePlan, site: OpenSite, *, commit: bool, yes: bool) -> bool:
@@ -65,16 +89,3 @@ def _agreed(plan: ErasurePlan, site: OpenSite, *, commit: bool, yes: bool) -> bo
         return True
     typer.echo("nothing was destroyed")
     return False
-
-
-def _destroy(site: OpenSite, kind: str, act: Callable[[], Erased]) -> None:
-    """With the steward's place held, because the audit log has one writer."""
-    from client.erasure import note_erasure
-    from client.service_socket import held
-    from client.steward_process import socket_place
-    from common.audit_log import AuditLog
-
-    with held(socket_place(site.config.service)):
-        audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-        note_erasure(audit, kind, act())
-    typer.echo(f"{kind}; a signed entry is in {site.config.audit_log}")

@@ -89,9 +89,9 @@ def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
 def _look(intake: Intake, config: Path) -> IntakeReport:
     """Against the site's vault, if there is a site and it has one yet."""
     from client.site import read_site
+    from client.site_vault import master_key
     from client.vault.store import Vault
     from client.vault.subjects import IntakeKey
-    from client.vault_records import master_key
     from common.crypto import random_key
     from common.identity_file import read_identity_file
 
@@ -134,8 +134,8 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
 
 def _vault(site: SiteConfig) -> Vault:
     """The site's vault for writing; its first intake makes it."""
+    from client.site_vault import master_key
     from client.vault.store import Vault
-    from client.vault_records import master_key
 
     directory = Path(site.vault.directory)
     if directory.exists():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from client.site import VaultConfig
     from client.site_status import SiteStatus, Spending
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
@@ -21,12 +22,19 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new site.")],
     name: Annotated[str, typer.Option(help="The institution's name: small letters, digits and dashes.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be made.")] = False,
+    passphrase_env: Annotated[
+        str | None, typer.Option(help="Lock the vault with the passphrase in this environment variable.")
+    ] = None,
+    keyring: Annotated[
+        str | None, typer.Option(help="Lock the vault with a new key of this name in the system's keyring.")
+    ] = None,
 ) -> None:
-    """Make a site's folder: settings, policy, keys, ledger, audit log and token. Nothing is overwritten."""
+    """Make a site's folder: settings, policy, keys, vault, ledger, audit log and token. Nothing is overwritten."""
     from client.site_directory import make_site, site_steps
     from common.identity_file import read_identity_file
 
-    steps = site_steps(folder, name) if dry_run else make_site(folder, name)
+    key = _key_source(passphrase_env, keyring)
+    steps = site_steps(folder, name, key) if dry_run else make_site(folder, name, key)
     for step in steps:
         note = " (exists)" if dry_run and step.path.exists() else ""
         typer.echo(f"{'would make' if dry_run else 'made'} {step.path}: {step.what}{note}")
@@ -35,43 +43,63 @@ def init(
         typer.echo("next: fill in base in site.toml, coordinators and base_digests in policy.toml")
 
 
+def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:
+    import msgspec
+
+    from client.site import VaultConfig
+    from client.site_directory import KEY_FILE
+    from common.errors import ConfigError
+
+    if passphrase_env is None and keyring is None:
+        return KEY_FILE
+    given = {"passphrase_env": passphrase_env, "keyring": keyring}
+    try:
+        made = msgspec.convert({name: value for name, value in given.items() if value is not None}, VaultConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the vault's key: {error}") from error
+    for fault in made.faults():
+        raise ConfigError(f"the vault's key: {fault}")
+    return made
+
+
 def status(
     config: Site = Path("site.toml"),
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until interrupted.")] = False,
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between looks.")] = 5.0,
 ) -> None:
-    """Show budgets spent and left, rounds, refusals, waiting approvals, last contact and the steward's health."""
+    """Show budgets, rounds, the vault, refusals, waiting approvals, last contact and the steward's health."""
     from rich.console import Console
     from rich.live import Live
 
     from client.open_site import open_site
-    from client.site_status import site_status
+    from client.site_status import site_status, vault_words
 
     site = open_site(config)
+    vault = vault_words(site)  # once: a passphrase takes a second to stretch
     if not watch:
-        Console().print(_tables(site_status(site)))
+        Console().print(_tables(site_status(site), vault))
         return
     try:
-        with Live(_tables(site_status(site)), refresh_per_second=2) as live:
+        with Live(_tables(site_status(site), vault), refresh_per_second=2) as live:
             while True:
                 time.sleep(every)
-                live.update(_tables(site_status(site)))
+                live.update(_tables(site_status(site), vault))
     except KeyboardInterrupt:
         return
 
 
-def _tables(found: SiteStatus) -> Group:
+def _tables(found: SiteStatus, vault: str) -> Group:
     from rich.console import Group
     from rich.table import Table
 
     budget = Table(title="Privacy budget", title_justify="left")
-    for heading in ("", "ε spent", "ε left", "ε allowed", "δ", "contributions"):
-        budget.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", "ε spent", "ε left", "ε allowed", "δ", "charged", "round"):
+        budget.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     for each in found.populations:
         budget.add_row(f"population {each.name}", *_figures(each))
     for each in found.runs:
         budget.add_row(f"run {each.name[:16]}", *_figures(each))
-    return Group(budget, _facts(found))
+    return Group(budget, _facts(found, vault))
 
 
 def _figures(each: Spending) -> tuple[str, ...]:
@@ -81,16 +109,18 @@ def _figures(each: Spending) -> tuple[str, ...]:
         f"{each.allowed:.4g}",
         f"{each.delta:.3g}",
         str(each.contributions),
+        "" if each.last_round is None else str(each.last_round),
     )
 
 
-def _facts(found: SiteStatus) -> Table:
+def _facts(found: SiteStatus, vault: str) -> Table:
     from rich.table import Table
 
     facts = Table(show_header=False)
     facts.add_column()
     facts.add_column()
     facts.add_row("steward", _health(found))
+    facts.add_row("vault", vault)
     facts.add_row("refusals", _counts(found.refusals))
     facts.add_row("turned away", _counts(found.turned_away))
     waiting = [f"{each.manifest.config.name} {each.digest.hex()[:16]}" for each in found.pending]

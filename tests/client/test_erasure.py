@@ -83,7 +83,8 @@ def test_a_dry_run_tells_and_destroys_nothing(site: Path, command: tuple[str, ..
 def test_a_commit_destroys_once_and_leaves_an_entry_without_the_id(site: Path, command: tuple[str, ...]) -> None:
     run(site, *command, "--commit", "--yes")
     assert len(StandIn.erased) == 1
-    (entry,) = read_entries(site / "audit.log")
-    assert entry.kind == {"erase": "erased", "expire": "expired"}[command[0]]
-    assert entry.details["runs"] == RUN
+    begun, done = read_entries(site / "audit.log")
+    assert (begun.kind, done.kind) == {"erase": ("erasing", "erased"), "expire": ("expiring", "expired")}[command[0]]
+    assert begun.details["runs"] == done.details["runs"] == RUN
+    assert begun.details["pseudonym"] == done.details["pseudonym"]
     assert SUBJECT not in (site / "audit.log").read_text()

@@ -222,7 +222,8 @@ def test_a_dry_run_needs_no_site(place: Path) -> None:
 
 def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> None:
     run(place, "--commit")  # nobody answers
-    assert not (place / "site/vault").exists()
+    with opened(place) as vault:
+        assert vault.infos() == ()
     ended = run(place, "--commit", "--yes")
     assert ended.exit_code == 0, ended.output
     (path,) = (place / "site/receipts").iterdir()
@@ -249,7 +250,8 @@ def test_a_commit_waits_for_the_steward_to_stop(place: Path) -> None:
     with held(socket_place(site.service)):
         ended = run(place, "--commit", "--yes")
     assert isinstance(ended.exception, DarkroomError)
-    assert not (place / "site/vault").exists()
+    with opened(place) as vault:
+        assert vault.infos() == ()
 
 
 def test_a_patient_is_found_again_by_the_pseudonym(place: Path) -> None:

@@ -1,0 +1,92 @@
+"""A site's own vault, opened as its settings say; needs no torch, so that commands start at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.vault.master_key import KeyFile, OsKeyring, Passphrase
+from client.vault.store import Vault
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from client.site import VaultConfig
+    from client.vault.interior import Access
+    from client.vault.master_key import MasterKey
+
+
+def today() -> date:
+    """The date by which records expire."""
+    return datetime.now(UTC).date()
+
+
+def master_key(config: VaultConfig) -> MasterKey:
+    """The source of the vault's key that the site names.
+
+    Raises:
+        ConfigError: The passphrase is not where the site says.
+
+    """
+    if config.key_file is not None:
+        return KeyFile(Path(config.key_file))
+    if config.keyring is not None:
+        return OsKeyring(config.keyring)
+    return Passphrase.of(_passphrase(config))
+
+
+def open_vault(config: VaultConfig, *, access: Access = "read") -> Vault:
+    """The site's vault.
+
+    Raises:
+        ConfigError: The passphrase is not where the site says.
+        VaultError: See :meth:`client.vault.store.Vault.open`.
+
+    """
+    return Vault.open(Path(config.directory), master_key(config), access=access)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultCounts:
+    """What a vault holds; for the institution's own people alone."""
+
+    pictures: int
+    held_out: int
+    subjects: int
+    expired: int
+    """That may no longer be used, and are erased at the steward's next look."""
+
+
+def count_vault(config: VaultConfig, *, day: date) -> VaultCounts:
+    """Open the vault and count.
+
+    Raises:
+        ConfigError: The passphrase is not where the site says.
+        VaultError: It cannot be opened.
+
+    """
+    with open_vault(config) as vault:
+        infos = vault.infos()
+        return VaultCounts(
+            pictures=len(infos),
+            held_out=sum(info.split == "holdout" for info in infos),
+            subjects=len({info.subject for info in infos}),
+            expired=sum(info.expires is not None and info.expires <= day for info in infos),
+        )
+
+
+def _passphrase(config: VaultConfig) -> str:
+    if config.passphrase_env is not None:
+        text = os.environ.get(config.passphrase_env, "")
+        if not text:
+            raise ConfigError(f"vault.passphrase_env: the environment has no {config.passphrase_env}")
+        return text
+    path = Path(config.passphrase_file or "")
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"vault.passphrase_file: {path} cannot be read as text") from error

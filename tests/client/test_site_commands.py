@@ -1,0 +1,124 @@
+"""What a person at an institution does with a proposed run, and how its vault's key is chosen."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.memory import MIB, check_memory
+from client.site import read_site
+from client.site_directory import make_site
+from client.site_vault import open_vault
+from client.training_room import TrainingRoom
+from client.vault.errors import WrongMasterKey
+from common.adapter.model import Family, open_base
+from common.errors import NotEnoughMemory
+from common.manifest import open_manifest
+from simulations.tiny import write_tiny_base
+from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SITE = NAMES[0]
+
+
+@pytest.fixture
+def sites(tmp_path_factory: pytest.TempPathFactory) -> VaultSites:
+    made = make_vault_sites(tmp_path_factory.mktemp("v"), rounds=1)
+    for path in (made.root / SITE / "approvals").rglob("*.*"):
+        path.unlink()
+    (made.root / "run.manifest").write_bytes(made.signed)
+    return made
+
+
+def invoke(sites: VaultSites, *words: str, answer: str = "") -> Any:
+    return CliRunner().invoke(app, [*words, "--config", str(sites.root / SITE / "site.toml")], input=answer)
+
+
+def test_approve_shows_the_run_asks_and_only_a_yes_counts(sites: VaultSites) -> None:
+    path, digest = str(sites.root / "run.manifest"), open_manifest(sites.signed)[1]
+    for answer in ("n\n", "\n", ""):
+        done = invoke(sites, "approve", path, answer=answer)
+        assert done.exit_code == 1
+        assert not sites.open(SITE).approvals.is_approved(digest)
+    assert len(re.findall(r"- Against .*: epsilon = [0-9.]+\.", done.output)) == 4
+    assert all(name in done.output for name in NAMES)
+    assert "This site's policy allows the run." in done.output
+    assert f"Budget of {SITE}/subject" in done.output
+    assert invoke(sites, "approve", path, answer="y\n").exit_code == 0
+    assert sites.open(SITE).approvals.is_approved(digest)
+    assert f"approved  {digest.hex()}" in invoke(sites, "approvals").output
+
+
+def test_revoke_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSites) -> None:
+    digest = open_manifest(sites.signed)[1]
+    sites.open(SITE).approvals.approve(sites.signed)
+    assert invoke(sites, "revoke", digest.hex()[:12], answer="n\n").exit_code == 1
+    assert sites.open(SITE).approvals.is_approved(digest)
+    assert invoke(sites, "revoke", digest.hex()[:12], answer="y\n").exit_code == 0
+    assert not sites.open(SITE).approvals.is_approved(digest)
+
+
+def test_a_run_that_the_policy_forbids_cannot_be_approved_even_with_yes(sites: VaultSites) -> None:
+    policy = sites.root / SITE / "policy.toml"
+    policy.write_text(policy.read_text().replace("epsilon_per_run = 4.0", "epsilon_per_run = 0.5"))
+    done = invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes")
+    assert done.exit_code != 0
+    assert "FORBIDS" in done.output
+    assert not sites.open(SITE).approvals.is_approved(open_manifest(sites.signed)[1])
+
+
+def test_a_new_site_has_an_empty_vault(tmp_path: Path) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    with open_vault(read_site(tmp_path / "site" / "site.toml").vault) as vault:
+        assert vault.infos() == ()
+
+
+def init(folder: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, ["init", str(folder), "--name", "st-vincent", *more])
+
+
+def test_init_locks_the_vault_by_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site"
+    for weak in (None, "short"):
+        monkeypatch.delenv("VAULT_WORDS", raising=False)
+        if weak:
+            monkeypatch.setenv("VAULT_WORDS", weak)
+        assert init(folder, "--passphrase-env", "VAULT_WORDS").exit_code != 0
+        assert not folder.exists()
+    monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+    assert init(folder, "--passphrase-env", "VAULT_WORDS").exit_code == 0
+    assert not (folder / "vault.key").exists()
+    open_vault(read_site(folder / "site.toml").vault).close()
+    monkeypatch.setenv("VAULT_WORDS", "seven other words on paper")
+    with pytest.raises(WrongMasterKey):
+        open_vault(read_site(folder / "site.toml").vault)
+
+
+def test_init_takes_one_key(tmp_path: Path) -> None:
+    assert init(tmp_path / "site", "--passphrase-env", "A", "--keyring", "b").exit_code != 0
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(sites: VaultSites, tmp_path: Path) -> None:
+    base = open_base(write_tiny_base(tmp_path / "base", Family.SD1))
+    with pytest.raises(NotEnoughMemory, match="MiB"):
+        check_memory(base, device="cpu", limit=100 * MIB)
+    assert check_memory(base, device="cpu", limit=None).wanted > 512 * MIB
+
+    class Untouched:
+        def encoded(self, *_: object, **__: object) -> Any:
+            raise AssertionError("pictures were read")
+
+    room = TrainingRoom(name="a", directory=str(base.directory), device="cpu", limit=100 * MIB, records=Untouched())
+
+    asked = msgspec.structs.replace(open_manifest(sites.signed)[0], base_digest=base.digest)
+    with pytest.raises(NotEnoughMemory):
+        room.prepare(asked)
+    assert not room.loaded
