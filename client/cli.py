@@ -11,6 +11,8 @@ from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import join, request
+from client.commands.release import app as release
+from client.commands.release import countersign
 from client.commands.site import init, status
 from client.commands.steward import steward
 from common.command_line import run_command_line
@@ -18,6 +20,7 @@ from common.command_line import run_command_line
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log, name="log")
+app.add_typer(release, name="release")
 
 Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
@@ -98,7 +101,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, join, steward, status, approve, approvals, revoke)
+SITE = (init, request, join, steward, status, approve, approvals, revoke, countersign)
 for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
     app.command()(command)
 

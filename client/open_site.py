@@ -10,6 +10,7 @@ from client.approvals import ApprovalStore
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.policy import read_policy
+from client.released import ReleaseBook
 from client.site import read_site
 from common.identity_file import read_identity_file
 from common.steward_link import StewardAddress, StewardLink, read_token
@@ -29,6 +30,7 @@ class OpenSite:
     policy: SitePolicy
     ledger: Ledger
     approvals: ApprovalStore
+    releases: ReleaseBook
 
 
 def open_site(path: Path) -> OpenSite:
@@ -49,6 +51,7 @@ def open_site(path: Path) -> OpenSite:
         policy=policy,
         ledger=Ledger.open(Path(config.ledger), PldAccountant()),
         approvals=ApprovalStore(folder=Path(config.approvals), identity=identity, coordinators=policy.coordinators),
+        releases=ReleaseBook(folder=Path(config.releases), identity=identity),
     )
 
 

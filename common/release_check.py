@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from common.adapter.export import read_adapter_spec, read_adapter_vector
 from common.adapter.kohya import kohya_bytes
-from common.errors import AdapterError, DarkroomError
+from common.errors import AdapterError, ConfigErrors, DarkroomError, ManifestError
 from common.manifest import open_manifest
 from common.privacy.run_plan import private_plan
 from common.release import MAX_WORD_BYTES, ReleaseError, SiteWord, StatedPrivacy, parse_word, stated_privacy
 from common.release_folder import (
     CARD_FILE,
+    MANIFEST_FILE,
     MAX_SIGNED_BYTES,
     SIGNATURES,
     ReleaseFolder,
@@ -98,35 +99,52 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
 
     Raises:
         ReleaseError: There is no statement to begin with, or it is altered or not signed.
-        ManifestError: The manifest, given or the release's own, is altered or not signed.
-        ConfigErrors: The manifest contradicts itself.
+        ManifestError: The manifest that was given is altered or not signed.
+        ConfigErrors: The same contradicts itself.
 
     """
     release = folder.release()
     faults = list(folder.file_faults(release))
-    if expected.coordinator not in {None, release.coordinator}:
-        faults.append(f"signed by coordinator {release.coordinator}, wanted {expected.coordinator}")
     if not faults:  # what is inside an altered file says nothing
         faults += _content_faults(folder, release)
-    signed = expected.manifest or (folder.signed_manifest() if not faults else None)
-    if signed is None:
-        if expected.signatures != 0 and not faults:
-            faults.append("the sites' signatures cannot be checked: the roster is not public; give the run's manifest")
+    if expected.coordinator not in {None, release.coordinator}:
+        faults.append(f"signed by coordinator {release.coordinator}, wanted {expected.coordinator}")
+    inside = _manifest_inside(folder, faults)
+    opened = inside if expected.manifest is None else open_manifest(expected.manifest)
+    if opened is None:
+        if expected.signatures != 0:
+            faults.append("the sites' signatures cannot be checked without the run's manifest; give its file")
         return ReleaseCheck(release=release, manifest=None, faults=tuple(faults))
-    manifest, digest = open_manifest(signed)
+    manifest, digest = opened
     faults += _manifest_faults(release, manifest, digest)
+    if inside is not None and inside[1] != digest:
+        faults.append(f"{MANIFEST_FILE}: is not the manifest of the run that the release is of")
     words, found = read_words(folder, release, manifest)
-    due = len(manifest.roster) if expected.signatures is None else expected.signatures
+    return _with_words(release, manifest, (*faults, *found), words, due=expected.signatures)
+
+
+def _manifest_inside(folder: ReleaseFolder, faults: list[str]) -> tuple[Manifest, bytes] | None:
+    """The release's own copy and its digest; None if it has none, or one that adds to the faults."""
+    try:
+        signed = folder.signed_manifest()
+        return None if signed is None else open_manifest(signed)
+    except (ReleaseError, ManifestError, ConfigErrors) as error:
+        faults.append(f"{MANIFEST_FILE}: {error}")
+        return None
+
+
+def _with_words(
+    release: Release, manifest: Manifest, faults: tuple[str, ...], words: tuple[SiteWord, ...], *, due: int | None
+) -> ReleaseCheck:
     names = [signature_file(release, manifest, place) for place in range(len(manifest.roster))]
-    signers = {signature_file(release, manifest, word.place) for word in words}
+    signers = {names[word.place] for word in words}
     unsigned = tuple(name for name in names if name not in signers)
-    faults += found
-    if len(words) < due:
-        faults.append(f"{len(words)} institutions signed, {due} are wanted; missing: {', '.join(unsigned)}")
+    if len(words) < (due := len(names) if due is None else due):
+        faults += (f"{len(words)} institutions signed, {due} are wanted; missing: {', '.join(unsigned)}",)
     return ReleaseCheck(
         release=release,
         manifest=manifest,
-        faults=tuple(faults),
+        faults=faults,
         signed=tuple(name for name in names if name in signers),
         unsigned=unsigned,
     )

@@ -111,6 +111,8 @@ class ReleaseFolder:
         named = {file.name: file for file in release.files}
         if list(named) != sorted(set(named)) or len(named) < len(release.files):
             yield "release.json: wanted each file once, sorted by name"
+        if os.path.lexists(self.signatures) and (self.signatures.is_symlink() or not self.signatures.is_dir()):
+            yield f"{SIGNATURES}: wanted a folder of its own"  # through a link a word would be written elsewhere
         for name in sorted({path.name for path in self.root.iterdir()} - set(named) - {RELEASE_FILE, SIGNATURES}):
             yield f"{name}: is not part of the release; nobody signed it"
         for name, file in named.items():

@@ -129,7 +129,7 @@ def test_a_private_roster_names_nobody(run: FinishedRun, tmp_path: Path) -> None
         assert member.name.encode() not in content
         assert member.key.encode() not in content
     found = check_release(folder, Expected())
-    assert any("give the run's manifest" in fault for fault in found.faults)
+    assert any("without the run's manifest" in fault for fault in found.faults)
     assert check_release(folder, Expected(signatures=0)).faults == ()
     assert check_release(folder, Expected(manifest=run.left.signed, signatures=0)).faults == ()
 

@@ -7,6 +7,10 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from common.crypto import Label
+from common.release import Release, file_bytes
 from common.release_folder import ReleaseFolder
 from server.model_card import CardFacts
 from server.release import ReleasePlan, RunLeft, make_release
@@ -14,6 +18,8 @@ from tests.simulations.vault_sites import COORDINATOR, VaultSites, make_vault_si
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from common.crypto import Identity
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 
@@ -45,3 +51,15 @@ def finished_run(root: Path, *, rounds: int = 2) -> FinishedRun:
 def copied(folder: ReleaseFolder, to: Path) -> ReleaseFolder:
     shutil.copytree(folder.root, to, symlinks=True)
     return ReleaseFolder(to)
+
+
+def restated(folder: ReleaseFolder, *, signer: Identity = COORDINATOR, **changes: Any) -> ReleaseFolder:
+    """The folder with other things in its statement, signed again, the files' digests brought up to date."""
+    old = msgspec.json.decode((folder.root / "release.json").read_bytes(), type=Release)
+    if "files" not in changes:
+        changes["files"] = tuple(folder.describe(file.name) for file in old.files)
+    new = msgspec.structs.replace(old, **changes)
+    signature = signer.sign(Label.RELEASE_SIGNED, new.digest()).hex()
+    data = file_bytes(msgspec.structs.replace(new, signature=signature))
+    (folder.root / "release.json").write_bytes(data)
+    return folder
