@@ -18,10 +18,10 @@ from client.service_socket import held
 from client.site import read_site
 from client.site_vault import master_key, open_vault
 from client.steward_process import socket_place
-from client.vault.errors import VaultBusy, VaultError
+from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
 from common.audit_log import AuditLog
-from common.errors import ConfigError, DarkroomError
+from common.errors import ConfigError, DarkroomError, VaultError
 from common.identity_file import read_identity_file
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SOURCE: Final = re.compile(r"^\s*(key_file|passphrase_file|passphrase_env|keyring)\s*=.*$", re.MULTILINE)
 
 
-def rotate_key(site_file: Path, line: str) -> SiteConfig:
+def rotate_key(site_file: Path, line: str) -> None:
     """Make the key that the line names if it is a file or a keyring's, and lock the vault with it.
 
     Args:
@@ -47,18 +47,17 @@ def rotate_key(site_file: Path, line: str) -> SiteConfig:
     beside = site_file.with_suffix(".new.toml")
     with held(socket_place(site.service)), open_vault(site.vault, access="write") as vault:
         audit = AuditLog(path=Path(site.audit_log), identity=read_identity_file(Path(site.identity)))
-        new = _settings(site, site_file, beside, line)
         try:
+            new = _settings(site, site_file, beside, line)
             _make_key(new.vault)
             audit.append("rotating", {})
             vault.rotate(master_key(new.vault))
         except DarkroomError as error:
-            if not (isinstance(error, VaultBusy) and _opens(new.vault)):
-                beside.unlink()
+            if not (isinstance(error, VaultBusy) and _opens(beside)):
+                beside.unlink(missing_ok=True)
                 raise
         beside.replace(site_file)
         audit.append("rotated", {})
-    return new
 
 
 def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> SiteConfig:
@@ -85,10 +84,10 @@ def _make_key(source: VaultConfig) -> None:
         create_keyring_key(source.keyring)
 
 
-def _opens(source: VaultConfig) -> bool:
-    """Whether the vault is locked with this key: then only the old lock's traces wait for a reader to end."""
+def _opens(settings: Path) -> bool:
+    """Whether the vault is locked as they say: then only the old lock's traces wait for a reader to end."""
     try:
-        open_vault(source).close()
+        open_vault(read_site(settings).vault).close()
     except VaultError:
         return False
     return True

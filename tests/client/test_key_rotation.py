@@ -15,9 +15,10 @@ from client.site import read_site
 from client.site_directory import make_site
 from client.site_vault import open_vault
 from client.steward_process import socket_place
-from client.vault.errors import MasterKeyUnavailable, VaultBusy, VaultError, WrongMasterKey
+from client.vault.errors import MasterKeyUnavailable, VaultBusy, WrongMasterKey
 from client.vault.store import Vault
 from common.audit_log import verify_log
+from common.errors import VaultError
 from common.identity_file import read_identity_file
 
 
