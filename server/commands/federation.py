@@ -38,6 +38,7 @@ def init(
     config = parse_config(settings, FederationConfig, source="darkroom-server init")
     identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC))
     typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
+    typer.echo(f"coordinator's public key, for the sites' policies: {identity.public.hex()}")
     typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
 
 
