@@ -19,9 +19,9 @@ from client.ledger import Event
 from client.open_site import link_to_steward, open_site
 from client.site import read_site
 from client.site_directory import make_site, site_steps
-from client.site_status import read_entries, site_status
+from client.site_status import site_status
 from common.adapter.model import Family
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
 from common.messages import Refusal, RefusalCode, decode_reply
 from common.secagg.messages import Step
