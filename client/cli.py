@@ -11,6 +11,7 @@ from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import join, request
+from client.commands.restoring import accept_clock, accept_vault
 from client.commands.rotation import rotate_key
 from client.commands.site import init, status
 from client.commands.steward import steward
@@ -100,7 +101,8 @@ def verify(
 
 
 SITE = (init, request, join, steward, status, approve, approvals, revoke)
-for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire, rotate_key):
+VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
+for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from client.books import VAULT, noted_in
 from client.service_socket import held
 from client.site import read_site
 from client.site_vault import master_key, open_vault
 from client.steward_process import socket_place
 from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
-from common.audit_log import AuditLog
+from common.audit_log import AuditLog, read_entries
 from common.errors import ConfigError, DarkroomError, VaultError
 from common.identity_file import read_identity_file
 
@@ -45,8 +47,11 @@ def rotate_key(site_file: Path, line: str) -> None:
     """
     site = read_site(site_file)
     beside = site_file.with_suffix(".new.toml")
-    with held(socket_place(site.service)), open_vault(site.vault, access="write") as vault:
+    with ExitStack() as stack:
+        stack.enter_context(held(socket_place(site.service)))
         audit = AuditLog(path=Path(site.audit_log), identity=read_identity_file(Path(site.identity)))
+        noted = noted_in(read_entries(audit.path)).vault
+        vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
         try:
             new = _settings(site, site_file, beside, line)
             _make_key(new.vault)
@@ -57,7 +62,7 @@ def rotate_key(site_file: Path, line: str) -> None:
                 beside.unlink(missing_ok=True)
                 raise
         beside.replace(site_file)
-        audit.append("rotated", {})
+        audit.append("rotated", {VAULT: vault.state().text()})
 
 
 def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> SiteConfig:
