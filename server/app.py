@@ -17,6 +17,8 @@ from common.identity_file import read_identity_file
 from common.manifest import open_manifest
 from common.toml_config import parse_config, read_toml
 from server.coordinator import Coordinator
+from server.leadership import leading
+from server.patience import WaitsForInstitutions
 from server.run_directory import RunDirectory
 from server.secure_session import SecureRun
 from server.transport import GridTransport, Transport
@@ -61,11 +63,18 @@ def run_deployed(transport: Transport, context: Context) -> None:
     Raises:
         ConfigError: A key is missing, or a file that it names cannot be used.
         ManifestError: The manifest is not signed, or not of this adapter.
+        RunBusy: Another process leads it.
+        RoundFailed: So many attempts at one round failed; it can be started again.
 
     """
+    directory = _path(context, DIRECTORY_KEY)
+    with leading(directory):  # before the audit log is opened, which has one writer
+        _lead(transport, context, directory)
+
+
+def _lead(transport: Transport, context: Context, directory: Path) -> None:
     from common.adapter.vector import initial_vector  # noqa: PLC0415 - torch, which only a start needs
 
-    directory = _path(context, DIRECTORY_KEY)
     secure = _secure_run(context, directory) if context.run_config.get(MANIFEST_KEY) else None
     config = _config(context) if secure is None else open_manifest(secure.manifest)[0].config
     spec = read_spec(_path(context, SPEC_KEY))
@@ -79,6 +88,7 @@ def run_deployed(transport: Transport, context: Context) -> None:
         observer=RunDirectory(directory),
         directory=directory,
         secure=secure,
+        patience=WaitsForInstitutions(directory),
     ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
 
 
