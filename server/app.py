@@ -19,7 +19,7 @@ from common.toml_config import parse_config, read_toml
 from server.coordinator import Coordinator
 from server.leadership import leading
 from server.patience import WaitsForInstitutions
-from server.run_directory import RunDirectory
+from server.run_directory import LOG_FILE, RunDirectory
 from server.secure_session import SecureRun
 from server.transport import GridTransport, Transport
 
@@ -131,12 +131,15 @@ def _path(context: Context, key: str) -> Path:
 
 
 def _run_in_its_own_process(transport: Transport, context: Context) -> None:
-    """Show our log, which Flower streams to whoever started the run, and lead the run."""
-    shown = logging.StreamHandler()
-    shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    """Show our log, which Flower streams to whoever started the run, keep it, and lead the run."""
+    directory = _path(context, DIRECTORY_KEY)
+    directory.mkdir(parents=True, exist_ok=True)
     ours = logging.getLogger("server")
-    ours.addHandler(shown)
+    for handler in (logging.StreamHandler(), logging.FileHandler(directory / LOG_FILE, encoding="utf-8")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(handler)
     ours.setLevel(logging.INFO)
+    ours.info("started as Flower's run %s", context.run_id)
     run_deployed(transport, context)
 
 

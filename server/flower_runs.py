@@ -148,8 +148,12 @@ class FlowerRun:
         self.launch.flwr("stop", number, CONNECTION)
 
     def log(self) -> str:
-        """What the coordinator's loop said so far, as Flower kept it."""
-        return self.launch.flwr("log", self._started(), CONNECTION, "--show")
+        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept."""
+        number = self._started()
+        try:
+            return self.files.log_file.read_text()
+        except FileNotFoundError:
+            return self.launch.flwr("log", number, CONNECTION, "--show")
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
@@ -28,6 +29,8 @@ _LOCK: Final = "lock"
 _STANDING: Final = "standing.json"
 _TAKE_OVER_SECONDS: Final = 30.0
 """How long a new process waits for an old one to let go: Flower ends it within seconds of giving a run up."""
+
+_log = logging.getLogger(__name__)
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +110,7 @@ def leading(directory: Path, *, patience_s: float = _TAKE_OVER_SECONDS) -> Itera
             yield
         except DarkroomError as error:
             note(directory, "stopped", str(error))
+            _log.error("stopped: %s", error)
             want_no_more(directory)
             raise
         want_no_more(directory)

@@ -1,7 +1,7 @@
 """A federation of separate processes on loopback, made at once: for chaos, captures and benchmarks.
 
-The pilot goes through the commands that people type; here the same keys, vaults, join files and manifest are made by the
-functions behind them, because a command takes seconds to start and a test needs dozens.
+The pilot goes through the commands that people type; here the same keys, vaults, join files and manifest are made by
+the functions behind them, because a command takes seconds to start and a test needs dozens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,6 +24,7 @@ from client.site_directory import SITE_FILE, make_site
 from client.site_vault import open_vault
 from client.vault.records import NewRecord
 from common.adapter.model import open_base
+from common.config import RunConfig
 from common.errors import StewardUnavailable
 from common.flower_commands import program
 from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
@@ -37,8 +37,8 @@ from simulations.processes import ROOT, call, client_command, free_ports, server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from common.config import RunConfig
     from common.supervision import Command
 
 _PIXELS: Final = 32
@@ -57,6 +57,29 @@ units = ["image"]
 """
 
 
+def noise_pixels(name: str, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """uint8[32, 32, 3]: noise, of which no piece occurs by chance."""
+    seed = int.from_bytes(hashlib.sha256(f"{name}/{number}".encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).integers(0, 256, (_PIXELS, _PIXELS, 3), dtype=np.uint8)
+
+
+def noise_record(name: str, number: int) -> NewRecord:
+    """A picture whose bytes and words are found wherever they are."""
+    stream = io.BytesIO()
+    Image.fromarray(noise_pixels(name, number)).save(stream, "PNG")
+    image = stream.getvalue()
+    exact = hashlib.sha256(image).digest()
+    return NewRecord(
+        image=image,
+        caption=f"CanaryCaption {name} mediastinum {number}",
+        subject_id=f"CanarySubject-{name}-{number}",
+        label=f"CanaryLabel-{name}",
+        source_name=f"CanaryFile-{name}-{number}.dcm",
+        exact_hash=exact,
+        perceptual_hash=int.from_bytes(exact[:8], "big"),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaboratoryPlan:
     """What a laboratory is made of."""
@@ -67,7 +90,7 @@ class LaboratoryPlan:
     names: tuple[str, ...]
     pictures: int = 6
     """In each vault."""
-    record: Callable[[str, int], NewRecord] = field(default=lambda name, number: noise_record(name, number))
+    record: Callable[[str, int], NewRecord] = field(default=noise_record)
     """The picture of this site with this number."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where a site connects, if not straight to the public listener: a proxy that cuts or records."""
@@ -201,33 +224,8 @@ class Laboratory:
             return False
 
 
-def noise_pixels(name: str, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """uint8[32, 32, 3]: noise, of which no piece occurs by chance."""
-    seed = int.from_bytes(hashlib.sha256(f"{name}/{number}".encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).integers(0, 256, (_PIXELS, _PIXELS, 3), dtype=np.uint8)
-
-
-def noise_record(name: str, number: int) -> NewRecord:
-    """A picture whose bytes and words are found wherever they are."""
-    stream = io.BytesIO()
-    Image.fromarray(noise_pixels(name, number)).save(stream, "PNG")
-    image = stream.getvalue()
-    exact = hashlib.sha256(image).digest()
-    return NewRecord(
-        image=image,
-        caption=f"CanaryCaption {name} mediastinum {number}",
-        subject_id=f"CanarySubject-{name}-{number}",
-        label=f"CanaryLabel-{name}",
-        source_name=f"CanaryFile-{name}-{number}.dcm",
-        exact_hash=exact,
-        perceptual_hash=int.from_bytes(exact[:8], "big"),
-    )
-
-
 def laboratory_config(*, rounds: int, sites: int, minimum: int, pictures: int = 6, repeats: int = 0) -> RunConfig:
     """A private run with masked sums on the tiny base, quick enough for many rounds."""
-    from common.config import RunConfig  # noqa: PLC0415 - msgspec reads it at run time
-
     return msgspec.convert(
         {
             "name": "laboratory",
