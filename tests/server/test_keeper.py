@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.errors import ProvisioningError
-from server.federation import FederationDirectory
 from server.flower_runs import FlowerRun
 from server.keeper import GRACE_SECONDS, RunKeeper
 from server.launch import Launch
@@ -17,6 +16,8 @@ from tests.federation.live_federation import federation_on_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.federation import FederationDirectory
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Clock:
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
     made = Flower()
     monkeypatch.setattr(FlowerRun, "status", lambda _run: made.status)
-    monkeypatch.setattr(FlowerRun, "start", lambda run: made.start(run))
+    monkeypatch.setattr(FlowerRun, "start", lambda run: made.start(run))  # noqa: PLW0108 - as a method it gets the run
     return made
 
 
