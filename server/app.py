@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 from flwr.serverapp import Grid, ServerApp
 
 from common.adapter.spec import AdapterSpec
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flwr.app import Context
+
+    from server.vectors import Vector
 
 CONFIG_KEY: Final = "config"
 """Run-config key: path of the run's TOML file."""
@@ -73,8 +76,6 @@ def run_deployed(transport: Transport, context: Context) -> None:
 
 
 def _lead(transport: Transport, context: Context, directory: Path) -> None:
-    from common.adapter.vector import initial_vector  # noqa: PLC0415 - torch, which only a start needs
-
     secure = _secure_run(context, directory) if context.run_config.get(MANIFEST_KEY) else None
     config = _config(context) if secure is None else open_manifest(secure.manifest)[0].config
     spec = read_spec(_path(context, SPEC_KEY))
@@ -83,13 +84,23 @@ def _lead(transport: Transport, context: Context, directory: Path) -> None:
     Coordinator(
         config=config,
         spec=spec,
-        initial=initial_vector(spec),
+        initial=_initial(spec),
         transport=transport,
         observer=RunDirectory(directory),
         directory=directory,
         secure=secure,
         patience=WaitsForInstitutions(directory),
     ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
+
+
+def _initial(spec: AdapterSpec) -> Vector:
+    """What the run starts from, float32[d]."""
+    if spec.starts_at_zero:
+        return np.zeros(spec.dimension, dtype=np.float32)
+    # torch takes seconds to load and half of the server's memory
+    from common.adapter.vector import initial_vector  # noqa: PLC0415 - see above
+
+    return initial_vector(spec)
 
 
 def _config(context: Context) -> RunConfig:
