@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,7 @@ UNWELL: Final = frozenset(
 attempt, which everybody pays for; a proposal costs nothing."""
 ASK_AGAIN_SECONDS: Final = 300.0
 """After which one that does not take part is asked again although enough others do."""
+_log = logging.getLogger("server.coordinator")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,7 @@ class Absentees:
 
     def note(self, node: int, reason: str) -> None:
         """It does not take part."""
+        _log.warning("node=%d does not take part: %s", node, reason)
         self._reasons[node] = reason
         self._until[node] = self.now() + ASK_AGAIN_SECONDS
 

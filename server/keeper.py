@@ -43,20 +43,22 @@ class RunKeeper:
                 self._due.pop(name, None)
                 self._pause.pop(name, None)
             elif self._now() >= self._due.setdefault(name, self._now() + GRACE_SECONDS):
-                pause = self._pause[name] = min(_LONGEST_SECONDS, 2 * self._pause.get(name, GRACE_SECONDS / 2))
-                self._start(files)
-                self._due[name] = self._now() + pause
+                self._due[name] = self._now() + self._start(files)
 
     def _wanted(self) -> Iterator[RunFiles]:
         for folder in sorted((self._launch.directory.root / "runs").glob("*/run")):
             if is_wanted(folder):
                 yield RunFiles(self._launch.directory, folder.parent.name)
 
-    def _start(self, files: RunFiles) -> None:
+    def _start(self, files: RunFiles) -> float:
+        """Seconds until the next look."""
         run = FlowerRun(self._launch, files)
         try:
-            # Flower finds out by itself that the process has died; until then it would have two of them
-            if run.has_ended():
-                _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, run.start())
+            if not run.has_ended():
+                # Flower finds out within about a minute that the process has died; until then it would have two of them
+                return GRACE_SECONDS
+            _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, run.start())
         except DarkroomError as error:
-            _log.warning("run %s is not led, and cannot be started yet: %s", files.name, error)
+            _log.warning("run %s is led by nobody, and cannot be started yet: %s", files.name, error)
+        pause = self._pause[files.name] = min(_LONGEST_SECONDS, 2 * self._pause.get(files.name, GRACE_SECONDS))
+        return pause

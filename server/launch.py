@@ -18,6 +18,7 @@ from common.flower_commands import ENVIRONMENT, program
 from common.supervision import Command
 from server.files import write_atomically
 from server.guard import Guard
+from server.handshakes import ToldTls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,6 +189,9 @@ class Launch:
             ws="none",
             proxy_headers=False,  # nobody in front of us may say who the client is
         )
+        settings.load()
+        if settings.ssl is not None:
+            settings.ssl.sslobject_class = ToldTls
         return uvicorn.Server(settings)
 
     def _base_url(self) -> str:
