@@ -113,7 +113,7 @@ class ReadyForRound:
         if len(at_hand) < self.rules.minimum:
             raise TooFewInstitutions(
                 f"round {self.round}: {len(at_hand)} institutions can be reached, {self.rules.minimum} are needed; "
-                "resume the run when enough of them are back"
+                "the run can go on when enough of them are back"
             )
         return draw_participants(
             at_hand,

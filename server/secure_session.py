@@ -191,8 +191,8 @@ class SecureSession:
 
     def _too_few(self, have: int, wanted: int) -> str:
         return (
-            f"{have} institutions take part, {wanted} are needed (the others: {self._absent.reasons()}); resume the "
-            "run when enough of them have approved its manifest and are back"
+            f"{have} institutions take part, {wanted} are needed (the others: {self._absent.reasons()}); the run "
+            "can go on when enough of them have approved its manifest and are back"
         )
 
     def _propose(self, nodes: Iterable[int], *, timeout_s: float) -> None:

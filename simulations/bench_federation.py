@@ -224,7 +224,7 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int) -> Report:
     with ProcessWatch() as watch:
         stage.lead(seconds=(rounds + 4) * (60.0 + 10.0 * sites))
     rows = [row for row in read_metrics(stage.files.directory) if row["kind"] == "round"]
-    idle = watch.share["flower-supernode"] + watch.share["flower-superexec"]
+    idle = watch.share["supernode_process.py"] + watch.share["flower-superexec"]
     return Report(
         machine=platform.machine(),
         cores=os.cpu_count() or 0,

@@ -95,7 +95,7 @@ class LaboratoryPlan:
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where a site connects, if not straight to the public listener: a proxy that cuts or records."""
     policies: Mapping[str, str] = field(default_factory=dict)
-    """TOML of a site's policy in place of the usual one."""
+    """TOML of a site's policy in place of the usual one; ``{coordinator}`` and ``{base}`` are filled in."""
 
 
 class Laboratory:
@@ -160,7 +160,7 @@ class Laboratory:
         make_site(root, name)
         settings = root / SITE_FILE
         settings.write_text(settings.read_text().replace('base = "base"', f'base = "{self.plan.base}"'))
-        policy = self.plan.policies.get(name) or _POLICY.format(
+        policy = self.plan.policies.get(name, _POLICY).format(
             coordinator=self.federation.identity().public.hex(),
             base=base_digest,
             minimum=self.plan.config.server.minimum_institutions,

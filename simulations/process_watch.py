@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAMS: Final = ("flower-superlink", "flwr-serverapp", "flower-supernode", "flower-superexec", "flwr-clientapp")
+PROGRAMS: Final = ("flower-superlink", "flwr-serverapp", "supernode_process.py", "flower-superexec", "flwr-clientapp")
+"""Among the first words of a command line."""
 _LOOK_SECONDS: Final = 0.05
 _MEMORY_LOOKS: Final = 20
 """Looks between two at memory, which costs more."""

@@ -31,9 +31,10 @@ _PROGRAMS = {
     "superlink": "flower-superlink",
     "superexec": "flower-superexec",
     "serverapp": "flwr-serverapp",
-    "supernode": "flower-supernode",
+    "supernode": "supernode_process.py",
     "clientapp": "flwr-clientapp",
 }
+"""Name of the program, among the first words of its command line."""
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Federation:
 
     lab: Laboratory
     restart_seconds: float = 3.0
+    joining: tuple[str, ...] | None = None
+    """Sites that connect at once; absent: all."""
     _supervisors: dict[str, Supervisor] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -49,9 +52,12 @@ class Federation:
         for name in self.lab.plan.names:
             self._start(f"steward {name}", self.lab.steward(name))
         self.wait_for(lambda: self.lab.registered() and all(map(self.lab.serves, self.lab.plan.names)), 180)
-        for name in self.lab.plan.names:
-            self._start(f"join {name}", self.lab.join(name))
+        for name in self.lab.plan.names if self.joining is None else self.joining:
+            self.start_joining(name)
         return self
+
+    def start_joining(self, name: str) -> None:
+        self._start(f"join {name}", self.lab.join(name))
 
     def _start(self, name: str, command: Any) -> None:
         supervisor = Supervisor([command], restart_seconds=self.restart_seconds, stop_seconds=5)
