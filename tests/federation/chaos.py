@@ -131,7 +131,7 @@ class Chaos:
                 self._thaw.remove((at, mend))
         if now < self._next:
             return
-        self._next = now + self.random.uniform(8.0, 20.0)
+        self._next = now + self.random.uniform(10.0, 25.0)
         what, kind = self._plan[-1] if self._plan else self._draw()
         if self._act(what, kind, now) and self._plan:
             self._plan.pop()
