@@ -1,4 +1,4 @@
-"""Many byte strings looked for in many files at once: a capture has tens of megabytes, and the needles are thousands."""
+"""Many byte strings looked for in many files at once: a capture has tens of megabytes, the needles are thousands."""
 
 from __future__ import annotations
 
