@@ -7,12 +7,14 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from client import supernode_process
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
@@ -129,7 +131,8 @@ class SiteDirectory:
     def supernode(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
         arguments = (
-            *(program("flower-supernode"), "--superlink", join.address, "--host", "127.0.0.1", "--port", str(port)),
+            *(sys.executable, "-P", str(supernode_process.__file__), "--superlink", join.address),
+            *("--host", "127.0.0.1", "--port", str(port)),
             *("--root-certificates", str(self.authority_file)),
             *("--auth-supernode-private-key", str(self.node_key_file), "--node-config", node_config),
         )

@@ -48,7 +48,7 @@
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
-    ├── RoundFailed                too few institutions answered
+    ├── RoundFailed                too few institutions answered; its kind stands in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
         ├── NotPrivate             repeatable noise or unclipped data where secret noise is due
