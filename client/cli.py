@@ -11,6 +11,7 @@ from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import join, request
+from client.commands.preflight import preflight
 from client.commands.site import init, status
 from client.commands.steward import steward
 from common.command_line import run_command_line
@@ -98,7 +99,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, join, steward, status, approve, approvals, revoke)
+SITE = (init, request, preflight, join, steward, status, approve, approvals, revoke)
 for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
     app.command()(command)
 

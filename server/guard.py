@@ -110,7 +110,8 @@ def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 async def _relay(response: httpx.Response, send: Send) -> None:
-    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
+    dropped = _HOP_BY_HOP | {b"date"}  # the listener's own is there already, and a clock is read from it
+    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in dropped]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     async for piece in _pieces(response):
         await send({"type": "http.response.body", "body": piece, "more_body": True})
