@@ -10,10 +10,11 @@ import typer
 from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
-from client.commands.joining import join, request
+from client.commands.joining import install, join, request
 from client.commands.preflight import preflight
 from client.commands.site import init, status
 from client.commands.steward import steward
+from client.commands.units import units
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -99,7 +100,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, preflight, join, steward, status, approve, approvals, revoke)
+SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke)
 for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
     app.command()(command)
 

@@ -34,6 +34,19 @@ def request(
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
 
 
+def install(
+    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
+    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
+    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
+    directory: Directory = Path("site"),
+) -> None:
+    """Install the bundle read-only and start nothing; as root, so that the SuperNode's user cannot undo it."""
+    supernode = SuperNode(SiteLayout(directory.resolve()))
+    joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    supernode.install(joined, bundle)
+    typer.echo(f"installed {joined.bundle} for {joined.site}; nothing else runs there")
+
+
 def join(
     join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
     bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],

@@ -126,10 +126,12 @@ async def _run(launch: Launch) -> None:
     launch.write_connection()
     with Supervisor(launch.commands()) as supervisor:
         await _wait_until_up(launch)
-        listener = launch.listener()
+        if launch.config.front == "nginx":
+            await _keep(launch, supervisor)  # ends on SIGINT or SIGTERM
+            return
         keeping = asyncio.create_task(_keep(launch, supervisor))
         try:
-            await listener.serve()  # ends on SIGINT or SIGTERM
+            await launch.listener().serve()  # the same
         finally:
             keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
