@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from client import bundle_gate
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
@@ -31,8 +34,6 @@ _WRITE_BITS: Final = 0o222
 _INSTALL_SECONDS: Final = 120.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
-_SEARCHED: Final = 0o111
-"""Bits by which others may enter a folder or run a file."""
 
 
 def request_to_join(site: SiteLayout, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
@@ -79,12 +80,16 @@ class SuperNode:
 
     def is_installed(self, join: JoinFile) -> bool:
         """Whether this bundle is in place and this user cannot write another beside it."""
+        wanted = (
+            (self._installed_file, join.bundle),
+            (self.site.authority_file, join.authority),
+            (self._program, _program_text()),
+        )
         try:
-            installed = self._installed_file.read_text()
+            in_place = all(path.read_text() == text for path, text in wanted)
         except OSError:
             return False
-        trusted = self.site.authority_file.read_text() == join.authority
-        return trusted and installed == join.bundle and not os.access(self._apps, os.W_OK)
+        return in_place and not os.access(self._apps, os.W_OK)
 
     def install(self, join: JoinFile, bundle: Path) -> None:
         """Put authority and bundle in place and take the right to write bundles away, so that no other one runs.
@@ -121,6 +126,9 @@ class SuperNode:
         if done.returncode != 0:
             raise ProvisioningError(f"flwr install: code {done.returncode}: {(done.stderr or done.stdout).strip()}")
         _make_read_only(apps)
+        self._program.parent.mkdir(exist_ok=True)
+        self._program.write_text(_program_text())
+        self._program.chmod(0o755)
         self._installed_file.write_text(join.bundle)
 
     @property
@@ -129,11 +137,18 @@ class SuperNode:
 
     @property
     def _installed_file(self) -> Path:
-        return self.site.flower_home / "installed"
+        return self.site.flower_home / bundle_gate.INSTALLED
+
+    @property
+    def _program(self) -> Path:
+        """What Flower starts for each message, found before its own by the environment's path."""
+        return self.site.supernode / "bin" / "flwr-clientapp"
 
     def environment(self) -> dict[str, str]:
         """Of every Flower process here."""
-        return {**ENVIRONMENT, "FLWR_HOME": str(self.site.flower_home), **proxy_exceptions(os.environ)}
+        path = os.pathsep.join((str(self._program.parent), ENVIRONMENT["PATH"]))
+        home = str(self.site.flower_home)
+        return {**ENVIRONMENT, "PATH": path, "FLWR_HOME": home, **proxy_exceptions(os.environ)}
 
     def command(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
@@ -144,6 +159,11 @@ class SuperNode:
         )
         log = self.site.supernode_log
         return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def _program_text() -> str:
+    """``-P``: the folder of our own modules must not come first where the bundle's are to be found."""
+    return f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(bundle_gate.__file__))} "$@"\n'
 
 
 def check_bundle(content: bytes, join: JoinFile, *, source: str) -> None:
