@@ -5,6 +5,7 @@ Nothing here is agreed with anybody; what a run may do stands in the policy file
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,7 @@ from msgspec import Meta
 from common.config import Config
 from common.errors import ConfigError
 from common.manifest import InstitutionName  # noqa: TC001 - msgspec reads annotations at run time
+from common.preflight import PreflightLimits
 from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     """Most memory that a base model with its training may need; absent: what the machine has free."""
     vault: VaultConfig
     service: ServiceConfig = ServiceConfig()
+    preflight: PreflightLimits = PreflightLimits()
 
 
 def read_site(path: Path) -> SiteConfig:
@@ -97,6 +100,17 @@ def read_site(path: Path) -> SiteConfig:
     """
     site = parse_config(read_toml(path), SiteConfig, source=str(path))
     return _beside(site, path.absolute().parent)
+
+
+def read_limits(path: Path) -> PreflightLimits:
+    """What a site file says on looking before starting; the defaults where this user may not read it.
+
+    Raises:
+        ConfigError: Missing or not TOML.
+        ConfigErrors: Every fault in it.
+
+    """
+    return read_site(path).preflight if os.access(path, os.R_OK) else PreflightLimits()
 
 
 def _beside(site: SiteConfig, folder: Path) -> SiteConfig:

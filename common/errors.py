@@ -32,7 +32,7 @@
     │   ├── MasksDidNotCancel      a sum whose check coordinates are wrong; nothing is released
     │   └── MaskReuse              a second vector asked for under the same masks
     ├── CryptoError                a key or sealed text that cannot be used
-    ├── ProvisioningError          a request, join file, roster or certificate that cannot be used
+    ├── ProvisioningError          a request, join file or certificate that cannot be used; kinds in common/preflight.py
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from server.federation import FederationConfig, FederationDirectory, Roster
+    from server.federation import FederationDirectory, Roster
+    from server.federation_config import FederationConfig
 
 CONNECTION: Final = "darkroom"
 """Name of our SuperLink in Flower's own configuration."""
@@ -180,8 +181,8 @@ class Launch:
             Guard(client, maximum_body=self.config.maximum_body_mib << 20),
             host=self.config.listen,
             port=self.config.public_port,
-            ssl_certfile=str(self.directory.file("server.crt")),
-            ssl_keyfile=str(self.directory.file("server.key")),
+            ssl_certfile=str(self.directory.public.certificate),
+            ssl_keyfile=str(self.directory.public.key),
             access_log=False,  # the guard writes its own
             log_config=None,
             server_header=False,

@@ -44,8 +44,6 @@ _UNWANTED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 _BLANK: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
 """Letters and marks that show nothing (Unicode's default ignorable ones), such as selectors of a glyph's variant."""
 _MAX_LIST_BYTES: Final = 64 << 20
 
