@@ -86,6 +86,15 @@ def test_every_fault_of_a_site_file_is_told(tmp_path: Path) -> None:
     assert all(word in text for word in ("name", "device", "vaults", "exactly one of key_file"))
 
 
+@pytest.mark.parametrize("text", ['"a\\u0000b"', '"~nobody-of-this-name/base"'])
+def test_paths_that_no_system_knows_are_told(tmp_path: Path, text: str) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    path = tmp_path / "site" / "site.toml"
+    path.write_text(path.read_text().replace('"base"', text))
+    with pytest.raises(ConfigError):
+        read_site(path)
+
+
 def test_an_unfinished_policy_does_not_open(tmp_path: Path) -> None:
     make_site(tmp_path / "site", "st-vincent")
     with pytest.raises(ConfigErrors, match="coordinators"):
