@@ -10,12 +10,16 @@ import typer
 from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
-from client.commands.joining import join, request
+from client.commands.joining import install, join, request
 from client.commands.picture import app as picture
+from client.commands.preflight import preflight
 from client.commands.release import app as release
 from client.commands.release import countersign
+from client.commands.restoring import accept_clock, accept_vault
+from client.commands.rotation import rotate_key
 from client.commands.site import init, status
 from client.commands.steward import steward
+from client.commands.units import units
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -113,8 +117,9 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, join, steward, status, approve, approvals, revoke, countersign)
-for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
+SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
+VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
+for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)
 
 

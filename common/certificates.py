@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -145,27 +145,6 @@ def read_certificate(pem: bytes, *, source: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise ProvisioningError(f"{source}: wanted a certificate in PEM form") from error
-
-
-def check_server_certificate(certificate: bytes, *, authority: bytes, now: dt.datetime) -> None:
-    """Refuse a server certificate that sites would refuse.
-
-    Raises:
-        ProvisioningError: Expired, not valid yet, or not signed by the authority.
-
-    """
-    served = read_certificate(certificate, source="server certificate")
-    issuer = read_certificate(authority, source="authority certificate")
-    for name, checked in (("server", served), ("authority", issuer)):
-        if not checked.not_valid_before_utc <= now <= checked.not_valid_after_utc:
-            raise ProvisioningError(
-                f"the {name} certificate is valid from {checked.not_valid_before_utc} to "
-                f"{checked.not_valid_after_utc}, and it is {now}; check the clock, or run: darkroom-server renew"
-            )
-    try:
-        served.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise ProvisioningError("the server certificate is not signed by this federation's authority") from error
 
 
 def create_node_key(path: Path) -> str:

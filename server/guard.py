@@ -1,7 +1,6 @@
 """The public listener: passes Flower's Fleet API to the SuperLink on loopback, and nothing else.
 
-Flower's Control API has no authentication and shares the SuperLink's port: who reaches it can list runs, register nodes
-and start a run, which is code on every site. So sites reach this listener instead.
+What passes, and why no more, stands in ``server/passed_paths.py``.
 
 Guarantee: a request gets through if and only if it is ``POST /v1/fleet/NAME`` with NAME of small letters and hyphens,
 or ``GET /health``, compared as the bytes that were sent, so that no escape or dot segment is read differently behind
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from server.passed_paths import PASSED
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Event]]
     Send = Callable[[Event], Awaitable[None]]
 
-_FLEET: Final = re.compile(rb"/v1/fleet/[a-z]+(?:-[a-z]+)*")
+_PASSED: Final = tuple((passed.method, re.compile(passed.path.encode())) for passed in PASSED)
 _HOP_BY_HOP: Final = frozenset(
     name.encode()
     for name in (
@@ -102,7 +103,7 @@ class Guard:
 
 def is_allowed(method: str, raw_path: bytes) -> bool:
     """Whether a request may pass, by the bytes of its path."""
-    return (method == "POST" and _FLEET.fullmatch(raw_path) is not None) or (method == "GET" and raw_path == b"/health")
+    return any(method == passed and pattern.fullmatch(raw_path) is not None for passed, pattern in _PASSED)
 
 
 def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -110,7 +111,8 @@ def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 async def _relay(response: httpx.Response, send: Send) -> None:
-    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
+    dropped = _HOP_BY_HOP | {b"date"}  # the listener's own is there already, and a clock is read from it
+    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in dropped]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     async for piece in _pieces(response):
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -14,7 +14,7 @@ app = typer.Typer(help="Hand an adapter out.", no_args_is_help=True, pretty_exce
 
 
 @app.command()
-def make(  # noqa: PLR0913 - a command has as many options as it needs
+def make(
     name: Annotated[str, typer.Argument(help="The run's name.")],
     base: Annotated[Path, typer.Option(help="The base model: a diffusers directory.")],
     directory: Annotated[Path, typer.Option(help="The federation's directory.")] = Path("federation"),
@@ -29,8 +29,8 @@ def make(  # noqa: PLR0913 - a command has as many options as it needs
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Release a run that has rounds left.")] = False,
 ) -> None:
     """Write a run's adapter, model card and signed statement into a new folder."""
-    from server.model_card import CardFacts, read_facts  # noqa: PLC0415 - torch takes seconds to load
-    from server.release import ReleasePlan, RunLeft, make_release  # noqa: PLC0415 - as above
+    from server.model_card import CardFacts, read_facts
+    from server.release import ReleasePlan, RunLeft, make_release
 
     files = RunFiles(FederationDirectory(directory.resolve()), name)
     files.signed()
@@ -62,7 +62,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check every file, figure and signature of a release, and say each fault."""
-    from common.release_check import verify_release  # noqa: PLC0415 - torch takes seconds to load
+    from common.release_check import verify_release
 
     for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures):
         typer.echo(line)
