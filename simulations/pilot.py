@@ -1,7 +1,7 @@
 """A pilot: a whole federation on one machine, every party a process and a folder of its own, by the users' commands.
 
-Requests, join files, TLS, vaults, stewards, a private run with masked sums, a signed release, a picture. Everything that
-was said is kept in the pilot's folder.
+Requests, join files, TLS, vaults, stewards, a private run with masked sums, a signed release, a picture. Everything
+that was said is kept in the pilot's folder.
 """
 
 from __future__ import annotations
