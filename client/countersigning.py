@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from client.ledger_store import connection, read_rows
-from client.site_status import read_entries
 from common.audit_check import ADAPTER
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.errors import ApprovalError, AuditLogError
 from common.manifest import open_manifest
 from common.release import MAX_WORD_BYTES, ReleaseError, SiteWord, file_bytes, parse_word, sign_word
