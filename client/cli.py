@@ -14,6 +14,7 @@ from client.commands.joining import join, request
 from client.commands.restoring import accept_clock, accept_vault
 from client.commands.site import init, status
 from client.commands.steward import steward
+from client.private_memory import keep_memory_private
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -106,6 +107,7 @@ for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire, accept_va
 
 def main() -> None:
     """Entry point."""
+    keep_memory_private()
     run_command_line(app)
 
 

@@ -51,6 +51,12 @@ def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultS
     return Vault.open(Path(config.directory), master_key(config), access=access, expected=expected)
 
 
+def forget_passphrase(config: VaultConfig) -> None:
+    """Take the passphrase out of the environment, so that no process that is started from here on inherits it."""
+    if config.passphrase_env is not None:
+        os.environ.pop(config.passphrase_env, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VaultCounts:
     """What a vault holds; for the institution's own people alone."""

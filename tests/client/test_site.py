@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -131,6 +132,8 @@ def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) 
     process, config = start(folder)
     try:
         assert ask(config, b"junk") == Refusal(code=RefusalCode.MALFORMED)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0 ", limits)
         command = [sys.executable, "-c", "from client.cli import main; main()", "steward", "--config", "site.toml"]
         second = subprocess.run(
             command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
