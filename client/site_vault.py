@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def today() -> date:
-    """The date by which records expire."""
-    return datetime.now(UTC).date()
+    """The date by which records expire: of where the site is, or of UTC if that is further on."""
+    now = datetime.now(UTC)
+    return max(now.date(), now.astimezone().date())
 
 
 def master_key(config: VaultConfig) -> MasterKey:
