@@ -222,6 +222,12 @@ def test_opting_out(site: Site, folder: Path, tmp_path: Path) -> None:
         site.take(folder, rules={"subjects": {"opt_out": str(tmp_path / "none")}})
 
 
+@pytest.mark.parametrize("written", ["Doe-77", "DOE-77", "doe-77 ", "WARD/doe-77"])
+def test_opting_out_covers_other_ways_of_writing(written: str) -> None:
+    assert OptOut(subjects=frozenset({"dOE-77"})).covers((written,), b"")
+    assert not OptOut(subjects=frozenset({"doe-7"})).covers((written,), b"")
+
+
 def test_opting_out_covers_a_patient_whatever_the_issuer() -> None:
     listed = OptOut(subjects=frozenset({"123"}))
     assert listed.covers(("WARD/123",), b"")
