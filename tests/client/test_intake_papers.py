@@ -98,6 +98,13 @@ def test_a_receipt_that_was_altered_anywhere_is_refused(tmp_path: Path) -> None:
             verify_receipt(json.dumps(changed).encode(), IDENTITY.public)
 
 
+def test_the_digest_of_a_receipt_tells_no_counts() -> None:
+    """It stands in the audit log, beside all else that a receipt holds: equal intakes must not have equal digests."""
+    one, other = (make_receipt(report(), rules_of({}), IDENTITY, now=NOW) for _ in range(2))
+    assert one.digest() != other.digest()
+    assert msgspec.structs.replace(one, salt="", signature="") == msgspec.structs.replace(other, salt="", signature="")
+
+
 def test_another_key_or_purpose_is_refused(tmp_path: Path) -> None:
     data = written(tmp_path)
     other = Identity.generate()
