@@ -22,14 +22,16 @@ from server.federation import FederationDirectory
 from server.run_files import RunFiles
 from server.run_status import run_status
 from simulations.institutions import build_institutions
-from simulations.pilot_site import PilotSite
+from simulations.pilot_site import PilotSite, Sent, SiteUsers
 from simulations.processes import ROOT, call, client, free_ports, server, server_command
 from simulations.scenario import load_scenario
+from simulations.users import why_not_separate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from common.config import RunConfig
+    from common.supervision import Command
 
 _UP_SECONDS: Final = 180.0
 _ROUND_SECONDS: Final = 300.0
@@ -89,9 +91,16 @@ class Pilot:
         self._address, self._superlink_port = f"127.0.0.1:{ports[0]}", ports[1]
         self._federation = FederationDirectory(plan.directory / "coordinator")
         self._log = plan.directory / "commands.log"
+        self._together = why_not_separate((plan.directory.parent, plan.base))
         self._sites = tuple(
-            PilotSite(name=name, root=plan.directory / name, pictures=folder, port=port)
-            for (name, folder), port in zip(sorted(plan.folders.items()), ports[2:], strict=True)
+            PilotSite(
+                name=name,
+                root=plan.directory / name,
+                pictures=plan.folders[name],
+                port=port,
+                users=None if self._together else SiteUsers.numbered(number),
+            )
+            for number, (name, port) in enumerate(zip(sorted(plan.folders), ports[2:], strict=True))
         )
 
     def run(self) -> PilotResult:
@@ -108,18 +117,9 @@ class Pilot:
         bundle = self._approve_sites()
         manifest = self._agree(fingerprint)
         self._approve_run(manifest)
-        as_root = os.geteuid() == 0
+        joins = self._hand_over(bundle, fingerprint)
         commands = [server_command("up", self._federation.root, "up", str(self._federation.root))]
-        commands += [site.steward() for site in self._sites]
-        joins = [
-            site.supernode(
-                join_file=self._federation.root / "join" / f"{site.name}.join",
-                bundle=bundle,
-                fingerprint=fingerprint,
-                as_root=as_root,
-            )
-            for site in self._sites
-        ]
+        commands += [site.steward(self._plan.base) for site in self._sites]
         with Supervisor(commands, stop_seconds=_STOP_SECONDS) as first:
             self._wait("stewards and listener", lambda: self._is_up(first), _UP_SECONDS)
             with Supervisor(joins, stop_seconds=_STOP_SECONDS) as second:
@@ -177,6 +177,17 @@ class Pilot:
         for site in self._sites:
             client(self._log, "approve", str(manifest), "--config", str(site.site_file), "--yes")
             self._tell(f"{site.name} approves the run")
+
+    def _hand_over(self, bundle: Path, fingerprint: str) -> list[Command]:
+        """Send each site its files and let every process run as a user of its own, if root starts them."""
+        joins = []
+        for site in self._sites:
+            join_file = self._federation.root / "join" / f"{site.name}.join"
+            received = site.receive(Sent(join_file=join_file, bundle=bundle, fingerprint=fingerprint), self._log)
+            joins.append(site.supernode(received, allow_root=os.geteuid() == 0))
+        users = f"one user ({self._together})" if self._together else "a user each for steward and SuperNode"
+        self._tell(f"the sites' processes run as {users}")
+        return joins
 
     def _is_up(self, processes: Supervisor) -> bool:
         _check(processes)
