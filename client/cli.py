@@ -12,6 +12,8 @@ from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.preflight import preflight
+from client.commands.restoring import accept_clock, accept_vault
+from client.commands.rotation import rotate_key
 from client.commands.site import init, status
 from client.commands.steward import steward
 from client.commands.units import units
@@ -101,7 +103,8 @@ def verify(
 
 
 SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke)
-for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
+VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
+for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client import bundle_gate
+from client import bundle_gate, supernode_process
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
@@ -153,7 +153,8 @@ class SuperNode:
     def command(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
         arguments = (
-            *(program("flower-supernode"), "--superlink", join.address, "--host", "127.0.0.1", "--port", str(port)),
+            *(sys.executable, "-P", str(supernode_process.__file__), "--superlink", join.address),
+            *("--host", "127.0.0.1", "--port", str(port)),
             *("--root-certificates", str(self.site.authority_file)),
             *("--auth-supernode-private-key", str(self.site.node_key_file), "--node-config", node_config),
         )

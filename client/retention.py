@@ -1,7 +1,8 @@
 """Erasing what has expired while a steward serves: on its first look of each day.
 
-Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails: the steward
-forgets its run first, and gets its pictures anew, without expired ones, when the run is proposed again.
+Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails or the vault
+cannot be opened: the steward forgets its run first, and gets its pictures anew, without expired ones, when the run is
+proposed again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from client.books import noted_in
 from client.erasure import erase_noted
 from client.site_vault import open_vault, today
+from common.audit_log import read_entries
+from common.errors import DarkroomError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +55,18 @@ class Retention:
         day = self.today()
         if self._done is not None and day <= self._done:
             return
-        with open_vault(self.vault, access="write") as vault:
+        try:
+            self._erase(day)
+        except DarkroomError:
+            self.forget()  # nobody knows what has expired, so nothing that is in memory may be used
+            raise
+        self._done = day
+
+    def _erase(self, day: date) -> None:
+        expected = noted_in(read_entries(self.audit.path)).vault
+        with open_vault(self.vault, access="write", expected=expected) as vault:
             plan = vault.plan_expiry(day)
             if plan.records:
                 self.forget()
                 erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day))
                 _log.info("records that had expired by %s are erased", day)
-        self._done = day

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from client.books import CHARGED, CHARGED_CHAIN, CHARGED_ROW
 from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import loggable, refusal_code
@@ -168,8 +169,8 @@ class SecureSteward:
         account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
         receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
-        details = _step(member, state) | {"row": receipt.row, COORDINATOR_HEAD: state.coordinator_head.hex()}
-        records.audit.append("charged", details)
+        details = _step(member, state) | {CHARGED_ROW: receipt.row, CHARGED_CHAIN: receipt.chain.hex()}
+        records.audit.append(CHARGED, details | {COORDINATOR_HEAD: state.coordinator_head.hex()})
 
     def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
         member.side.trainer.set_adapter(adapter)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from common.config import Config
+from common.errors import ConfigError
 from common.manifest import InstitutionName  # noqa: TC001 - msgspec reads annotations at run time
 from common.preflight import PreflightLimits
 from common.toml_config import parse_config, read_toml
@@ -20,7 +21,7 @@ from common.toml_config import parse_config, read_toml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PathText = Annotated[str, Meta(min_length=1, max_length=4096)]
+PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
 
@@ -93,7 +94,7 @@ def read_site(path: Path) -> SiteConfig:
     """Read a site file; every path in the result is absolute.
 
     Raises:
-        ConfigError: Missing or not TOML.
+        ConfigError: Missing, not TOML, or a path in another user's home that there is not.
         ConfigErrors: Every fault in it.
 
     """
@@ -114,7 +115,10 @@ def read_limits(path: Path) -> PreflightLimits:
 
 def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
     def place(text: str) -> str:
-        return str(folder / Path(text).expanduser())
+        try:
+            return str(folder / Path(text).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"{text}: there is no such user; write the whole path") from error
 
     def places(table: msgspec.Struct, *names: str) -> dict[str, str]:
         return {name: place(text) for name in names if (text := getattr(table, name)) is not None}

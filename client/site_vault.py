@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from client.site import VaultConfig
     from client.vault.interior import Access
     from client.vault.master_key import MasterKey
+    from client.vault.records import VaultState
 
 
 def today() -> date:
@@ -39,15 +40,15 @@ def master_key(config: VaultConfig) -> MasterKey:
     return Passphrase.of(_passphrase(config))
 
 
-def open_vault(config: VaultConfig, *, access: Access = "read") -> Vault:
-    """The site's vault.
+def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultState | None = None) -> Vault:
+    """The site's vault; ``expected`` is what the audit log says of it (:mod:`client.books`).
 
     Raises:
         ConfigError: The passphrase is not where the site says.
         VaultError: See :meth:`client.vault.store.Vault.open`.
 
     """
-    return Vault.open(Path(config.directory), master_key(config), access=access)
+    return Vault.open(Path(config.directory), master_key(config), access=access, expected=expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class VaultCounts:
     """That may no longer be used, and are erased at the steward's next look."""
 
 
-def count_vault(config: VaultConfig, *, day: date) -> VaultCounts:
+def count_vault(config: VaultConfig, *, day: date, expected: VaultState | None) -> VaultCounts:
     """Open the vault and count.
 
     Raises:
@@ -69,7 +70,7 @@ def count_vault(config: VaultConfig, *, day: date) -> VaultCounts:
         VaultError: It cannot be opened.
 
     """
-    with open_vault(config) as vault:
+    with open_vault(config, expected=expected) as vault:
         infos = vault.infos()
         return VaultCounts(
             pictures=len(infos),

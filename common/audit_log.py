@@ -93,6 +93,20 @@ def verify_log(
     return Verified(entries=entries, head=head)
 
 
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The entries of a log that was verified; a last line that is being written is left out.
+
+    Raises:
+        AuditLogError: It cannot be read.
+
+    """
+    try:
+        for line in _lines(path, unfinished="leave"):
+            yield msgspec.json.decode(line, type=Entry)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuditLogError(f"{path}: cannot be read: {error}") from error
+
+
 @dataclass(kw_only=True, slots=True)
 class AuditLog:
     """The log of one party, open for appending by one process."""

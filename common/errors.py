@@ -37,7 +37,7 @@
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── NotApproved                a manifest that nobody at the institution has approved yet
-    ├── LedgerError                the privacy ledger
+    ├── LedgerError                the privacy ledger; LedgerRolledBack stands in client/books.py
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
     │   ├── LedgerCorrupt          missing, damaged or of another kind
@@ -48,7 +48,7 @@
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
-    ├── RoundFailed                too few institutions answered
+    ├── RoundFailed                too few institutions answered; its kind stands in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
         ├── NotPrivate             repeatable noise or unclipped data where secret noise is due

@@ -18,6 +18,7 @@ from common.flower_commands import ENVIRONMENT, program
 from common.supervision import Command
 from server.files import write_atomically
 from server.guard import Guard
+from server.handshakes import ToldTls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,14 +158,17 @@ class Launch:
         """What one of Flower's own commands prints.
 
         Raises:
-            ProvisioningError: It failed; its words are in the message.
+            ProvisioningError: It failed, or a SuperLink that hangs did not answer it; its words are in the message.
 
         """
         command: Sequence[str] = (program("flwr"), *arguments)
         environment = {**os.environ, **self.environment()}
-        done = subprocess.run(  # noqa: S603 - Flower's program; no shell
-            command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - Flower's program; no shell
+                command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProvisioningError(f"flwr {' '.join(arguments)}: no answer in {_COMMAND_SECONDS:.0f} s") from error
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
             raise ProvisioningError(f"flwr {' '.join(arguments)}: code {done.returncode}: {said}")
@@ -186,6 +190,9 @@ class Launch:
             ws="none",
             proxy_headers=False,  # nobody in front of us may say who the client is
         )
+        settings.load()
+        if settings.ssl is not None:
+            settings.ssl.sslobject_class = ToldTls
         return uvicorn.Server(settings)
 
     def _base_url(self) -> str:

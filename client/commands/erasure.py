@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from client.erasure import Verb
     from client.open_site import OpenSite
+    from client.vault.interior import Access
     from client.vault.records import Erased, ErasurePlan
     from client.vault.store import Vault
 
@@ -60,7 +61,6 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
     from client.erasure import erase_noted
     from client.open_site import open_site
     from client.service_socket import held
-    from client.site_vault import open_vault
     from client.steward_process import socket_place
     from common.audit_log import AuditLog
 
@@ -68,13 +68,19 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
     with ExitStack() as stack:
         if commit:
             stack.enter_context(held(socket_place(site.config.service)))
-        vault = stack.enter_context(open_vault(site.config.vault, access="write" if commit else "read"))
+        vault = stack.enter_context(_open(site, "write" if commit else "read"))
         plan = wanted.plan(vault)
         if not _agreed(plan, site, commit=commit, yes=yes):
             return
         audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
         erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault))
         typer.echo(f"done; signed entries are in {site.config.audit_log}")
+
+
+def _open(site: OpenSite, access: Access) -> Vault:
+    from client.site_vault import open_vault
+
+    return open_vault(site.config.vault, access=access, expected=site.noted.vault)
 
 
 def _agreed(plan: ErasurePlan, site: OpenSite, *, commit: bool, yes: bool) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Switch: TypeAlias = Literal["keep", "refuse"]
-PathText = Annotated[str, Meta(max_length=4096)]
+PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 
 RULES_TOML: Final = """\
 # What may enter the vault, and what is done to it first. Every key may be left out; these are the defaults.

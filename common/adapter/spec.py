@@ -61,6 +61,11 @@ class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return sum(tensor.size for tensor in self.tensors)
 
     @property
+    def starts_at_zero(self) -> bool:
+        """Whether a freshly injected adapter's vector is zero: every trained factor is, but A."""
+        return not any(tensor.name.endswith(f".{A}") for tensor in self.tensors)
+
+    @property
     def digest(self) -> str:
         """``sha256:…`` over the canonical bytes of every field."""
         return "sha256:" + hashlib.sha256(_DIGEST_LABEL + encode_spec(self)).hexdigest()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
 _START_SECONDS: Final = 60.0
+_RESTART_SECONDS: Final = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +49,7 @@ def init(
     config = parse_config(settings, FederationConfig, source="darkroom-server init")
     identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC), given=given)
     typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
+    typer.echo(f"coordinator's public key, for the sites' policies: {identity.public.hex()}")
     typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
 
 
@@ -124,18 +126,24 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
 
 async def _run(launch: Launch) -> None:
     launch.write_connection()
-    with Supervisor(launch.commands()) as supervisor:
+    # at once: after a minute without a SuperLink, Flower gives its runs up
+    with Supervisor(launch.commands(), restart_seconds=_RESTART_SECONDS) as supervisor:
         await _wait_until_up(launch)
-        if launch.config.front == "nginx":
-            await _keep(launch, supervisor)  # ends on SIGINT or SIGTERM
-            return
-        keeping = asyncio.create_task(_keep(launch, supervisor))
+        keeping = [asyncio.create_task(_keep(launch, supervisor)), asyncio.create_task(_keep_runs(launch))]
         try:
-            await launch.listener().serve()  # the same
+            await _serve(launch)
         finally:
-            keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeping
+            for task in keeping:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+
+async def _serve(launch: Launch) -> None:
+    """Until SIGINT or SIGTERM."""
+    if launch.config.front == "nginx":
+        await asyncio.Event().wait()
+    await launch.listener().serve()
 
 
 async def _wait_until_up(launch: Launch) -> None:
@@ -160,4 +168,14 @@ async def _keep(launch: Launch, supervisor: Supervisor) -> None:
             _log.warning("the roster is not read, the last one stays: %s", error)
         except ProvisioningError as error:  # the SuperLink may be down for a moment
             _log.warning("the roster is not registered yet: %s", error)
+        await asyncio.sleep(1)
+
+
+async def _keep_runs(launch: Launch) -> None:
+    """Start runs again that have lost their process; apart from the rest, because Flower's commands take seconds."""
+    from server.keeper import RunKeeper
+
+    keeper = RunKeeper(launch)
+    while True:
+        await asyncio.to_thread(keeper.look)
         await asyncio.sleep(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import ProvisioningError
 from server import control
 from server.federation import FederationDirectory
 from server.run_files import RunFiles
@@ -40,7 +41,7 @@ def status(
     """Show rounds, sites, ε so far and the time left; Flower's own word on it first."""
     run = _flower_run(name, directory)
     while True:
-        flower = run.status()
+        flower = _flower_word(run)
         typer.echo(f"Flower: {flower or 'not started'}")
         typer.echo("\n".join(run_status(run.files).lines()))
         if not watch or flower in {"", "finished"}:
@@ -87,6 +88,13 @@ def export(
 
     rounds = write_adapter(_files(name, directory), base, out)
     typer.echo(f"wrote {out} after {rounds} rounds")
+
+
+def _flower_word(run: FlowerRun) -> str:
+    try:
+        return run.status()
+    except ProvisioningError:  # our own files tell the rest
+        return "not reachable; is darkroom-server up running?"
 
 
 def _files(name: str, directory: Path) -> RunFiles:

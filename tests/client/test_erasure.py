@@ -11,8 +11,8 @@ from client.cli import app
 from client.ledger import Event
 from client.open_site import open_site
 from client.site_directory import make_site
-from client.site_status import read_entries
 from client.vault.records import Erased, ErasurePlan, VaultState
+from common.audit_log import read_entries
 from common.secagg.messages import Step
 from tests.client.test_policy import TOML
 
@@ -42,7 +42,7 @@ class StandIn:
 
     def erase_subject(self, subject: str) -> Erased:
         self.erased.append(subject)
-        return Erased(plan=PLAN, state=VaultState(vault=b"v" * 16, generation=2, digest=b"d" * 32))
+        return Erased(plan=PLAN, state=VaultState(vault=b"v" * 16, digest=b"d" * 32))
 
     def erase_expired(self, day: date) -> Erased:
         return self.erase_subject(day.isoformat())

@@ -19,9 +19,9 @@ from client.ledger import Event
 from client.open_site import link_to_steward, open_site
 from client.site import read_site
 from client.site_directory import make_site, site_steps
-from client.site_status import read_entries, site_status
+from client.site_status import site_status
 from common.adapter.model import Family
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
 from common.messages import Refusal, RefusalCode, decode_reply
 from common.secagg.messages import Step
@@ -84,6 +84,15 @@ def test_every_fault_of_a_site_file_is_told(tmp_path: Path) -> None:
         read_site(path)
     text = str(caught.value)
     assert all(word in text for word in ("name", "device", "vaults", "exactly one of key_file"))
+
+
+@pytest.mark.parametrize("text", ['"a\\u0000b"', '"~nobody-of-this-name/base"'])
+def test_paths_that_no_system_knows_are_told(tmp_path: Path, text: str) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    path = tmp_path / "site" / "site.toml"
+    path.write_text(path.read_text().replace('"base"', text))
+    with pytest.raises(ConfigError):
+        read_site(path)
 
 
 def test_an_unfinished_policy_does_not_open(tmp_path: Path) -> None:
