@@ -12,6 +12,8 @@ from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.preflight import preflight
+from client.commands.release import app as release
+from client.commands.release import countersign
 from client.commands.restoring import accept_clock, accept_vault
 from client.commands.rotation import rotate_key
 from client.commands.site import init, status
@@ -22,6 +24,7 @@ from common.command_line import run_command_line
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log, name="log")
+app.add_typer(release, name="release")
 
 Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
@@ -102,7 +105,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke)
+SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
 VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
 for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)

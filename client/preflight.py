@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.books import read_noted
 from client.handshake import check_clock, shake_hands
 from client.joining import check_bundle
 from client.memory import MIB, check_memory, choose_device
@@ -15,6 +16,7 @@ from client.site_vault import count_vault, today
 from common.adapter.model import open_base
 from common.certificates import read_node_key
 from common.errors import ProvisioningError
+from common.identity_file import read_identity_file
 from common.preflight import Check, NotAsWanted, disk_check, port_check, private_file_check, version_checks
 
 if TYPE_CHECKING:
@@ -156,7 +158,8 @@ def _memory(site: SiteConfig) -> str:
 
 
 def _vault(site: SiteConfig) -> str:
-    counts = count_vault(site.vault, day=today())
+    noted = read_noted(Path(site.audit_log), read_identity_file(Path(site.identity)).public)
+    counts = count_vault(site.vault, day=today(), expected=noted.vault)
     usable = counts.pictures - counts.held_out - counts.expired
     if usable <= 0:
         raise NotAsWanted(f"{counts.pictures} pictures, none to train with")

@@ -82,6 +82,8 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     ledger: PathText = "ledger.sqlite"
     audit_log: PathText = "audit.log"
     approvals: PathText = "approvals"
+    releases: PathText = "releases"
+    """Records of the releases that this site signed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_limit_mib: PositiveMiB | None = None
     """Most memory that a base model with its training may need; absent: what the machine has free."""
@@ -129,7 +131,7 @@ def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
         tcp = replace(tcp, **places(tcp, "certificate", "key", "client_authority"))
     return replace(
         site,
-        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals"),
+        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals", "releases"),
         vault=replace(site.vault, **places(site.vault, "directory", "key_file", "passphrase_file")),
         service=replace(service, **places(service, "socket", "token"), tcp=tcp),
     )

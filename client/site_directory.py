@@ -42,6 +42,8 @@ policy = "policy.toml"
 ledger = "ledger.sqlite"
 audit_log = "audit.log"
 approvals = "approvals"
+# releases that this site signed
+releases = "releases"
 # "auto" takes a GPU if there is one
 device = "auto"
 # memory_limit_mib = 8192

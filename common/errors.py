@@ -48,6 +48,7 @@
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
+    ├── ReleaseError               a release that is incomplete, altered or not agreed to; in common/release.py
     ├── RoundFailed                too few institutions answered; its kind stands in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee

@@ -10,7 +10,7 @@ import typer
 from common.command_line import run_command_line
 from common.config import RunConfig
 from common.toml_config import parse_config, read_toml
-from server.commands import manifest, run
+from server.commands import manifest, release, run
 from server.commands.federation import approve, init, renew, revoke, up
 from server.commands.preflight import preflight
 from server.commands.units import nginx, units
@@ -20,6 +20,7 @@ log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions
 app.add_typer(log, name="log")
 app.add_typer(manifest.app, name="manifest")
 app.add_typer(run.app, name="run")
+app.add_typer(release.app, name="release")
 
 
 @app.callback()

@@ -155,6 +155,7 @@ class Stage:
             join = site.open_join_file(self.federation.root / "join" / f"{name}.join", fingerprint=fingerprint)
             if name == self.names[0]:
                 site.install(join, KeptBundle(self.federation).file)
+            site.site.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             site.site.authority_file.write_text(join.authority)
             run = self.root / name / "run"
             node_config = f'steward="unix://{run / "steward.sock"}" token="{run / "token"}"'

@@ -142,8 +142,7 @@ class Laboratory:
         requests = []
         for name in self.plan.names:
             self._make_site(name, base_digest)
-            layout = SiteLayout(self.root(name))
-            requests.append(request_to_join(layout, name=name, contact=f"it@{name}.example")[0])
+            requests.append(request_to_join(SiteLayout(self.root(name)), name=name, contact=f"it@{name}.example")[0])
         bundle = KeptBundle(self.federation).keep(self._build())
         self.federation.approve(requests, bundle=bundle)
         for name, address in self.plan.addresses.items():
@@ -180,6 +179,7 @@ class Laboratory:
         return bundle.read_bytes()
 
     def _write_join_file(self, name: str, address: str) -> None:
+        """With another address than the federation's own, as behind a relay."""
         join = msgspec.structs.replace(self.federation.join_file(name), address=address)
         self.join_file(name).write_bytes(sign_join_file(join, self.federation.identity()))
 
@@ -193,8 +193,9 @@ class Laboratory:
 
     def steward(self, name: str) -> Command:
         """``darkroom-client steward``."""
-        settings = SiteLayout(self.root(name)).site_file
-        return client_command(f"{name}-steward", self.root(name), "steward", "--config", str(settings))
+        return client_command(
+            f"{name}-steward", self.root(name), "steward", "--config", str(SiteLayout(self.root(name)).site_file)
+        )
 
     def join(self, name: str) -> Command:
         """``darkroom-client join``."""

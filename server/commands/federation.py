@@ -131,19 +131,15 @@ async def _run(launch: Launch) -> None:
         await _wait_until_up(launch)
         keeping = [asyncio.create_task(_keep(launch, supervisor)), asyncio.create_task(_keep_runs(launch))]
         try:
-            await _serve(launch)
+            if launch.config.front == "nginx":
+                await asyncio.gather(*keeping)  # ends on SIGINT or SIGTERM
+            else:
+                await launch.listener().serve()  # the same
         finally:
             for task in keeping:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-
-
-async def _serve(launch: Launch) -> None:
-    """Until SIGINT or SIGTERM."""
-    if launch.config.front == "nginx":
-        await asyncio.Event().wait()
-    await launch.listener().serve()
 
 
 async def _wait_until_up(launch: Launch) -> None:
