@@ -91,7 +91,7 @@ class Pilot:
         self._address, self._superlink_port = f"127.0.0.1:{ports[0]}", ports[1]
         self._federation = FederationDirectory(plan.directory / "coordinator")
         self._log = plan.directory / "commands.log"
-        self._together = why_not_separate((plan.directory.parent, plan.base))
+        self._together = why_not_separate([plan.directory.parent])
         self._sites = tuple(
             PilotSite(
                 name=name,
@@ -119,7 +119,7 @@ class Pilot:
         self._approve_run(manifest)
         joins = self._hand_over(bundle, fingerprint)
         commands = [server_command("up", self._federation.root, "up", str(self._federation.root))]
-        commands += [site.steward(self._plan.base) for site in self._sites]
+        commands += [site.steward() for site in self._sites]
         with Supervisor(commands, stop_seconds=_STOP_SECONDS) as first:
             self._wait("stewards and listener", lambda: self._is_up(first), _UP_SECONDS)
             with Supervisor(joins, stop_seconds=_STOP_SECONDS) as second:
@@ -141,7 +141,7 @@ class Pilot:
             contact = f"it@{site.name}.example"
             client(self._log, "request", "--name", site.name, "--contact", contact, "--directory", str(site.root))
             site.fill_in(
-                base=self._plan.base,
+                base=site.copy_base(self._plan.base),
                 base_digest=digest,
                 coordinator=self._federation.identity().public.hex(),
                 unit="image" if privacy == "none" else privacy.unit,

@@ -87,6 +87,10 @@ class PilotSite:
         """What it sends to the coordinator."""
         return self.root / f"{self.name}.request"
 
+    def copy_base(self, base: Path) -> Path:
+        """Its own copy: what others own, its steward's user may not be able to read."""
+        return shutil.copytree(base, self.root / "base", copy_function=shutil.copyfile)
+
     def fill_in(self, *, base: Path, base_digest: str, coordinator: str, unit: str) -> None:
         """What ``darkroom-client init`` leaves to people."""
         _replace(self.site_file, 'base = "base"', f'base = "{base}"')
@@ -110,6 +114,7 @@ class PilotSite:
         copies = self.layout.supernode / sent.join_file.name, self.layout.supernode / sent.bundle.name
         for given, copy in zip((sent.join_file, sent.bundle), copies, strict=True):
             shutil.copyfile(given, copy)
+            copy.chmod(0o644)
         received = replace(sent, join_file=copies[0], bundle=copies[1])
         if self.users is not None:
             self.give_away(self.users)
@@ -118,11 +123,16 @@ class PilotSite:
         return received
 
     def give_away(self, users: SiteUsers) -> None:
-        """To the steward everything, to the SuperNode its own folder and the way to socket and token."""
+        """To the steward everything, to the SuperNode its key and log and the way to socket and token."""
         group = users.supernode.uid
         _replace(self.site_file, '# group = "darkroom"', f'group = "{group}"')
         give(self.root, users.steward)
-        give(self.layout.supernode, users.supernode)
+        self.layout.supernode_log.parent.mkdir(exist_ok=True)
+        for path in (self.layout.supernode_log.parent, self.layout.node_key_file):
+            give(path, users.supernode)
+        # root's own, so that nobody puts another program or home for Flower in their place
+        os.chown(self.layout.supernode, 0, group)
+        self.layout.supernode.chmod(0o750)
         for folder in (self.root, self.layout.run):
             os.chown(folder, -1, group)
             folder.chmod(0o710)
@@ -130,12 +140,12 @@ class PilotSite:
         os.chown(token, -1, group)
         token.chmod(0o640)
 
-    def steward(self, base: Path) -> Command:
+    def steward(self) -> Command:
         """The steward's process; under a user of its own it has no network."""
         command = client_command(f"{self.name}-steward", self.root, "steward", "--config", str(self.site_file))
         if self.users is None:
             return command
-        return as_user(command, self.users.steward, needed=(self.root, base), home=self.root, network=False)
+        return as_user(command, self.users.steward, needed=(self.root,), home=self.root, network=False)
 
     def supernode(self, received: Sent, *, allow_root: bool) -> Command:
         """The process that keeps the connection."""
@@ -146,7 +156,7 @@ class PilotSite:
         command = client_command(f"{self.name}-join", self.root, *words)
         if self.users is None:
             return command
-        return as_user(command, self.users.supernode, needed=(self.root,), home=self.layout.supernode)
+        return as_user(command, self.users.supernode, needed=(self.root,), home=self.layout.supernode_log.parent)
 
     def serves(self) -> bool:
         """Whether the steward answers on its socket."""
