@@ -44,7 +44,8 @@ class UnixUser:
 
         """
         groups = ("--groups", ",".join(map(str, self.groups))) if self.groups else ("--clear-groups",)
-        reduced = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+        # --pdeathsig: the kernel drops the wish to end with its supervisor when a process changes its user
+        reduced = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig", "keep")
         drop = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", *groups, *reduced, "--")
         spaces = ("unshare", "--mount", "--propagation", "private", *(() if network else ("--net",)), "--")
         script = "\n".join(("set -e", *_openings(needed), 'exec "$@"'))
