@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # what the library's own types say; nothing imports it when it runs
 
 _log = logging.getLogger("server.guard")
 _ORDINARY: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError)
@@ -25,7 +28,7 @@ class ToldTls(ssl.SSLObject):
             _tell(error)
             raise
 
-    def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes:  # noqa: A002 - the library's own name
+    def read(self, len: int = 1024, buffer: Buffer | None = None) -> bytes:  # noqa: A002 - the library's own name
         """As OpenSSL does; in TLS 1.3 a client refuses our certificate only after our handshake has ended."""
         try:
             return super().read(len, buffer) if buffer is not None else super().read(len)

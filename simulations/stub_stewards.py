@@ -82,8 +82,8 @@ class StubSteward:
 
     def _contribute(self, request: ContributeMasked, asked: float) -> MaskedAnswer:
         state = self._enrolled().handle_round_request(request.message)
-        kind = np.uint32 if state.context.bits == 32 else np.uint64
-        words = np.ones(state.context.dimension, dtype=kind)
+        ones = np.ones(state.context.dimension)
+        words = ones.astype(np.uint32) if state.context.bits == 32 else ones.astype(np.uint64)
         summand = Summand(words=words, bits=state.context.bits, cohort=len(state.context.cohort))
         self._state, answer = state.create_contribution(summand, head=_HEAD)
         self.answered.append(Answered(asked=asked, ready=time.time()))
