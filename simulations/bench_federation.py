@@ -61,7 +61,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     peak_mib: dict[str, float]
     """Greatest resident set of one process, by program."""
     site_mib: float
-    """Of one site between two rounds: its SuperNode and that one's executor, shared pages split among processes."""
+    """Of one site between two rounds: its SuperNode and that one's executor, shared pages split among processes; 0 with
+    ``--light``."""
     server_mib: float
     """SuperLink and server app at their peaks, together."""
 
@@ -74,7 +75,7 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
     with ProcessWatch() as watch:
         stage.lead((rounds + 4) * (60.0 + 10.0 * sites), light=light)
     rows = [row for row in read_metrics(stage.files.directory) if row["kind"] == "round"]
-    idle = watch.share["supernode_process.py"] + watch.share["flower-superexec"]
+    idle = 0 if light else watch.share["supernode_process.py"] + watch.share["flower-superexec"]
     return Report(
         machine=platform.machine(),
         cores=os.cpu_count() or 0,

@@ -18,12 +18,13 @@ from common.flower_commands import program
 from common.identity_file import read_identity_file
 from common.provisioning import coordinator_fingerprint
 from common.supervision import Supervisor
-from server.federation import FederationConfig, FederationDirectory
+from server.federation import FederationConfig, FederationDirectory, Roster
+from server.files import write_atomically
 from server.flower_runs import FlowerRun, KeptBundle
 from server.launch import Launch
 from server.run_files import RunFiles
 from server.run_status import run_status
-from simulations.engines.fleet import Fleet
+from simulations.engines.fleet import Fleet, register_nodes
 from simulations.processes import ROOT, call, free_ports, server_command
 from simulations.stub_stewards import StubSteward, serve_stub
 
@@ -69,6 +70,7 @@ class Stage:
             SiteDirectory(self.root / name).request(name=name, contact="bench@site.example")[0] for name in self.names
         ]
         self.federation.approve(requests, bundle=KeptBundle(self.federation).keep(self._bundle()))
+        self._roster = self.federation.roster()
         spec = AdapterSpec(
             config=self.config.adapter,
             base_digest=_BASE_DIGEST,
@@ -119,6 +121,16 @@ class Stage:
             stewards=self.stewards,
         )
 
+    def _register(self, nodes: Path) -> None:
+        """All at once, before ``up`` does it one by one."""
+        _wait(self.launch.is_up, _UP_SECONDS, "the SuperLink")
+        keys = {site.name: nodes / f"{site.name}.pub" for site in self._roster.approved()}
+        for site in self._roster.approved():
+            write_atomically(keys[site.name], site.node_key.encode() + b"\n")
+        numbers = register_nodes(f"127.0.0.1:{self._superlink}", self.federation.file("ca.crt"), keys)
+        for name, number in numbers.items():
+            write_atomically(nodes / f"{name}.id", number.encode())
+
     def lead(self, seconds: float, *, light: bool) -> None:
         """Start everything, run to the end, stop everything.
 
@@ -130,7 +142,10 @@ class Stage:
         with contextlib.ExitStack() as stack:
             self.serve(stack)
             nodes = self.federation.root / "nodes"
+            self.federation.write_roster(Roster())  # else ``up`` begins to register them one by one
             stack.enter_context(Supervisor([up]))
+            self._register(nodes)
+            self.federation.write_roster(self._roster)
             patience = _UP_SECONDS * (1 + len(self.names) / 10)
             _wait(lambda: len(list(nodes.glob("*.id"))) == len(self.names), patience, "registered nodes")
             stack.enter_context(self.fleet() if light else Supervisor(self.supernodes()))

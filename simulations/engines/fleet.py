@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.cli.supernode.register import try_load_public_key
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -21,6 +24,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from common.port import FIELD, RECORD
@@ -73,6 +77,34 @@ class Fleet:
                 message = _pulled(*received, pull_object)
                 confirm(message.metadata.run_id, message.metadata.message_id)
                 _give_back(_reply(message, self.stewards[name]), send, push_object)
+
+
+def register_nodes(address: str, authority: Path, keys: Mapping[str, Path]) -> dict[str, str]:
+    """Flower's number of each node, by the node's name; its own command takes seconds for each of them.
+
+    Args:
+        address: The SuperLink's on loopback.
+        authority: Whom to trust for TLS.
+        keys: OpenSSH public key by name.
+
+    """
+    client = ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=False,
+        root_certificates=authority.read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+    try:
+        return {
+            name: str(
+                client.RegisterNode(
+                    request=RegisterNodeRequest(public_key=try_load_public_key(path), name=name)
+                ).node_id
+            )
+            for name, path in keys.items()
+        }
+    finally:
+        client.close()
 
 
 def _key(path: Path) -> Any:  # noqa: ANN401 - a pair of keys of Flower's
