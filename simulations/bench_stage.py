@@ -18,7 +18,7 @@ from common.flower_commands import program
 from common.identity_file import read_identity_file
 from common.provisioning import coordinator_fingerprint
 from common.supervision import Supervisor
-from server.federation import FederationConfig, FederationDirectory, Roster
+from server.federation import FederationConfig, FederationDirectory
 from server.files import write_atomically
 from server.flower_runs import FlowerRun, KeptBundle
 from server.launch import Launch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.supervision import Command
+    from server.federation import Roster
 
 _BASE_DIGEST: Final = "sha256:" + "0" * 64
 _UP_SECONDS: Final = 60.0
@@ -70,7 +71,6 @@ class Stage:
             SiteDirectory(self.root / name).request(name=name, contact="bench@site.example")[0] for name in self.names
         ]
         self.federation.approve(requests, bundle=KeptBundle(self.federation).keep(self._bundle()))
-        self._roster = self.federation.roster()
         spec = AdapterSpec(
             config=self.config.adapter,
             base_digest=_BASE_DIGEST,
@@ -121,11 +121,11 @@ class Stage:
             stewards=self.stewards,
         )
 
-    def _register(self, nodes: Path) -> None:
+    def _register(self, nodes: Path, roster: Roster) -> None:
         """All at once, before ``up`` does it one by one."""
         _wait(self.launch.is_up, _UP_SECONDS, "the SuperLink")
-        keys = {site.name: nodes / f"{site.name}.pub" for site in self._roster.approved()}
-        for site in self._roster.approved():
+        keys = {site.name: nodes / f"{site.name}.pub" for site in roster.approved()}
+        for site in roster.approved():
             write_atomically(keys[site.name], site.node_key.encode() + b"\n")
         numbers = register_nodes(f"127.0.0.1:{self._superlink}", self.federation.file("ca.crt"), keys)
         for name, number in numbers.items():
@@ -141,11 +141,11 @@ class Stage:
         up = server_command("up", self.federation.root, "up", str(self.federation.root))
         with contextlib.ExitStack() as stack:
             self.serve(stack)
-            nodes = self.federation.root / "nodes"
-            self.federation.write_roster(Roster())  # else ``up`` begins to register them one by one
+            nodes, roster = self.federation.root / "nodes", self.federation.roster()
+            self.federation.roster_file.unlink()  # ``up`` leaves the nodes alone until it can read one
             stack.enter_context(Supervisor([up]))
-            self._register(nodes)
-            self.federation.write_roster(self._roster)
+            self._register(nodes, roster)
+            self.federation.write_roster(roster)
             patience = _UP_SECONDS * (1 + len(self.names) / 10)
             _wait(lambda: len(list(nodes.glob("*.id"))) == len(self.names), patience, "registered nodes")
             stack.enter_context(self.fleet() if light else Supervisor(self.supernodes()))
