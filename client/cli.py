@@ -20,6 +20,7 @@ from client.commands.rotation import rotate_key
 from client.commands.site import init, status
 from client.commands.steward import steward
 from client.commands.units import units
+from client.private_memory import keep_memory_private
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -125,6 +126,7 @@ for command in (*SITE, *VAULT, accept_vault, accept_clock):
 
 def main() -> None:
     """Entry point."""
+    keep_memory_private()
     run_command_line(app)
 
 

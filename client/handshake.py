@@ -29,6 +29,8 @@ _SELF_SIGNED: Final = frozenset({18, 19})
 _UNKNOWN_ISSUER: Final = frozenset({2, 20, 21})
 _OTHER_NAME: Final = frozenset({62, 64})
 """Codes of OpenSSL's X509_verify_cert_error_string."""
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL makes of plain text; a connection that is cut in the middle has other reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ def shake_hands(address: str, authority: str) -> Handshake:
                 status = response.status_code
     except httpx.TransportError as error:
         raise _explained(error, address) from error
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise Unreachable(f"{address}: answers, but its SuperLink does not yet (code {status})")
     if status != httpx.codes.OK or date is None:
         raise ProvisioningError(f"{address}: answered /health with code {status}; is darkroom-server up running there?")
     return Handshake(
@@ -90,7 +94,7 @@ def _explained(error: httpx.TransportError, address: str) -> ProvisioningError:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ProvisioningError(f"{address}: {_words(cause)}")
-        if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
             return ProvisioningError(
                 f"{address}: does not speak TLS as wanted ({cause.reason}); is this the right port?"
             )

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from client.site_layout import SiteLayout
     from common.crypto import Identity
 
-_WRITE_BITS: Final = 0o222
 _INSTALL_SECONDS: Final = 120.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
@@ -112,7 +111,7 @@ class SuperNode:
             shutil.rmtree(apps)
         # a copy of the bytes that were hashed: the file could change in between
         copy = self.site.flower_home / "bundle" / bundle_file_name(content)
-        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
         environment = {**os.environ, **self.environment()}
         done = subprocess.run(  # noqa: S603 - Flower's program; no shell
@@ -128,8 +127,11 @@ class SuperNode:
         _make_read_only(apps)
         self._program.parent.mkdir(exist_ok=True)
         self._program.write_text(_program_text())
-        self._program.chmod(0o755)
         self._installed_file.write_text(join.bundle)
+        for path in (self._program, self._program.parent, self.site.flower_home):
+            path.chmod(0o755)
+        for path in (self._installed_file, self.site.authority_file):
+            path.chmod(0o644)
 
     @property
     def _apps(self) -> Path:
@@ -210,9 +212,9 @@ def steward_node_config(site: SiteConfig) -> str:
 
 
 def _make_read_only(root: Path) -> None:
-    """Files first, then folders from the inside out."""
+    """Files first, then folders from the inside out; readable for all, whatever the administrator's own files are."""
     for path in (*sorted(root.rglob("*"), reverse=True), root):
-        path.chmod(path.stat().st_mode & ~_WRITE_BITS)
+        path.chmod(0o555 if path.is_dir() else 0o444)
 
 
 def _make_writable(root: Path) -> None:

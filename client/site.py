@@ -57,8 +57,8 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
 
     socket: PathText = "run/steward.sock"
     token: PathText = "run/token"  # noqa: S105 - a path
-    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")] = ""
-    """Unix group that may connect, for a SuperNode under its own user; empty: the steward's user alone."""
+    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?$")] = ""
+    """Unix group, by name or number, that may connect, for a SuperNode under its own user; empty: nobody else."""
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""
     wait_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0

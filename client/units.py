@@ -126,8 +126,7 @@ class SiteServices:
 
     def _supernode_settings(self) -> Iterator[Setting]:
         yield from self._shared_settings()
-        yield "ReadWritePaths", path_value(self.layout.supernode)
-        yield "ReadOnlyPaths", f"-{path_value(self.layout.flower_home / 'apps')}"
+        yield "ReadWritePaths", path_value(self.layout.supernode_log.parent)
         for path in self._steward_things():
             yield "InaccessiblePaths", f"-{path_value(path)}"
         yield "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"
@@ -157,12 +156,15 @@ class SiteServices:
             )
         yield f"chown -R {users.steward}: {root}"
         yield f"chgrp {group} {root} {run} {token}; chmod 710 {root} {run}; chmod 640 {token}"
-        yield f"chown -R {users.supernode}: {folder}; chmod 700 {folder}"
+        # root's own, so that the SuperNode's user puts no other program or home for Flower in their place
+        yield f"chown -R root:{users.supernode} {folder}; chmod 750 {folder}"
+        logs, key = (shlex.quote(str(path)) for path in (layout.supernode_log.parent, layout.node_key_file))
+        yield f"install -d -o {users.supernode} -g {users.supernode} -m 700 {logs}; chown {users.supernode}: {key}"
         for given, name in ((join_file, _JOIN_FILE), (bundle, _BUNDLE)):
             target = shlex.quote(str(layout.supernode / name))
             yield f"install -m 640 -g {users.supernode} {shlex.quote(str(given))} {target}"
         program = shlex.quote(self.installation.program("darkroom-client"))
-        # as root: the SuperNode's user then cannot even give itself the right to write bundles
+        # as root: the SuperNode's user cannot give itself the right to write bundles
         yield (
             f"{program} install {shlex.quote(str(layout.supernode / _JOIN_FILE))} --bundle "
             f"{shlex.quote(str(layout.supernode / _BUNDLE))} --fingerprint {shlex.quote(self.fingerprint)} "

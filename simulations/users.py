@@ -12,12 +12,14 @@ import shutil
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from common.supervision import Command
 
 FIRST_UID: Final = 61_200
 """systemd's range for users that exist while a service runs: nobody has files under these numbers."""
@@ -42,7 +44,8 @@ class UnixUser:
 
         """
         groups = ("--groups", ",".join(map(str, self.groups))) if self.groups else ("--clear-groups",)
-        reduced = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+        # --pdeathsig: the kernel drops the wish to end with its supervisor when a process changes its user
+        reduced = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig", "keep")
         drop = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", *groups, *reduced, "--")
         spaces = ("unshare", "--mount", "--propagation", "private", *(() if network else ("--net",)), "--")
         script = "\n".join(("set -e", *_openings(needed), 'exec "$@"'))
@@ -55,21 +58,28 @@ def whole_installation() -> tuple[Path, ...]:
 
 
 def why_not_separate(needed: Iterable[Path]) -> str:
-    """Why processes cannot be started as other users here; empty if they can."""
+    """Why processes that need these folders cannot be started as other users here; empty if they can."""
     if os.geteuid() != 0:
         return "only root can start processes as other users"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"not installed: {', '.join(missing)}"
-    command = (*UnixUser(uid=FIRST_UID).prefix(needed, network=False), sys.executable, "-c", "import flwr, msgspec")
+    prefix = UnixUser(uid=FIRST_UID).prefix((*whole_installation(), *needed), network=False)
+    command = (*prefix, sys.executable, "-c", "import flwr, msgspec")
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - no shell
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
 
 
-def give(path: Path, user: UnixUser, *, group: int | None = None) -> None:
+def as_user(command: Command, user: UnixUser, *, needed: Iterable[Path], home: Path, network: bool = True) -> Command:
+    """The same command as another user, whose home is a folder that it can enter."""
+    prefix = user.prefix((*whole_installation(), *needed), network=network)
+    environment = {**command.environment, "HOME": str(home)}
+    return replace(command, arguments=(*prefix, *command.arguments), environment=environment)
+
+
+def give(path: Path, user: UnixUser) -> None:
     """Make everything at and below this path the user's."""
-    found = (path, *path.rglob("*")) if path.is_dir() else (path,)
-    for each in found:
-        os.chown(each, user.uid, user.uid if group is None else group, follow_symlinks=False)
+    for each in (path, *path.rglob("*")):
+        os.chown(each, user.uid, user.uid, follow_symlinks=False)
 
 
 def _openings(needed: Iterable[Path]) -> Iterator[str]:

@@ -19,7 +19,8 @@ from common.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.provisioning import JoinFile
 from common.supervision import Supervisor, end_in_order
 
-Directory = Annotated[Path, typer.Option(help="The site's directory.")]
+# the SuperNode's user may go through the site's directory and not list it
+Directory = Annotated[Path, typer.Option(help="The site's directory.", readable=False)]
 _log = logging.getLogger(__name__)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def preflight(
-    directory: Annotated[Path, typer.Option(help="The site's directory.")] = Path("site"),
+    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
     join_file: Annotated[
         Path | None, typer.Option(help="The join file: look at the connection, too. With --bundle and --fingerprint.")
     ] = None,

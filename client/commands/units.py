@@ -12,7 +12,7 @@ def units(
     join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
     bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
     fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
-    directory: Annotated[Path, typer.Option(help="The site's directory.")] = Path("site"),
+    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
     out: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
     steward_user: Annotated[str, typer.Option(help="Unix user of the steward.")] = "darkroom-steward",

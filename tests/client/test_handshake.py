@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +82,26 @@ def test_plain_text(good: Certificates) -> None:
 def test_a_server_that_is_no_darkroom(good: Certificates) -> None:
     with listening(good, status=404) as address, pytest.raises(ProvisioningError, match="code 404"):
         shake_hands(address, good.authority)
+
+
+def test_a_superlink_that_is_not_up_yet_is_waited_for(good: Certificates) -> None:
+    with listening(good, status=502) as address, pytest.raises(Unreachable, match="502"):
+        shake_hands(address, good.authority)
+
+
+def test_a_connection_that_is_cut_during_the_handshake_is_tried_again(good: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def cut() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(Unreachable):
+            shake_hands(f"127.0.0.1:{listener.getsockname()[1]}", good.authority)
+        thread.join()
 
 
 def test_nobody_there_is_another_kind_of_trouble_because_it_may_pass(good: Certificates) -> None:

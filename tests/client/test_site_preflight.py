@@ -93,7 +93,7 @@ def _other_key(folder: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "identity": (lambda folder: (folder / "identity.key").chmod(0o644), ["identity's file"]),
+    "identity": (lambda folder: (folder / "identity.key").chmod(0o644), ["identity's file", "vault"]),
     "token": (lambda folder: (folder / "run/token").chmod(0o644), ["token's file"]),
     "vault key": (lambda folder: (folder / "vault.key").chmod(0o640), ["vault key's file", "vault"]),
     "policy": (_edit("policy.toml", "coordinators", "coordinator"), ["policy", "base"]),

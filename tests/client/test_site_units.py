@@ -102,8 +102,7 @@ def test_the_supernode_does_not_see_what_is_the_stewards(tmp_path: Path) -> None
     found, root = settings(tmp_path, 1), "/srv/darkroom/ash"
     names = ("identity.key", "policy.toml", "ledger.sqlite", "audit.log", "approvals", "vault", "vault.key")
     assert set(found["InaccessiblePaths"]) == {f"-{root}/{name}" for name in names} | {"-/srv/base"}
-    assert found["ReadWritePaths"] == [f"{root}/supernode"]
-    assert found["ReadOnlyPaths"] == [f"-{root}/supernode/flower/apps"]
+    assert found["ReadWritePaths"] == [f"{root}/supernode/logs"]
     assert settings(tmp_path, 0)["InaccessiblePaths"] == [f"-{root}/supernode"]
 
 
@@ -156,7 +155,7 @@ def test_an_administrators_steps_are_shell_that_parses_and_leaves_the_bundle_to_
     assert "'/srv/our site/ash'" in texts
     order = [
         next(i for i, step in enumerate(steps) if words in step)
-        for words in ("chown -R darkroom-supernode", " install ")
+        for words in ("chown -R root:darkroom-supernode", " install ")
     ]
     assert order == sorted(order)  # what root installs afterwards stays root's
     assert steps[-1].startswith("systemctl enable --now")
