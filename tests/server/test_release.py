@@ -228,6 +228,15 @@ def test_a_journal_that_counts_too_few_attempts_is_not_believed(
         make_release(left, run.plan(tmp_path / "release"))
 
 
+def test_requests_in_the_log_count_even_where_no_round_came_of_them(
+    run: FinishedRun, left: RunLeft, tmp_path: Path
+) -> None:
+    (left.directory / "checkpoints" / "round-0000002.safetensors").unlink()
+    (left.directory / FILE).write_text('{"1":1}')
+    with pytest.raises(ReleaseError, match="at least 2"):
+        make_release(left, run.plan(tmp_path / "release", rounds="done"))
+
+
 def test_a_damaged_log_and_another_base_are_refused(run: FinishedRun, left: RunLeft, tmp_path: Path) -> None:
     log = left.directory / AUDIT_FILE
     whole = log.read_bytes()
