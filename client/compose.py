@@ -50,7 +50,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         steward.forget()
         room.forget()
 
-    retention = Retention(vault=site.config.vault, audit=audit, forget=forget)
+    retention = Retention(vault=site.config.vault, audit=audit, releases=site.releases, forget=forget)
 
     def care() -> None:
         books.look()

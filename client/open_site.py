@@ -11,6 +11,7 @@ from client.books import check_ledger, read_noted
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.policy import read_policy
+from client.released import ReleaseBook
 from client.site import read_site
 from common.identity_file import read_identity_file
 from common.steward_link import StewardAddress, StewardLink, read_token
@@ -33,6 +34,7 @@ class OpenSite:
     noted: Noted
     """What the audit log said when the site was opened; the ledger agreed with it."""
     approvals: ApprovalStore
+    releases: ReleaseBook
 
 
 def open_site(path: Path) -> OpenSite:
@@ -58,6 +60,7 @@ def open_site(path: Path) -> OpenSite:
         ledger=ledger,
         noted=noted,
         approvals=ApprovalStore(folder=Path(config.approvals), identity=identity, coordinators=policy.coordinators),
+        releases=ReleaseBook(folder=Path(config.releases), identity=identity),
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import date
 
+    from client.released import ReleaseBook
     from client.site import VaultConfig
     from common.audit_log import AuditLog
 
@@ -34,6 +35,7 @@ class Retention:
     Args:
         vault: Where the records are.
         audit: The site's log.
+        releases: What the site signed.
         forget: Drops every encoded picture in memory.
         today: The date.
 
@@ -41,6 +43,7 @@ class Retention:
 
     vault: VaultConfig
     audit: AuditLog
+    releases: ReleaseBook
     forget: Callable[[], None]
     today: Callable[[], date] = today
     _done: date | None = field(init=False, default=None)
@@ -68,5 +71,5 @@ class Retention:
             plan = vault.plan_expiry(day)
             if plan.records:
                 self.forget()
-                erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day))
+                erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day), book=self.releases)
                 _log.info("records that had expired by %s are erased", day)

@@ -7,6 +7,7 @@ while the process lives, so they are asked once, when it joins a run; the approv
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from dataclasses import replace
@@ -18,7 +19,7 @@ from client.books import CHARGED, CHARGED_CHAIN, CHARGED_ROW
 from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import loggable, refusal_code
-from common.audit_check import COORDINATOR_HEAD
+from common.audit_check import ADAPTER, COORDINATOR_HEAD
 from common.errors import DarkroomError, LedgerError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
@@ -174,7 +175,8 @@ class SecureSteward:
             raise LedgerError(f"row {receipt.row} was charged before: the ledger was exchanged for an older copy")
         self._row = receipt.row
         details = _step(member, state) | {CHARGED_ROW: receipt.row, CHARGED_CHAIN: receipt.chain.hex()}
-        records.audit.append(CHARGED, details | {COORDINATOR_HEAD: state.coordinator_head.hex()})
+        details |= {COORDINATOR_HEAD: state.coordinator_head.hex()}
+        records.audit.append(CHARGED, details | {ADAPTER: hashlib.sha256(state.adapter).hexdigest()})
 
     def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
         member.side.trainer.set_adapter(adapter)

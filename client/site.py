@@ -5,6 +5,7 @@ Nothing here is agreed with anybody; what a run may do stands in the policy file
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,7 @@ from msgspec import Meta
 from common.config import Config
 from common.errors import ConfigError
 from common.manifest import InstitutionName  # noqa: TC001 - msgspec reads annotations at run time
+from common.preflight import PreflightLimits
 from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
 
     socket: PathText = "run/steward.sock"
     token: PathText = "run/token"  # noqa: S105 - a path
-    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")] = ""
-    """Unix group that may connect, for a SuperNode under its own user; empty: the steward's user alone."""
+    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?$")] = ""
+    """Unix group, by name or number, that may connect, for a SuperNode under its own user; empty: nobody else."""
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""
     wait_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
@@ -80,11 +82,14 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     ledger: PathText = "ledger.sqlite"
     audit_log: PathText = "audit.log"
     approvals: PathText = "approvals"
+    releases: PathText = "releases"
+    """Records of the releases that this site signed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_limit_mib: PositiveMiB | None = None
     """Most memory that a base model with its training may need; absent: what the machine has free."""
     vault: VaultConfig
     service: ServiceConfig = ServiceConfig()
+    preflight: PreflightLimits = PreflightLimits()
 
 
 def read_site(path: Path) -> SiteConfig:
@@ -97,6 +102,17 @@ def read_site(path: Path) -> SiteConfig:
     """
     site = parse_config(read_toml(path), SiteConfig, source=str(path))
     return _beside(site, path.absolute().parent)
+
+
+def read_limits(path: Path) -> PreflightLimits:
+    """What a site file says on looking before starting; the defaults where this user may not read it.
+
+    Raises:
+        ConfigError: Missing or not TOML.
+        ConfigErrors: Every fault in it.
+
+    """
+    return read_site(path).preflight if os.access(path, os.R_OK) else PreflightLimits()
 
 
 def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
@@ -115,7 +131,7 @@ def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
         tcp = replace(tcp, **places(tcp, "certificate", "key", "client_authority"))
     return replace(
         site,
-        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals"),
+        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals", "releases"),
         vault=replace(site.vault, **places(site.vault, "directory", "key_file", "passphrase_file")),
         service=replace(service, **places(service, "socket", "token"), tcp=tcp),
     )

@@ -1,17 +1,24 @@
-"""Run a few processes side by side in the foreground: restart what dies, stop all on the way out."""
+"""Run a few processes side by side in the foreground: restart what dies, stop all on the way out.
+
+Guarantee: on Linux no process outlives its supervisor, however that ends. A SuperLink left behind by a killed one would
+keep its port, and every later start would fail. The supervisor must live in its process's main thread.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -19,6 +26,9 @@ RESTART_SECONDS: Final = 15.0
 """Flower refuses a SuperNode's key for up to a minute after a crash, so restarting at once achieves nothing."""
 STOP_SECONDS: Final = 10.0
 """Between asking a process to end and ending it."""
+_PR_SET_PDEATHSIG: Final = 1
+"""``prctl(2)``: the signal that this process gets when the thread that started it ends."""
+_LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +41,8 @@ class Command:
     environment: Mapping[str, str]
     """Added to this process's own."""
     log: Path
+    insists: bool = False
+    """Whether a second SIGINT has it end at once where the first has it wait for its clients, as uvicorn does."""
 
 
 @dataclass(slots=True)
@@ -101,15 +113,23 @@ class Supervisor:
         for running in reversed(self._running):
             _signal(running.process, signal.SIGINT)
         deadline = time.monotonic() + self._stop_seconds
+        self._wait(time.monotonic() + self._stop_seconds / 2)
+        for running in self._running:
+            if running.command.insists and running.process.poll() is None:
+                _signal(running.process, signal.SIGINT)
+        self._wait(deadline)
         for running in reversed(self._running):
-            try:
-                running.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if running.process.poll() is None:
                 _log.warning("%s did not end in %.0f s", running.command.name, self._stop_seconds)
             # also after a clean end: a grandchild, such as a ClientApp, may still run
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
         self._running.clear()
+
+    def _wait(self, deadline: float) -> None:
+        for running in reversed(self._running):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def end_in_order() -> None:
@@ -119,6 +139,20 @@ def end_in_order() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+
+
+def _end_with(supervisor: int) -> Callable[[], None] | None:
+    """What a new process does before it becomes a program, so that it ends with its supervisor; Linux alone can."""
+    libc = _LIBC
+    if libc is None:
+        return None
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:  # it ended before we asked
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return ask
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
@@ -132,6 +166,7 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             # a group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then stops all in order
             start_new_session=True,
+            preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - one system call and no lock; no thread can hold it up
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 from flwr.serverapp import Grid, ServerApp
 
 from common.adapter.spec import AdapterSpec
@@ -16,8 +17,11 @@ from common.errors import ConfigError
 from common.identity_file import read_identity_file
 from common.manifest import open_manifest
 from common.toml_config import parse_config, read_toml
-from server.coordinator import Coordinator
-from server.run_directory import RunDirectory
+from server.checkpoint import checkpoint_files
+from server.coordinator import CHECKPOINTS, Coordinator
+from server.leadership import leading
+from server.patience import WaitsForInstitutions
+from server.run_directory import LOG_FILE, RunDirectory
 from server.secure_session import SecureRun
 from server.transport import GridTransport, Transport
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flwr.app import Context
+
+    from server.vectors import Vector
 
 CONFIG_KEY: Final = "config"
 """Run-config key: path of the run's TOML file."""
@@ -39,7 +45,7 @@ IDENTITY_KEY: Final = "identity"
 AUDIT_FILE: Final = "audit.log"
 """The coordinator's log in the run's directory."""
 RESUME_KEY: Final = "resume"
-"""Run-config key: true to go on from the directory's last checkpoint."""
+"""Run-config key: true to insist on a checkpoint to go on from; false: to go on from the last one if there is one."""
 
 
 def make_server_app(
@@ -61,11 +67,16 @@ def run_deployed(transport: Transport, context: Context) -> None:
     Raises:
         ConfigError: A key is missing, or a file that it names cannot be used.
         ManifestError: The manifest is not signed, or not of this adapter.
+        RunBusy: Another process leads it.
+        RoundFailed: So many attempts at one round failed; it can be started again.
 
     """
-    from common.adapter.vector import initial_vector  # noqa: PLC0415 - torch, which only a start needs
-
     directory = _path(context, DIRECTORY_KEY)
+    with leading(directory):  # before the audit log is opened, which has one writer
+        _lead(transport, context, directory)
+
+
+def _lead(transport: Transport, context: Context, directory: Path) -> None:
     secure = _secure_run(context, directory) if context.run_config.get(MANIFEST_KEY) else None
     config = _config(context) if secure is None else open_manifest(secure.manifest)[0].config
     spec = read_spec(_path(context, SPEC_KEY))
@@ -74,12 +85,23 @@ def run_deployed(transport: Transport, context: Context) -> None:
     Coordinator(
         config=config,
         spec=spec,
-        initial=initial_vector(spec),
+        initial=_initial(spec),
         transport=transport,
         observer=RunDirectory(directory),
         directory=directory,
         secure=secure,
-    ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
+        patience=WaitsForInstitutions(directory),
+    ).run(resume=bool(context.run_config.get(RESUME_KEY, False) or checkpoint_files(directory / CHECKPOINTS)))
+
+
+def _initial(spec: AdapterSpec) -> Vector:
+    """What the run starts from, float32[d]."""
+    if spec.starts_at_zero:
+        return np.zeros(spec.dimension, dtype=np.float32)
+    # torch takes seconds to load and half of the server's memory
+    from common.adapter.vector import initial_vector  # noqa: PLC0415 - see above
+
+    return initial_vector(spec)
 
 
 def _config(context: Context) -> RunConfig:
@@ -121,12 +143,15 @@ def _path(context: Context, key: str) -> Path:
 
 
 def _run_in_its_own_process(transport: Transport, context: Context) -> None:
-    """Show our log, which Flower streams to whoever started the run, and lead the run."""
-    shown = logging.StreamHandler()
-    shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    """Show our log, which Flower streams to whoever started the run, keep it, and lead the run."""
+    directory = _path(context, DIRECTORY_KEY)
+    directory.mkdir(parents=True, exist_ok=True)
     ours = logging.getLogger("server")
-    ours.addHandler(shown)
+    for handler in (logging.StreamHandler(), logging.FileHandler(directory / LOG_FILE, encoding="utf-8")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(handler)
     ours.setLevel(logging.INFO)
+    ours.info("started as Flower's run %s", context.run_id)
     run_deployed(transport, context)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
@@ -15,12 +16,14 @@ from server import attempts
 from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.control import wait_while_paused
+from server.errors import TooFewInstitutions
 from server.optimizer import initial_state
+from server.patience import WaitsForNobody
 from server.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStart
 from server.round_log import log_evaluation, log_round, report_round
 from server.rounds import ReadyForRound, Rules
 from server.secure_session import SecureSession
-from server.vectors import Vector, frozen_copy, to_bytes, vector_digest
+from server.vectors import Vector, frozen_copy, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from common.manifest import Manifest
     from common.privacy.run_plan import PrivacyReport
     from server.answers import Answer
+    from server.patience import Patience
     from server.reports import RunObserver
     from server.rounds import Collecting
     from server.secure_rounds import MaskedCollecting
@@ -76,8 +80,11 @@ class Coordinator:
         observer: RunObserver,
         directory: Path,
         secure: SecureRun | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Put the parts together; ``initial`` is float32[d], ``directory`` the run's directory.
+
+        ``patience`` says what to do below the minimum; absent, the run ends there.
 
         Raises:
             ConfigError: A run with masked sums needs ``secure``, and no other may have it.
@@ -94,6 +101,7 @@ class Coordinator:
         self._transport = transport
         self._observer = observer
         self._directory = directory
+        self._patience = patience or WaitsForNobody()
         self._checkpoints = directory / CHECKPOINTS
         self._privacy = private_plan(config)
         self._journal: attempts.AttemptJournal | None = None
@@ -200,7 +208,12 @@ class Coordinator:
             free = self._journal.free_attempt(ready.round)
             current = replace(ready, attempt=free, first_attempt=free)
         while True:
-            collecting, following = self._attempt(current, clock)
+            try:
+                collecting, following = self._attempt(current, clock)
+            except TooFewInstitutions as shortage:
+                self._patience.wait(shortage)
+                continue
+            self._patience.over()
             if following.round > current.round:
                 break
             _log.warning(
@@ -246,7 +259,8 @@ class Coordinator:
         return timed_answers(outcomes, clock)
 
     def _nodes(self, at_least: int) -> tuple[int, ...]:
-        return self._transport.nodes(at_least=at_least, timeout_s=self._config.server.round_timeout_s)
+        seconds = self._patience.nodes_s or self._config.server.round_timeout_s
+        return self._transport.nodes(at_least=at_least, timeout_s=seconds)
 
     def _evaluate(self, ready: ReadyForRound) -> None:
         """Ask every node for its hold-out loss, with privacy none; without a single answer the run goes on."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.errors import ProvisioningError
-from server.checkpoint import checkpoint_files
-from server.coordinator import CHECKPOINTS
+from server import leadership
 from server.files import write_atomically
 from server.launch import CONNECTION, parse_flower
 
@@ -92,24 +91,34 @@ class FlowerRun:
         """
         files = self.files
         files.signed()
-        if (status := self.status()) not in {"", _ENDED}:
-            raise ProvisioningError(f"{files.name}: is {status} already; end it with darkroom-server run stop")
+        if not self.has_ended():
+            raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
         settings = {
             "manifest": str(files.manifest_file),
             "identity": str(files.federation.file("coordinator.key")),
             "spec": str(files.spec_file),
             "directory": str(files.directory),
-            "resume": bool(checkpoint_files(files.directory / CHECKPOINTS)),
         }
         app = KeptBundle(files.federation).app
         if not app.is_dir():
             raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        wanted = leadership.is_wanted(files.directory)
+        leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
+        try:
+            number = self._hand_over(app, given)
+        except ProvisioningError:
+            if not wanted:
+                leadership.want_no_more(files.directory)
+            raise
+        write_atomically(files.flower_file, number.encode())
+        return number
+
+    def _hand_over(self, app: Path, given: str) -> str:
         said = self.launch.flwr("run", str(app), CONNECTION, "-c", given, "--format", "json")
         started = parse_flower(said, _Started)
         if not started.success or started.run_id is None:
-            raise ProvisioningError(f"{files.name}: Flower did not start it: {said.strip()}")
-        write_atomically(files.flower_file, started.run_id.encode())
+            raise ProvisioningError(f"{self.files.name}: Flower did not start it: {said.strip()}")
         return started.run_id
 
     def status(self) -> str:
@@ -120,6 +129,10 @@ class FlowerRun:
         runs = parse_flower(self.launch.flwr("list", CONNECTION, "--format", "json"), _Runs).runs
         return next((run.status.partition(":")[0] for run in runs if run.run_id == number), "")
 
+    def has_ended(self) -> bool:
+        """Whether Flower has nothing more to do with it, or never had."""
+        return self.status() in {"", _ENDED}
+
     def stop(self) -> None:
         """End it now; it can be started again and goes on from its last checkpoint.
 
@@ -127,11 +140,17 @@ class FlowerRun:
             ProvisioningError: It was never started, or Flower refused.
 
         """
-        self.launch.flwr("stop", self._started(), CONNECTION)
+        number = self._started()
+        leadership.want_no_more(self.files.directory)  # first: else it would be started again
+        self.launch.flwr("stop", number, CONNECTION)
 
     def log(self) -> str:
-        """What the coordinator's loop said so far, as Flower kept it."""
-        return self.launch.flwr("log", self._started(), CONNECTION, "--show")
+        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept."""
+        number = self._started()
+        try:
+            return self.files.log_file.read_text()
+        except FileNotFoundError:
+            return self.launch.flwr("log", number, CONNECTION, "--show")
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

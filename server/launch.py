@@ -6,7 +6,7 @@ import logging
 import os
 import ssl
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import httpx
@@ -18,12 +18,14 @@ from common.flower_commands import ENVIRONMENT, program
 from common.supervision import Command
 from server.files import write_atomically
 from server.guard import Guard
+from server.handshakes import ToldTls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from server.federation import FederationConfig, FederationDirectory, Roster
+    from server.federation import FederationDirectory, Roster
+    from server.federation_config import FederationConfig
 
 CONNECTION: Final = "darkroom"
 """Name of our SuperLink in Flower's own configuration."""
@@ -82,7 +84,7 @@ class Launch:
             *("--superexec-auth-secret-file", str(root.superexec_secret)),
             "--disable-runtime-dependency-installation",
         )
-        return self._command("superlink", arguments)
+        return replace(self._command("superlink", arguments), insists=True)
 
     def _superexec(self) -> Command:
         root = self.directory
@@ -156,14 +158,17 @@ class Launch:
         """What one of Flower's own commands prints.
 
         Raises:
-            ProvisioningError: It failed; its words are in the message.
+            ProvisioningError: It failed, or a SuperLink that hangs did not answer it; its words are in the message.
 
         """
         command: Sequence[str] = (program("flwr"), *arguments)
         environment = {**os.environ, **self.environment()}
-        done = subprocess.run(  # noqa: S603 - Flower's program; no shell
-            command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - Flower's program; no shell
+                command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProvisioningError(f"flwr {' '.join(arguments)}: no answer in {_COMMAND_SECONDS:.0f} s") from error
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
             raise ProvisioningError(f"flwr {' '.join(arguments)}: code {done.returncode}: {said}")
@@ -171,20 +176,29 @@ class Launch:
 
     def listener(self) -> uvicorn.Server:
         """The public TLS listener; its ``serve()`` runs until told to end."""
-        client = httpx.AsyncClient(base_url=self._base_url(), verify=self._trust(), timeout=60, trust_env=False)
+        client = httpx.AsyncClient(
+            base_url=self._base_url(),
+            verify=self._trust(),
+            timeout=60,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),  # slow senders hold up no other
+        )
         settings = uvicorn.Config(
             Guard(client, maximum_body=self.config.maximum_body_mib << 20),
             host=self.config.listen,
             port=self.config.public_port,
-            ssl_certfile=str(self.directory.file("server.crt")),
-            ssl_keyfile=str(self.directory.file("server.key")),
+            ssl_certfile=str(self.directory.public.certificate),
+            ssl_keyfile=str(self.directory.public.key),
             access_log=False,  # the guard writes its own
             log_config=None,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             ws="none",
             proxy_headers=False,  # nobody in front of us may say who the client is
         )
+        settings.load()
+        if settings.ssl is not None:
+            settings.ssl.sslobject_class = ToldTls
         return uvicorn.Server(settings)
 
     def _base_url(self) -> str:

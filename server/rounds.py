@@ -22,6 +22,7 @@ import numpy as np
 from common.errors import OutOfOrder, RoundFailed
 from common.messages import Contribute, encode
 from common.privacy.run_plan import private_plan
+from server.errors import TooFewInstitutions
 from server.optimizer import OptimizerState, learning_rate, moving_average, step
 from server.sums import PartialSum, RingSum
 from server.vectors import to_bytes
@@ -102,7 +103,7 @@ class ReadyForRound:
         """The participants of this attempt among the nodes at hand, sorted.
 
         Raises:
-            RoundFailed: Fewer nodes than a round needs answers.
+            TooFewInstitutions: Fewer nodes than a round needs answers.
             OutOfOrder: The run is over.
 
         """
@@ -110,9 +111,9 @@ class ReadyForRound:
             raise OutOfOrder(expected="the end of the run", got=f"round {self.round}")
         at_hand = sorted(set(nodes))
         if len(at_hand) < self.rules.minimum:
-            raise RoundFailed(
+            raise TooFewInstitutions(
                 f"round {self.round}: {len(at_hand)} institutions can be reached, {self.rules.minimum} are needed; "
-                "resume the run when enough of them are back"
+                "the run can go on when enough of them are back"
             )
         return draw_participants(
             at_hand,
@@ -126,7 +127,7 @@ class ReadyForRound:
         """Draw the participants among the nodes at hand; the encoded request for each of them.
 
         Raises:
-            RoundFailed: Fewer nodes than a round needs answers.
+            TooFewInstitutions: Fewer nodes than a round needs answers.
             OutOfOrder: The run is over.
 
         """

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 METRICS: Final = "metrics.jsonl"
 DESCRIPTION: Final = "run.json"
+LOG_FILE: Final = "coordinator.log"
+"""What the coordinator's loop says, over all starts: Flower keeps each start's log apart, and loses the last lines of
+one that is killed."""
 
 
 class RunDirectory:

@@ -13,6 +13,7 @@ from common.errors import ConfigError, ManifestError
 from common.manifest import canonical_bytes, open_manifest, parse_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
 from server.files import write_atomically
+from server.run_directory import LOG_FILE
 from server.versions import package_versions
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class RunFiles:
     def directory(self) -> Path:
         """Where the run itself writes: metrics, checkpoints, countersignatures, log."""
         return self.root / "run"
+
+    @property
+    def log_file(self) -> Path:
+        """What the coordinator's loop said, over all starts."""
+        return self.directory / LOG_FILE
 
     @property
     def flower_file(self) -> Path:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from common.privacy.run_plan import private_plan
-from server import attempts, control
+from server import attempts, control, leadership
 from server.run_directory import read_metrics
 from server.secure_session import COUNTERSIGNATURES
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.privacy.run_plan import PrivacyReport
+    from server.leadership import Standing
     from server.run_files import RunFiles
 
 _RECENT: Final = 10
@@ -31,6 +32,8 @@ class RunStatus:
     """Rounds that counted."""
     rounds: int
     paused: bool
+    standing: Standing | None
+    """What it waits for, or why it ended early."""
     countersigned: tuple[str, ...]
     """Sites whose acceptance of the manifest the coordinator holds."""
     sites: int
@@ -52,6 +55,8 @@ class RunStatus:
         """For a terminal."""
         state = "finished" if self.round == self.rounds else "paused" if self.paused else ""
         yield f"{self.name}: round {self.round} of {self.rounds}{', ' + state if state else ''}"
+        if self.standing is not None:
+            yield str(self.standing)
         yield f"accepted by {len(self.countersigned)} of {self.roster} sites: {', '.join(self.countersigned) or 'none'}"
         if self.round:
             yield f"sites in the last round: {self.sites}; {self.seconds:.1f} s a round; about {self.left} left"
@@ -80,6 +85,7 @@ def run_status(files: RunFiles) -> RunStatus:
         name=files.name,
         round=rows[-1]["round"] if rows else 0,
         rounds=manifest.config.rounds,
+        standing=leadership.standing(files.directory),
         paused=control.is_paused(files.directory),
         countersigned=tuple(sorted(path.stem for path in signed)),
         sites=len(rows[-1]["answered"]) if rows else 0,

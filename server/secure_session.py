@@ -7,6 +7,7 @@ matched with an institution by the session key that the institution signed, neve
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,6 @@ from common.messages import (
     OpenSecureSession,
     Propose,
     Refusal,
-    RefusalCode,
     SessionKeyAdvert,
     SessionReady,
     ShareSessionKeys,
@@ -30,13 +30,15 @@ from common.messages import (
 )
 from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
+from server.absentees import LOST_SESSION, UNWELL, Absentees
+from server.errors import TooFewInstitutions
 from server.files import write_atomically
 from server.secure_rounds import MaskedCollecting
 from server.transport import Failure
 from server.vectors import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from common.audit_log import AuditLog
@@ -52,10 +54,8 @@ COUNTERSIGNATURES: Final = "countersignatures"
 _EPOCH: Final = "session.json"
 _HEADS_PER_ENTRY: Final = 512
 """Some 35 KiB: all of 1024 institutions would pass an entry's limit."""
-LOST_SESSION: Final = frozenset(
-    f"refused_{code.value}" for code in (RefusalCode.NO_SESSION, RefusalCode.AWAITING_APPROVAL)
-)
-"""Reasons of a failure: session keys that died with an institution's process, or with its word to take part."""
+_OPTIONAL_SECONDS: Final = 30.0
+"""Longest wait for the answer to a proposal where enough others take part: one that hangs must not hold them up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,15 @@ class SecureSession:
     answers are given to :class:`common.secagg.aggregator.Collecting` alone, which has no way to part of a sum.
     """
 
-    def __init__(self, run: SecureRun, transport: Transport, directory: Path, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        run: SecureRun,
+        transport: Transport,
+        directory: Path,
+        *,
+        timeout_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Check the manifest; nothing is sent yet.
 
         Raises:
@@ -96,40 +104,47 @@ class SecureSession:
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
-        self._declined: dict[int, str] = {}
+        self._absent = Absentees(now=now)
         self._places: dict[int, int] = {}
 
     def members(self, nodes: Iterable[int]) -> tuple[int, ...]:
         """Nodes at hand that hold this session's keys, sorted."""
         return tuple(sorted(set(nodes) & set(self._places)))
 
-    def leave(self, nodes: Iterable[int]) -> None:
-        """Forget these nodes, which have lost their session; they are asked anew before the next attempt."""
-        for node in nodes:
-            self._places.pop(node, None)
-            self._accepted.discard(node)
+    def leave(self, failures: Mapping[int, str]) -> None:
+        """Take out of the session who has lost it, to be asked anew at once, and who is unwell, to be asked later."""
+        for node, reason in failures.items():
+            if reason in LOST_SESSION or reason in UNWELL:
+                self._places.pop(node, None)
+                self._accepted.discard(node)
+            if reason in UNWELL:
+                self._absent.note(node, reason)
 
     def ensure(self, nodes: Iterable[int], *, minimum: int) -> None:
         """Have at least ``minimum`` of these nodes in a session, and everybody in it who wants to be.
 
         Raises:
-            RoundFailed: Too few institutions take part; why the others do not.
+            TooFewInstitutions: And why the others do not.
 
         """
         at_hand = sorted(set(nodes))
-        newcomers = [node for node in at_hand if node not in self._places and node not in self._declined]
-        if len(self.members(at_hand)) >= minimum and not newcomers:
+        are_enough = len(self.members(at_hand)) >= minimum
+        if not are_enough:
+            self._absent.let_all_be_asked()  # somebody may have approved meanwhile
+        newcomers = [node for node in at_hand if node not in self._places and node not in self._absent]
+        if are_enough and not newcomers:
             return
-        if len(self.members(at_hand)) < minimum:
-            self._declined.clear()  # somebody may have approved meanwhile
-        self._propose([node for node in at_hand if node not in self._accepted and node not in self._declined])
+        self._propose(
+            [node for node in newcomers if node not in self._accepted],
+            timeout_s=min(self._timeout_s, _OPTIONAL_SECONDS) if are_enough else self._timeout_s,
+        )
         willing = [node for node in at_hand if node in self._accepted]
         if len(willing) < minimum:
-            raise RoundFailed(self._too_few(len(willing), minimum))
+            raise TooFewInstitutions(self._too_few(len(willing), minimum))
         if set(willing) != set(self.members(at_hand)):
             self._open(willing)
         if len(self.members(at_hand)) < minimum:
-            raise RoundFailed(self._too_few(len(self.members(at_hand)), minimum))
+            raise TooFewInstitutions(self._too_few(len(self.members(at_hand)), minimum))
 
     def start_round(self, ready: ReadyForRound, nodes: Iterable[int]) -> tuple[MaskedCollecting, bytes]:
         """The state that collects this attempt's masked vectors, and the encoded request for every one of the nodes.
@@ -154,7 +169,7 @@ class SecureSession:
 
         """
         self._state = collecting.state.abort()
-        self.leave(node for node, reason in collecting.failures.items() if reason in LOST_SESSION)
+        self.leave(collecting.failures)
         try:
             following, self._state = collecting.close()
         except RoundFailed:
@@ -175,31 +190,32 @@ class SecureSession:
         return self._run.audit.append(kind, {"round": ready.round, "attempt": ready.attempt, **details})
 
     def _too_few(self, have: int, wanted: int) -> str:
-        reasons = ", ".join(sorted(set(self._declined.values()))) or "no answer"
         return (
-            f"{have} institutions take part, {wanted} are needed (the others: {reasons}); resume the run when enough "
-            "of them have approved its manifest and are back"
+            f"{have} institutions take part, {wanted} are needed (the others: {self._absent.reasons()}); the run "
+            "can go on when enough of them have approved its manifest and are back"
         )
 
-    def _propose(self, nodes: Iterable[int]) -> None:
-        for node, reply in self._ask(dict.fromkeys(nodes, Propose(manifest=self._run.manifest))):
+    def _propose(self, nodes: Iterable[int], *, timeout_s: float) -> None:
+        proposal = Propose(manifest=self._run.manifest)
+        for node, reply in self._ask(dict.fromkeys(nodes, proposal), timeout_s=timeout_s):
             if not isinstance(reply, Accepted):
-                self._declined[node] = _reason(reply)
+                self._absent.note(node, _reason(reply))
                 continue
             try:
                 member = verify_countersignature(self.manifest, reply.countersignature)
             except (ManifestError, ProtocolError) as error:
                 _log.warning("acceptance of node %d refused: %s", node, error)
-                self._declined[node] = "protocol"
+                self._absent.note(node, "protocol")
                 continue
             write_atomically(self._directory / COUNTERSIGNATURES / f"{member.name}.bin", reply.countersignature)
             self._accepted.add(node)
+            self._absent.back(node)
 
     def _open(self, nodes: Iterable[int]) -> None:
         """A new session with everybody who answers in time; whatever session there was is over.
 
         Raises:
-            RoundFailed: Too few of them did.
+            TooFewInstitutions: Too few of them did.
 
         """
         self._places = {}
@@ -215,7 +231,7 @@ class SecureSession:
                 except ProtocolError as error:
                     _log.warning("session key of node %d refused: %s", node, error)
             self._accepted.discard(node)  # a steward that started anew has to be asked anew
-            self._declined[node] = _reason(reply)
+            self._absent.note(node, _reason(reply))
         self._share_keys(opening)
 
     def _share_keys(self, opening: aggregator.Opening) -> None:
@@ -223,18 +239,20 @@ class SecureSession:
             opened, request = opening.create_session_keys()
         except CohortRefused as error:
             have, self._places = len(self._places), {}
-            raise RoundFailed(self._too_few(have, opening.terms.minimum_cohort)) from error
+            raise TooFewInstitutions(self._too_few(have, opening.terms.minimum_cohort)) from error
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):
-                self._declined[node] = _reason(reply)
+                self._absent.note(node, _reason(reply))
                 self._places.pop(node, None)
         self._run.audit.append("session", {"epoch": opening.epoch, "institutions": len(self._places)})
         _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
 
-    def _ask(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Reply | Failure | None]]:
+    def _ask(
+        self, requests: Mapping[int, Request], *, timeout_s: float | None = None
+    ) -> Iterator[tuple[int, Reply | Failure | None]]:
         encoded = {node: encode(request) for node, request in requests.items()}
-        for node, body in self._transport.exchange(encoded, timeout_s=self._timeout_s):
+        for node, body in self._transport.exchange(encoded, timeout_s=timeout_s or self._timeout_s):
             yield node, body if isinstance(body, Failure) else _decoded(node, body)
 
 

@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
 """Seconds between two looks for replies; Flower's own loop waits 3."""
+_PULLED_AT_ONCE: Final = 8
+"""Replies taken out of Flower together. It gives a list with the content of every reply that is there, so asking for
+all of a hundred institutions' vectors at once would hold them all in memory."""
 _GRACE_S: Final = 30.0
 """Seconds that Flower keeps a request beyond our deadline, so that only our own deadline counts."""
 _UNAVAILABLE: Final = frozenset({3, 4, 5})
@@ -116,13 +119,14 @@ class GridTransport:
             else:
                 waiting[message_id] = node
         while waiting and not is_late():
-            replies = list(self._grid.pull_messages(list(waiting)))
-            for reply in replies:
-                # by message id: an error reply carries the coordinator's own node id as its source
-                node_or_none = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node_or_none is not None:
-                    yield node_or_none, _body(reply)
-            if not replies:
+            before = len(waiting)
+            for asked in _in_parts(list(waiting)):
+                for reply in self._grid.pull_messages(asked):
+                    # by message id: an error reply carries the coordinator's own node id as its source
+                    node_or_none = waiting.pop(reply.metadata.reply_to_message_id, None)
+                    if node_or_none is not None:
+                        yield node_or_none, _body(reply)
+            if len(waiting) == before:
                 self._pause()
         for node in waiting.values():
             yield node, Failure(FailureKind.TIMEOUT)
@@ -140,6 +144,11 @@ class GridTransport:
         if self._stop():
             raise RoundFailed("the engine that reaches the institutions has stopped; see its message above")
         time.sleep(POLL_S)
+
+
+def _in_parts(message_ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(message_ids), _PULLED_AT_ONCE):
+        yield message_ids[start : start + _PULLED_AT_ONCE]
 
 
 def wall_clock_deadline(seconds: float) -> Callable[[], bool]:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.erasure import Verb
+    from client.erasure import UsedIn, Verb
     from client.open_site import OpenSite
     from client.vault.interior import Access
     from client.vault.records import Erased, ErasurePlan
@@ -88,7 +88,7 @@ def _pseudonym(subject: str, site: OpenSite) -> str:
 
 def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
     """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
-    from client.erasure import erase_noted
+    from client.erasure import erase_noted, runs_of
     from client.open_site import open_site
     from client.service_socket import held
     from client.steward_process import socket_place
@@ -100,10 +100,11 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
             stack.enter_context(held(socket_place(site.config.service)))
         vault = stack.enter_context(_open(site, "write" if commit else "read"))
         plan = wanted.plan(vault, site)
-        if not _agreed(plan, site, commit=commit, yes=yes):
+        used = runs_of(plan, site)
+        if not _agreed(plan, used, commit=commit, yes=yes):
             return
         audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site))
+        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
         typer.echo(f"done; signed entries are in {site.config.audit_log}")
 
 
@@ -113,10 +114,10 @@ def _open(site: OpenSite, access: Access) -> Vault:
     return open_vault(site.config.vault, access=access, expected=site.noted.vault)
 
 
-def _agreed(plan: ErasurePlan, site: OpenSite, *, commit: bool, yes: bool) -> bool:
-    from client.erasure import describe, runs_of
+def _agreed(plan: ErasurePlan, used: tuple[UsedIn, ...], *, commit: bool, yes: bool) -> bool:
+    from client.erasure import describe
 
-    for line in describe(plan, runs_of(plan, site)):
+    for line in describe(plan, used):
         typer.echo(line)
     if not commit:
         typer.echo("nothing was destroyed; do it with --commit")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import ProvisioningError
 from server import control
 from server.federation import FederationDirectory
 from server.run_files import RunFiles
@@ -40,7 +41,7 @@ def status(
     """Show rounds, sites, ε so far and the time left; Flower's own word on it first."""
     run = _flower_run(name, directory)
     while True:
-        flower = run.status()
+        flower = _flower_word(run)
         typer.echo(f"Flower: {flower or 'not started'}")
         typer.echo("\n".join(run_status(run.files).lines()))
         if not watch or flower in {"", "finished"}:
@@ -83,10 +84,17 @@ def export(
     directory: Directory = Path("federation"),
 ) -> None:
     """Write the adapter of the last checkpoint in diffusers' LoRA format."""
-    from server.adapter_files import write_adapter  # noqa: PLC0415 - torch takes seconds to load
+    from server.adapter_files import write_adapter
 
     rounds = write_adapter(_files(name, directory), base, out)
     typer.echo(f"wrote {out} after {rounds} rounds")
+
+
+def _flower_word(run: FlowerRun) -> str:
+    try:
+        return run.status()
+    except ProvisioningError:  # our own files tell the rest
+        return "not reachable; is darkroom-server up running?"
 
 
 def _files(name: str, directory: Path) -> RunFiles:
@@ -96,8 +104,8 @@ def _files(name: str, directory: Path) -> RunFiles:
 
 
 def _flower_run(name: str, directory: Path) -> FlowerRun:
-    from server.flower_runs import FlowerRun  # noqa: PLC0415 - httpx and uvicorn
-    from server.launch import Launch  # noqa: PLC0415 - as above
+    from server.flower_runs import FlowerRun
+    from server.launch import Launch
 
     files = _files(name, directory)
     return FlowerRun(Launch(files.federation, files.federation.config()), files)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,17 +12,16 @@ from flwr.app import Context, RecordDict
 
 from common.adapter.spec import AdapterSpec, Family, TensorSpec, encode_spec
 from common.config import PLAIN_WORDS, AdapterConfig
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from server.app import make_server_app, read_spec, run_deployed
-from server.checkpoint import load_checkpoint
+from server.checkpoint import checkpoint_files, load_checkpoint
 from server.coordinator import CHECKPOINTS
+from server.leadership import standing
 from server.run_directory import read_metrics
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.toy import centre, toy_client_app
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[2]
 RUN = f"""
 name = "toy"
 rounds = 3
@@ -65,7 +67,7 @@ def test_a_run_as_flower_starts_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(checkpoint.adapter, np.mean([centre(i, 16) for i in range(2)], axis=0), rtol=1e-5)
 
     (tmp_path / "run.toml").write_text(RUN.replace("rounds = 3", "rounds = 4"))
-    serve(settings | {"resume": True})
+    serve(settings)  # decided by whoever holds the run's lock: another start may have gone further meanwhile
     rows = read_metrics(tmp_path / "out")
     assert [row["round"] for row in rows if row["kind"] == "round"] == [1, 2, 3, 4]
 
@@ -93,3 +95,30 @@ def test_what_is_no_spec_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_spec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wanted an adapter specification"):
         read_spec(tmp_path / "nowhere.json")
+
+
+def test_the_server_app_does_without_torch() -> None:
+    """It would double the start of every run and the memory of the server."""
+    code = "import sys, server.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_run_that_fails_says_why_in_its_directory(tmp_path: Path) -> None:
+    settings = run_config(tmp_path) | {"resume": True}
+    with pytest.raises(CheckpointError):
+        serve(settings)
+    assert "no checkpoint to resume from" in str(standing(tmp_path / "out"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = run_config(tmp_path)
+    serve(settings)
+    newest = checkpoint_files(tmp_path / "out" / CHECKPOINTS)[-1]
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    serve(settings | {"resume": True})
+    assert "damaged: its content is not what was written; going on from round 2" in caplog.text
+    rows = read_metrics(tmp_path / "out")
+    assert [row["round"] for row in rows if row["kind"] == "round"] == [1, 2, 3]
+    assert load_checkpoint(tmp_path / "out" / CHECKPOINTS).round == 3

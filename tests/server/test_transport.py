@@ -164,3 +164,25 @@ def test_waits_for_nodes_but_not_for_ever() -> None:
 def test_a_stopped_engine_ends_all_waiting() -> None:
     with pytest.raises(RoundFailed, match="stopped"):
         exchange(ScriptedGrid(), timeout_s=60, stop=lambda: True)
+
+
+def test_no_more_replies_than_a_few_are_held_at_a_time() -> None:
+    class FullGrid(ScriptedGrid):
+        """Every reply is there at once, and is given whenever it is asked for, as Flower does."""
+
+        given = 0
+
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            asked = [int(each.removeprefix("id-")) for each in message_ids]
+            self.given += len(asked)
+            return [self.reply(node) for node in asked]
+
+    nodes = range(100, 200)
+    grid = FullGrid(nodes)
+    transport = GridTransport(grid)  # type: ignore[arg-type]
+    taken, ahead = 0, []
+    for _ in transport.exchange(dict.fromkeys(nodes, b"ask"), timeout_s=5):
+        taken += 1
+        ahead.append(grid.given - taken)
+    assert taken == len(nodes)
+    assert max(ahead) < 8

@@ -188,7 +188,13 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
     audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
     with open_vault(site.config.vault, access="write") as vault:
         vault.add([new_record(SITE, 100, expires=day[0] + timedelta(days=2))])
-    retention = Retention(vault=site.config.vault, audit=audit, forget=lambda: forgot.append(1), today=lambda: day[0])
+    retention = Retention(
+        vault=site.config.vault,
+        audit=audit,
+        releases=site.releases,
+        forget=lambda: forgot.append(1),
+        today=lambda: day[0],
+    )
     retention.look()
 
     def counting(*given: Any, **named: Any) -> Any:

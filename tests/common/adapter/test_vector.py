@@ -204,3 +204,10 @@ def test_a_unet_with_an_adapter_of_another_rank_is_refused(
     unet, _ = inject(tiny_bases[Family.SDXL], "B", rank=3)
     with pytest.raises(WrongAdapterSpec, match="the specification says shape"):
         read_vector(unet, shared["B"][1])
+
+
+def test_a_specification_knows_whether_its_vector_starts_at_zero(shared: dict[str, Injected], train: str) -> None:
+    """The server starts from zeros on that word, without loading PyTorch."""
+    spec = shared[train][1]
+    assert spec.starts_at_zero == (not initial_vector(spec).any())
+    assert spec.starts_at_zero == (train != "AB")

@@ -1,0 +1,42 @@
+"""A SuperNode whose main thread ends ends as a process, too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.supernode_process import LOST
+
+ROOT = Path(__file__).parents[2]
+LEFT_BEHIND = """
+import threading, time
+from client.supernode_process import run_to_the_end
+def supernode():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {end}
+run_to_the_end(supernode)
+"""
+
+
+@pytest.mark.parametrize("end", ["return", "raise OSError('cut')"])
+def test_no_thread_keeps_a_supernode_alive_that_has_given_up(end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_BEHIND.format(end=end)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == LOST
+    assert "to be started again" in done.stderr
+    assert ("cut" in done.stderr) == ("cut" in end)
+
+
+def test_it_is_flowers_program_with_flowers_options() -> None:
+    program = [sys.executable, "-P", str(ROOT / "client" / "supernode_process.py")]
+    done = subprocess.run([*program, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert "--auth-supernode-private-key" in done.stdout

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from common.supervision import Command, Supervisor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
+PARENT = """
+import sys, time
+from pathlib import Path
+from common.supervision import Command, Supervisor
+line = (sys.executable, "-c", "import time; time.sleep(600)")
+command = Command(name="child", arguments=line, environment={}, log=Path(sys.argv[1]))
+with Supervisor([command]) as supervisor:
+    print(supervisor.alive()["child"], flush=True)
+    time.sleep(600)
+"""
+
+STUBBORN = """
+import signal, sys, time
+times = []
+def interrupted(*_):
+    times.append(0)
+    print("interrupted", flush=True)
+    if len(times) == 2:
+        sys.exit(0)
+signal.signal(signal.SIGINT, interrupted)
+print("up", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+"""Ends at the second SIGINT, as uvicorn does while a client keeps a connection open."""
+
+
+def command(tmp_path: Path) -> Command:
+    return Command(name="sleeper", arguments=SLEEP, environment={}, log=tmp_path / "log")
+
+
+def is_gone(pid: int) -> bool:
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait(30)
+    parent.stdout.close()
+    assert is_gone(child)
+
+
+def test_what_dies_is_started_again_and_all_ends_with_the_context(tmp_path: Path) -> None:
+    with Supervisor([command(tmp_path)], restart_seconds=0.1, stop_seconds=5) as supervisor:
+        first = supervisor.alive()["sleeper"]
+        os.kill(first, signal.SIGKILL)
+        for _ in range(200):
+            supervisor.poll()
+            if supervisor.alive().get("sleeper", first) != first:
+                break
+            time.sleep(0.05)
+        second = supervisor.alive()["sleeper"]
+        assert second != first
+    assert is_gone(second)
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_only_who_wants_to_be_asked_twice_is_asked_twice(tmp_path: Path, *, insists: bool) -> None:
+    log = tmp_path / "log"
+    line = (sys.executable, "-c", STUBBORN)
+    stubborn = Command(name="stubborn", arguments=line, environment={}, log=log, insists=insists)
+    with Supervisor([stubborn], stop_seconds=2) as supervisor:
+        while "up" not in log.read_text():
+            time.sleep(0.05)
+        pid = supervisor.alive()["stubborn"]
+    assert is_gone(pid)
+    assert log.read_text().count("interrupted") == (2 if insists else 1)

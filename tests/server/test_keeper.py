@@ -1,0 +1,122 @@
+"""Which runs are started again, against a Flower that only says what it is told to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from common.errors import ProvisioningError
+from server.flower_runs import FlowerRun
+from server.keeper import GRACE_SECONDS, RunKeeper
+from server.launch import Launch
+from server.leadership import leading, want, want_no_more
+from tests.federation.live_federation import federation_on_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.federation import FederationDirectory
+
+
+@dataclass
+class Flower:
+    """Its word on the run, and how often the run was started."""
+
+    status: str = "finished"
+    fails: bool = False
+    starts: list[str] = field(default_factory=list)
+
+    def start(self, run: FlowerRun) -> str:
+        if self.fails:
+            raise ProvisioningError("no answer")
+        self.starts.append(run.files.name)
+        return "17"
+
+
+@dataclass
+class Clock:
+    time: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
+    made = Flower()
+    monkeypatch.setattr(FlowerRun, "status", lambda _run: made.status)
+    monkeypatch.setattr(FlowerRun, "start", lambda run: made.start(run))  # noqa: PLW0108 - as a method it gets the run
+    return made
+
+
+def make(tmp_path: Path, clock: Clock, *names: str) -> tuple[RunKeeper, FederationDirectory]:
+    federation = federation_on_disk(tmp_path / "coordinator")
+    for name in names:
+        (federation.root / "runs" / name / "run").mkdir(parents=True)
+        want(federation.root / "runs" / name / "run")
+    return RunKeeper(Launch(federation, federation.config()), now=clock), federation
+
+
+def test_a_wanted_run_that_nobody_leads_is_started_after_a_while(tmp_path: Path, flower: Flower) -> None:
+    clock = Clock()
+    keeper, federation = make(tmp_path, clock, "ct", "mr")
+    want_no_more(federation.root / "runs" / "mr" / "run")
+    keeper.look()
+    clock.time += GRACE_SECONDS - 0.1
+    keeper.look()
+    assert flower.starts == []
+    clock.time += 0.1
+    keeper.look()
+    assert flower.starts == ["ct"]
+
+
+def test_one_that_is_led_is_left_alone(tmp_path: Path, flower: Flower) -> None:
+    clock = Clock()
+    keeper, federation = make(tmp_path, clock, "ct")
+    folder = federation.root / "runs" / "ct" / "run"
+    with leading(folder):
+        for _ in range(3):
+            keeper.look()
+            clock.time += 100
+    want(folder)
+    keeper.look()  # its grace begins now
+    assert flower.starts == []
+
+
+def test_one_that_flower_still_believes_in_is_left_to_flower(tmp_path: Path, flower: Flower) -> None:
+    clock, flower.status = Clock(), "running"
+    keeper, _ = make(tmp_path, clock, "ct")
+    keeper.look()
+    clock.time += GRACE_SECONDS
+    keeper.look()
+    assert flower.starts == []
+    flower.status = "finished"
+    clock.time += GRACE_SECONDS
+    keeper.look()
+    assert flower.starts == ["ct"]
+
+
+def test_one_that_never_comes_up_is_tried_less_and_less_often(tmp_path: Path, flower: Flower) -> None:
+    clock = Clock()
+    keeper, _ = make(tmp_path, clock, "ct")
+    for _ in range(4000):
+        keeper.look()
+        clock.time += 1
+    assert 8 <= len(flower.starts) <= 14
+
+
+def test_a_flower_that_does_not_answer_is_asked_again(
+    tmp_path: Path, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, flower.fails = Clock(), True
+    keeper, _ = make(tmp_path, clock, "ct")
+    for _ in range(20):
+        keeper.look()
+        clock.time += 1
+    assert "cannot be started yet: no answer" in caplog.text
+    flower.fails = False
+    clock.time += 100
+    keeper.look()
+    assert flower.starts == ["ct"]
