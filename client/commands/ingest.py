@@ -111,14 +111,14 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     """With the steward's place held, because the audit log has one writer."""
-    from client.books import VAULT, noted_in
+    from client.books import VAULT, noted_in, open_log
     from client.service_socket import held
     from client.site import read_site
     from client.site_vault import forget_passphrase
     from client.steward_process import socket_place
     from client.vault.receipt import make_receipt, write_receipt
     from client.vault.subjects import IntakeKey
-    from common.audit_log import AuditLog, read_entries
+    from common.audit_log import read_entries
     from common.errors import ConfigError
     from common.identity_file import read_identity_file
 
@@ -129,7 +129,7 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
         raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
     with ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
-        audit = AuditLog(path=Path(site.audit_log), identity=identity)
+        audit = open_log(Path(site.audit_log), identity)
         vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
         forget_passphrase(site.vault)
         audit.append(
