@@ -41,5 +41,5 @@ class RunWatch:
         elif self._now() - self._led > LEADERLESS_SECONDS:
             log = self._files.federation.root / "logs" / "superexec.log"
             raise DarkroomError(
-                f"{self._files.name}: nobody has led it for {LEADERLESS_SECONDS:.0f} s; what its server app said is in {log}"
+                f"{self._files.name}: nobody has led it for {LEADERLESS_SECONDS:.0f} s; its server app's log is {log}"
             )

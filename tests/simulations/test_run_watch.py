@@ -43,7 +43,7 @@ def test_a_run_that_nobody_leads_is_given_up_after_a_while(files: RunFiles) -> N
     clock.seconds = LEADERLESS_SECONDS
     watch.check(None)
     clock.seconds += 1
-    with pytest.raises(DarkroomError, match="superexec.log"):
+    with pytest.raises(DarkroomError, match=r"superexec\.log"):
         watch.check(None)
 
 
