@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def today() -> date:
-    """The date by which records expire."""
-    return datetime.now(UTC).date()
+    """The date by which records expire: of where the site is, or of UTC if that is further on."""
+    now = datetime.now(UTC)
+    return max(now.date(), now.astimezone().date())
 
 
 def master_key(config: VaultConfig) -> MasterKey:
@@ -49,6 +50,12 @@ def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultS
 
     """
     return Vault.open(Path(config.directory), master_key(config), access=access, expected=expected)
+
+
+def forget_passphrase(config: VaultConfig) -> None:
+    """Take the passphrase out of the environment, so that no process that is started from here on inherits it."""
+    if config.passphrase_env is not None:
+        os.environ.pop(config.passphrase_env, None)
 
 
 @dataclass(frozen=True, kw_only=True)

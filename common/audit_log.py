@@ -194,6 +194,7 @@ def _cut_unfinished_line(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another process may be writing the line that looks unfinished
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - MAX_LINE_BYTES - 2)
             file.seek(start)

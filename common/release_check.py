@@ -9,13 +9,13 @@ signed this very release with the roster's key. Whether so many attempts were se
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from common.adapter.export import read_adapter_spec, read_adapter_vector
 from common.adapter.kohya import kohya_bytes
+from common.adapter.spec import vector_digest
 from common.errors import AdapterError, ConfigErrors, DarkroomError, ManifestError
 from common.manifest import open_manifest
 from common.privacy.run_plan import private_plan
@@ -217,8 +217,7 @@ def _content_faults(folder: ReleaseFolder, release: Release) -> Iterator[str]:
             release.family,
         ):
             yield "the adapter's specification is not the one that the release names"
-        vector = read_adapter_vector(folder.root, spec)
-        found = f"sha256:{hashlib.sha256(vector.astype('<f4', copy=False).tobytes()).hexdigest()}"
+        found = vector_digest(read_adapter_vector(folder.root, spec))
         if found != release.adapter:
             yield f"the adapter is {found}; the release says {release.adapter}"
         theirs = kohya_bytes(folder.root, spec, title=release.name)

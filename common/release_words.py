@@ -16,6 +16,8 @@ _UNIT: Final = {
     "subject": "all pictures of one subject together: a patient, a person, a work, as the institutions numbered them",
 }
 
+_NOUN: Final = {"image": "picture", "subject": "subject"}
+
 
 def privacy_section(release: Release) -> str:
     """The model card's section on privacy, Markdown without its heading."""
@@ -23,13 +25,13 @@ def privacy_section(release: Release) -> str:
 
 
 def _lines(release: Release) -> Iterator[str]:
-    privacy = release.privacy
+    privacy, unit = release.privacy, _NOUN[release.privacy.unit]
     yield f"Protected is {_UNIT[privacy.unit]}."
     yield ""
     yield (
-        f"ε bounds what anybody can find out about one {privacy.unit}: whatever they conclude from what they see, they "
+        f"ε bounds what anybody can find out about one {unit}: whatever they conclude from what they see, they "
         f"would have concluded with at most e^ε times the probability, give or take δ = {privacy.delta:g}, had that "
-        f"{privacy.unit} not been among the training data ({privacy.relation}). Smaller is better."
+        f"{unit} not been among the training data ({privacy.relation}). Smaller is better."
     )
     yield ""
     yield "| who looks | ε |"
@@ -56,9 +58,11 @@ def _early(release: Release) -> str:
     planned = release.privacy.planned
     if planned.attempts == release.privacy.sent.attempts:
         return "The noise is sized for so many."
-    ended = "" if release.is_finished else f"The run ended after {release.rounds} of {release.rounds_planned} rounds. "
+    if release.is_finished:
+        return f"The noise is sized for {planned.attempts}; the rest was kept for repeats."
     return (
-        f"{ended}The noise is sized for {planned.attempts}. A run that was ended early because of what its adapter "
+        f"The run ended after {release.rounds} of {release.rounds_planned} rounds; the noise is sized for "
+        f"{planned.attempts} attempts. A run that was ended early because of what its adapter "
         f"showed has the figures of all {planned.attempts}: in the order above {figure(planned.public)}, "
         f"{figure(planned.institutions)}, {figure(planned.server)}, {figure(planned.fallback)}."
     )

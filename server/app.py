@@ -17,7 +17,8 @@ from common.errors import ConfigError
 from common.identity_file import read_identity_file
 from common.manifest import open_manifest
 from common.toml_config import parse_config, read_toml
-from server.coordinator import Coordinator
+from server.checkpoint import checkpoint_files
+from server.coordinator import CHECKPOINTS, Coordinator
 from server.leadership import leading
 from server.patience import WaitsForInstitutions
 from server.run_directory import LOG_FILE, RunDirectory
@@ -44,7 +45,7 @@ IDENTITY_KEY: Final = "identity"
 AUDIT_FILE: Final = "audit.log"
 """The coordinator's log in the run's directory."""
 RESUME_KEY: Final = "resume"
-"""Run-config key: true to go on from the directory's last checkpoint."""
+"""Run-config key: true to insist on a checkpoint to go on from; false: to go on from the last one if there is one."""
 
 
 def make_server_app(
@@ -90,7 +91,7 @@ def _lead(transport: Transport, context: Context, directory: Path) -> None:
         directory=directory,
         secure=secure,
         patience=WaitsForInstitutions(directory),
-    ).run(resume=bool(context.run_config.get(RESUME_KEY, False)))
+    ).run(resume=bool(context.run_config.get(RESUME_KEY, False) or checkpoint_files(directory / CHECKPOINTS)))
 
 
 def _initial(spec: AdapterSpec) -> Vector:

@@ -14,8 +14,6 @@ import msgspec
 
 from common.errors import ProvisioningError
 from server import leadership
-from server.checkpoint import checkpoint_files
-from server.coordinator import CHECKPOINTS
 from server.files import write_atomically
 from server.launch import CONNECTION, parse_flower
 
@@ -100,7 +98,6 @@ class FlowerRun:
             "identity": str(files.federation.file("coordinator.key")),
             "spec": str(files.spec_file),
             "directory": str(files.directory),
-            "resume": bool(checkpoint_files(files.directory / CHECKPOINTS)),
         }
         app = KeptBundle(files.federation).app
         if not app.is_dir():

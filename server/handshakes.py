@@ -11,7 +11,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer  # what the library's own types say; nothing imports it when it runs
 
 _log = logging.getLogger("server.guard")
 _ORDINARY: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError)

@@ -31,7 +31,7 @@ _LIMITS: Final = (
     "Its pictures are made up. They show nobody, prove nothing, and are no basis for a diagnosis.",
     "Differential privacy bounds what can be found out about one unit; what many share is learnt, as it should be.",
     "What the base model knew before, with its faults and prejudices, is still in it.",
-    "It belongs to one base model, named below by its digest; on another it draws noise.",
+    "It belongs to one base model, named above by its digest; on another it draws noise.",
 )
 _NOT_INTENDED: Final = ("passing its pictures off as photographs or as findings", "looking for people in it")
 _FAMILIES: Final = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from common.adapter.kohya import kohya_bytes
+from common.adapter.spec import vector_digest
 from common.audit_check import HEADS
 from common.audit_log import Entry, verify_log
 from common.manifest import open_manifest
@@ -34,7 +35,6 @@ from server.attempts import FILE, AttemptJournal
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
 from server.model_card import model_card
-from server.vectors import vector_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

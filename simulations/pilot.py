@@ -1,7 +1,7 @@
 """A pilot: a whole federation on one machine, every party a process and a folder of its own, by the users' commands.
 
-Requests, join files, TLS, vaults, stewards, a private run with masked sums, the adapter, a picture. Everything that
-was said is kept in the pilot's folder.
+Requests, join files, TLS, vaults, stewards, a private run with masked sums, a signed release, a picture. Everything
+that was said is kept in the pilot's folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from client.provenance import AUTHORITY_FILE
 from common.adapter.model import open_base
 from common.errors import DarkroomError
 from common.flower_commands import program
@@ -60,7 +61,8 @@ class PilotResult:
     """What is left."""
 
     files: RunFiles = field(repr=False)
-    adapter: Path
+    release: Path
+    """The adapter with its model card, signed by everybody."""
     pictures: Path
     sites: tuple[PilotSite, ...]
 
@@ -221,15 +223,30 @@ class Pilot:
             server(self._log, "run", "logs", files.name, *place)
 
     def _finish(self) -> PilotResult:
-        files = self._files()
-        adapter, pictures = self._plan.directory / "adapter", self._plan.directory / "pictures"
+        release, pictures = self._plan.directory / "release", self._plan.directory / "pictures"
+        self._release(release)
+        keys = self._sites[0].root / "pictures"
+        client(self._log, "picture", "key", str(keys), "--institution", self._sites[0].name)
+        drawn = ("--prompt", self._plan.prompt, "--out", str(pictures), "--sign-with", str(keys), "--label")
+        client(self._log, "generate", *self._base(), "--adapter", str(release), *drawn)
+        for path in sorted(pictures.glob("*.png")):
+            self._say(client(self._log, "picture", "verify", str(path), "--authority", str(keys / AUTHORITY_FILE)))
+        self._tell(f"release in {release}, a picture in {pictures}, all logs below {self._plan.directory}")
+        return PilotResult(files=self._files(), release=release, pictures=pictures, sites=self._sites)
+
+    def _release(self, folder: Path) -> None:
+        """Made by the coordinator, signed by every site, and checked by a stranger who knows the coordinator's key."""
         place = ("--directory", str(self._federation.root))
-        base = ("--base", str(self._plan.base))
-        server(self._log, "run", "export", files.name, *base, "--out", str(adapter), *place)
-        drawn = ("--prompt", self._plan.prompt, "--out", str(pictures))
-        client(self._log, "generate", *base, "--adapter", str(adapter), *drawn)
-        self._tell(f"adapter in {adapter}, a picture in {pictures}, all logs below {self._plan.directory}")
-        return PilotResult(files=files, adapter=adapter, pictures=pictures, sites=self._sites)
+        made = ("--out", str(folder), "--public-roster", *place)
+        server(self._log, "release", "make", self._files().name, *self._base(), *made)
+        for site in self._sites:
+            client(self._log, "countersign", str(folder), "--config", str(site.site_file), "--yes")
+            self._tell(f"{site.name} signs the release")
+        key = self._federation.identity().public.hex()
+        self._say(client(self._log, "release", "verify", str(folder), "--coordinator", key))
+
+    def _base(self) -> tuple[str, str]:
+        return "--base", str(self._plan.base)
 
     def _files(self) -> RunFiles:
         return RunFiles(self._federation, self._plan.config.name)

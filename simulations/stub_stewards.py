@@ -28,7 +28,7 @@ from common.messages import (
     encode,
 )
 from common.secagg.participant import enrol
-from common.secagg.quantize import Summand, word_type
+from common.secagg.quantize import Summand
 from common.steward_link import read_token
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class StubSteward:
 
     def _contribute(self, request: ContributeMasked, asked: float) -> MaskedAnswer:
         state = self._enrolled().handle_round_request(request.message)
-        words = np.ones(state.context.dimension, dtype=word_type(state.context.bits))
+        ones = np.ones(state.context.dimension)
+        words = ones.astype(np.uint32) if state.context.bits == 32 else ones.astype(np.uint64)
         summand = Summand(words=words, bits=state.context.bits, cohort=len(state.context.cohort))
         self._state, answer = state.create_contribution(summand, head=_HEAD)
         self.answered.append(Answered(asked=asked, ready=time.time()))

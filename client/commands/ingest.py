@@ -91,7 +91,7 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
     """Against the site's vault, if there is a site and it has one yet."""
     from client.books import read_noted
     from client.site import read_site
-    from client.site_vault import open_vault
+    from client.site_vault import forget_passphrase, open_vault
     from client.vault.subjects import IntakeKey
     from common.crypto import random_key
     from common.identity_file import read_identity_file
@@ -105,6 +105,7 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
     if noted.vault is None and not Path(site.vault.directory).exists():
         return intake.run(IntakeKey.of(identity))
     with open_vault(site.vault, expected=noted.vault) as vault:
+        forget_passphrase(site.vault)
         return intake.run(IntakeKey.of(identity), vault)
 
 
@@ -113,6 +114,7 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     from client.books import noted_in
     from client.service_socket import held
     from client.site import read_site
+    from client.site_vault import forget_passphrase
     from client.steward_process import socket_place
     from client.vault.receipt import make_receipt, write_receipt
     from client.vault.subjects import IntakeKey
@@ -125,6 +127,7 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
         stack.enter_context(held(socket_place(site.service)))
         audit = AuditLog(path=Path(site.audit_log), identity=identity)
         vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
+        forget_passphrase(site.vault)
         found = intake.run(IntakeKey.of(identity), vault)
         signed = make_receipt(found, intake.rules, identity, now=datetime.now(UTC))
         path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()

@@ -89,6 +89,7 @@ class RecordHashes:
     """What near-duplicates are searched by. An attacker can match it against known pictures: keep it in memory only."""
 
     record_id: RecordId
+    subject: Subject
     exact: bytes = field(repr=False)
     perceptual: int = field(repr=False)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from client.cli import app as client_app
 from client.countersigning import countersign, examine
-from client.site_status import read_entries
+from common.audit_log import read_entries
 from common.crypto import Identity, Secret
 from common.errors import ApprovalError, UnknownInstitution
 from common.manifest import open_manifest

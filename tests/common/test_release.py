@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.config import BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Label, Secret
+from common.privacy.run_plan import private_plan
+from common.randomness import REPEATABLE_WORDS
 from common.release import (
     Release,
     ReleasedFile,
@@ -23,6 +26,7 @@ from common.release import (
     parse_word,
     sign_release,
     sign_word,
+    stated_privacy,
 )
 
 if TYPE_CHECKING:
@@ -165,6 +169,30 @@ def test_one_content_has_one_form(alter: Any) -> None:
     assert data != file_bytes(RELEASE)
     with pytest.raises(ReleaseError, match="not in the form"):
         parse_release(data)
+
+
+def test_a_run_that_is_not_private_has_nothing_to_state() -> None:
+    privacy = PrivacyConfig(
+        epsilon=4.0,
+        delta=1e-5,
+        clip=0.05,
+        population=24,
+        largest_site=8,
+        sampling_rate=0.5,
+        repeatable=REPEATABLE_WORDS,
+    )
+    plan = private_plan(
+        RunConfig(
+            name="trial",
+            rounds=2,
+            privacy=privacy,
+            base=BaseModelConfig(path="base"),
+            server=ServerConfig(minimum_institutions=3),
+        )
+    )
+    assert plan is not None
+    with pytest.raises(ReleaseError, match="not private"):
+        stated_privacy(plan.report(2), plan.report(4))
 
 
 @given(st.binary(max_size=300))

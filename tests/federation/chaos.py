@@ -18,12 +18,15 @@ from common.audit_log import verify_log
 from common.identity_file import read_identity_file
 from common.supervision import Supervisor
 from server.attempts import FILE, AttemptJournal
+from server.checkpoint import KEPT, checkpoint_files
+from server.coordinator import CHECKPOINTS
+from server.leadership import is_led
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from simulations.laboratory import Laboratory
-    from tests.federation.cut_proxy import CutProxy
+    from tests.federation.proxy import Proxy
 
 KINDS = ("up", "superlink", "superexec", "serverapp", "steward", "join", "supernode", "clientapp")
 """Every process of a federation, by name."""
@@ -106,7 +109,7 @@ class Chaos:
     """Draws a fault, a victim and a length, again and again."""
 
     federation: Federation
-    proxies: dict[str, CutProxy]
+    proxies: dict[str, Proxy]
     seed: int
     done: list[str] = field(default_factory=list)
     _thaw: list[tuple[float, Any]] = field(default_factory=list)
@@ -117,6 +120,7 @@ class Chaos:
         # every kind once, killed and frozen, and every line cut; then at random
         self._plan = [(what, kind) for what in ("kill", "freeze") for kind in KINDS]
         self._plan += [("cut", name) for name in self.proxies]
+        self._plan += [("damage", "serverapp")]
         self.random.shuffle(self._plan)
 
     @property
@@ -131,10 +135,10 @@ class Chaos:
                 self._thaw.remove((at, mend))
         if now < self._next:
             return
-        self._next = now + self.random.uniform(10.0, 25.0)
-        what, kind = self._plan[-1] if self._plan else self._draw()
-        if self._act(what, kind, now) and self._plan:
-            self._plan.pop()
+        self._next = now + self.random.uniform(8.0, 20.0)
+        what, kind = self._plan.pop() if self._plan else self._draw()
+        if not self._act(what, kind, now):
+            self._plan.insert(0, (what, kind))
 
     def _draw(self) -> tuple[str, str]:
         what = self.random.choice(("kill", "freeze", "cut"))
@@ -149,9 +153,15 @@ class Chaos:
             if not found:  # such as a ClientApp between two rounds
                 self._next = now + 0.2
                 return False
+            checkpoints = checkpoint_files(self.federation.lab.files.directory / CHECKPOINTS)
+            if what == "damage" and len(checkpoints) < KEPT:
+                self._next = now + 0.2
+                return False
             victim = self.random.choice(found)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+                os.kill(victim, signal.SIGSTOP if what == "freeze" else signal.SIGKILL)
+            if what == "damage":
+                damage_newest(self.federation.lab)
             if what == "freeze":
                 self._thaw.append((now + self.random.uniform(2.0, 10.0), lambda: go_on(victim)))
         self.done.append(f"{what} {kind}")
@@ -163,6 +173,16 @@ class Chaos:
         self._thaw.clear()
         for proxy in self.proxies.values():
             proxy.mend()
+
+
+def damage_newest(lab: Laboratory) -> None:
+    """Once the process that writes checkpoints is gone, as a disk does that it took with it."""
+    while is_led(lab.files.directory):
+        time.sleep(0.05)
+    newest = checkpoint_files(lab.files.directory / CHECKPOINTS)[-1]
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
 
 
 def go_on(victim: int) -> None:

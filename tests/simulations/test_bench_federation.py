@@ -1,0 +1,56 @@
+"""The benchmark runs a real federation and writes what it saw."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from simulations.bench_federation import Report, main
+from simulations.process_watch import ProcessWatch, descendants, memory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["real", "light"])
+def test_rounds_complete_and_are_measured(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "federation.json"
+    arguments = ["--sites", "3", "--rounds", "2", "--dimension", "1000", "--output", str(output)]
+    main([*arguments, "--directory", str(tmp_path / "f"), *(["--light"] if kind == "light" else [])])
+    report = msgspec.json.decode(output.read_bytes(), type=Report)
+    assert (report.sites, report.dimension, len(report.seconds)) == (3, 1000, 2)
+    assert 0 < report.split.coordinator < report.split.round
+    assert report.server_mib > 100
+    if kind == "real":
+        assert report.site_mib > 20
+        parts = (report.split.dispatch, report.split.process_start, report.split.steward, report.split.give_back)
+        assert min(parts) > 0
+
+
+def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) -> None:
+    program = tmp_path / "flwr-clientapp"
+    program.write_text("import time; time.sleep(60)")
+    before = time.time()
+    with ProcessWatch() as watch:
+        child = subprocess.Popen([sys.executable, str(program)])
+        try:
+            assert child.pid in set(descendants(os.getpid()))
+            for _ in range(600):
+                if watch.count["flwr-clientapp"]:
+                    break
+                time.sleep(0.05)
+        finally:
+            child.kill()
+            child.wait()
+    assert watch.peak["flwr-clientapp"] > 2**20
+    assert watch.share["flwr-clientapp"] > 0
+    assert before - 1 < watch.seen[child.pid].started < before + 30
+    assert memory(os.getpid())["Rss"] > 2**20
