@@ -346,7 +346,7 @@ def test_a_faulty_vector_voids_the_sum_and_nobody_is_blamed(tmp_path: Path) -> N
 
     def shifted(request: ContributeMasked) -> Reply:
         site.lies.clear()
-        context = decode(request.message, RoundRequest, limit=1 << 20).context()
+        context = decode(request.message, RoundRequest, limit=1 << 26).context()
         site.contribute(request)
         vector = bytes(vector_bytes(context))
         message = MaskedContribution(context=context.digest(), place=0, head=bytes(32), vector=vector)
@@ -400,7 +400,7 @@ def _unmasked(site: Site) -> Any:
 
     def answer(request: ContributeMasked) -> Reply:
 
-        context = decode(request.message, RoundRequest, limit=1 << 20).context()
+        context = decode(request.message, RoundRequest, limit=1 << 26).context()
         vector = bytes(vector_bytes(context))
         message = MaskedContribution(context=context.digest(), place=site.place, head=bytes(32), vector=vector)
         return MaskedAnswer(message=encode_inner(signed(message, site.identity)))
