@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +20,7 @@ from server.files import write_atomically
 from server.launch import CONNECTION, parse_flower
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from server.federation import FederationDirectory
@@ -91,34 +94,43 @@ class FlowerRun:
         """
         files = self.files
         files.signed()
-        if not self.has_ended():
-            raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
+        app = KeptBundle(files.federation).app
+        if not app.is_dir():
+            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
+        with self._alone():
+            if not self.has_ended():
+                raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
+            wanted = leadership.is_wanted(files.directory)
+            leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
+            try:
+                number = self._hand_over(app)
+            except ProvisioningError:
+                if not wanted:
+                    leadership.want_no_more(files.directory)
+                raise
+            write_atomically(files.flower_file, number.encode())
+        return number
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One start at a time: ``up`` must not start what a person is just starting, whose number nobody knows yet."""
+        with (self.files.root / "start.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _hand_over(self, app: Path) -> str:
+        files = self.files
         settings = {
             "manifest": str(files.manifest_file),
             "identity": str(files.federation.file("coordinator.key")),
             "spec": str(files.spec_file),
             "directory": str(files.directory),
         }
-        app = KeptBundle(files.federation).app
-        if not app.is_dir():
-            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        wanted = leadership.is_wanted(files.directory)
-        leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
-        try:
-            number = self._hand_over(app, given)
-        except ProvisioningError:
-            if not wanted:
-                leadership.want_no_more(files.directory)
-            raise
-        write_atomically(files.flower_file, number.encode())
-        return number
-
-    def _hand_over(self, app: Path, given: str) -> str:
         said = self.launch.flwr("run", str(app), CONNECTION, "-c", given, "--format", "json")
         started = parse_flower(said, _Started)
         if not started.success or started.run_id is None:
-            raise ProvisioningError(f"{self.files.name}: Flower did not start it: {said.strip()}")
+            raise ProvisioningError(f"{files.name}: Flower did not start it: {said.strip()}")
         return started.run_id
 
     def status(self) -> str:
