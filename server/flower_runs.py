@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from server.run_files import RunFiles
 
 _ENDED: Final = "finished"
+_NODE: Final = re.compile(r"\bnode=(\d+)")
 
 
 class _Started(msgspec.Struct, frozen=True, rename="kebab"):
@@ -157,12 +159,17 @@ class FlowerRun:
         self.launch.flwr("stop", number, CONNECTION)
 
     def log(self) -> str:
-        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept."""
+        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept.
+
+        The loop knows nodes by Flower's number alone; here each gets its site's name.
+        """
         number = self._started()
         try:
-            return self.files.log_file.read_text()
+            said = self.files.log_file.read_text()
         except FileNotFoundError:
-            return self.launch.flwr("log", number, CONNECTION, "--show")
+            said = self.launch.flwr("log", number, CONNECTION, "--show")
+        names = {self.launch.node_id(site.name): site.name for site in self.files.federation.roster().site}
+        return _NODE.sub(lambda found: f"{found[0]} ({names.get(found[1], 'unknown')})", said)
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

@@ -85,7 +85,7 @@ def test_an_operator_leads_a_run(federation: Federation) -> None:
     assert "epsilon" in said
 
     # one site's policy forbids the run; both ends say so, and the others go on
-    assert "does not take part: refused_not_allowed" in command(federation, "logs")
+    assert f"({UNWILLING}) does not take part: refused_not_allowed" in command(federation, "logs")
     assert "epsilon" in site_log(federation, UNWILLING)
     assert ("refused", "not_allowed") in [(k, d.get("code")) for k, d in audit(lab.root(UNWILLING) / "audit.log")]
 
