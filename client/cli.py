@@ -10,14 +10,24 @@ import typer
 from client.commands.approval import approvals, approve, revoke
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
-from client.commands.joining import join, request
+from client.commands.joining import install, join, request
+from client.commands.picture import app as picture
+from client.commands.preflight import preflight
+from client.commands.release import app as release
+from client.commands.release import countersign
+from client.commands.restoring import accept_clock, accept_vault
+from client.commands.rotation import rotate_key
 from client.commands.site import init, status
 from client.commands.steward import steward
+from client.commands.units import units
+from client.private_memory import keep_memory_private
 from common.command_line import run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log, name="log")
+app.add_typer(release, name="release")
+app.add_typer(picture, name="picture")
 
 Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
@@ -34,8 +44,15 @@ def generate(
     guidance: Annotated[float, typer.Option(min=0)] = 3.0,
     resolution: Annotated[int | None, typer.Option(min=16, help="Pixels per side; absent: the base's own.")] = None,
     download: Download = False,
+    sign_with: Annotated[
+        Path | None, typer.Option(help="Folder of the key for pictures, made with: darkroom-client picture key.")
+    ] = None,
+    label: Annotated[bool, typer.Option("--label", help='Write "AI-generated" below each picture.')] = False,
+    write_prompt: Annotated[
+        bool, typer.Option("--write-prompt", help="Write the prompt into each picture and its name.")
+    ] = False,
 ) -> None:
-    """Draw pictures from prompts with a base model and an adapter."""
+    """Draw pictures from prompts with a base model and an adapter; each says in its file that it is generated."""
     from client.generation import GenerationRequest, generate_pictures  # noqa: PLC0415 - torch takes seconds to load
 
     request = GenerationRequest(
@@ -48,6 +65,9 @@ def generate(
         guidance_scale=guidance,
         resolution=resolution,
         download=download,
+        picture_key=sign_with,
+        label=label,
+        write_prompt=write_prompt,
     )
     for path in generate_pictures(request):
         typer.echo(path)
@@ -98,13 +118,15 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, join, steward, status, approve, approvals, revoke)
-for command in (*SITE, ingest, ingest_rules, pseudonym, erase, expire):
+SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
+VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
+for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)
 
 
 def main() -> None:
     """Entry point."""
+    keep_memory_private()
     run_command_line(app)
 
 

@@ -25,11 +25,16 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
     Raises:
         AuditLogError: The log is damaged.
         ModelError: The base cannot be read: better told now than in the first round.
+        VaultError: The vault cannot be opened, or is an older copy than the log tells of.
+        LedgerError: The vault's pictures were charged under another name.
 
     """
     audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-    room = TrainingRoom.of_site(site.config, records or VaultRecords(config=site.config.vault))
+    of_vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
+    room = TrainingRoom.of_site(site.config, records or of_vault)
     room.open_base()
+    if records is None:
+        of_vault.check(site.policy.privacy.units[0])
     kept = SiteRecords(
         identity=site.identity,
         policy=site.policy,
@@ -45,7 +50,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         steward.forget()
         room.forget()
 
-    retention = Retention(vault=site.config.vault, audit=audit, forget=forget)
+    retention = Retention(vault=site.config.vault, audit=audit, releases=site.releases, forget=forget)
 
     def care() -> None:
         books.look()

@@ -1,25 +1,31 @@
 """Forgetting a subject, or what has expired: what it would destroy, what had been learnt before, and the signed entry.
 
-Erasing destroys keys; it does not take back what runs learnt before. So both are told: how much goes, and which runs
-may have used it, with the ε that this site spent in each.
+Erasing destroys keys; it does not take back what runs learnt before. So all is told: how much goes, which runs may have
+used it, with the ε that this site spent in each, and which releases of their adapters this site signed.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from common.crypto import Label, digest
+from common.privacy.statements import figure
+from common.release import ReleaseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from client.open_site import OpenSite
+    from client.released import ReleaseBook
     from client.vault.records import Erased, ErasurePlan
-    from common.audit_log import AuditLog
+    from common.audit_log import AuditLog, Detail
+    from common.release import Release
 
 Verb: TypeAlias = Literal["erase", "expire"]
+_log: Final = logging.getLogger(__name__)
 _BEGUN: Final[dict[Verb, str]] = {"erase": "erasing", "expire": "expiring"}
 _DONE: Final[dict[Verb, str]] = {"erase": "erased", "expire": "expired"}
 
@@ -31,15 +37,29 @@ class UsedIn:
     run: str
     epsilon: float
     delta: float
+    releases: tuple[Release, ...] = ()
+    """Of the run's adapter, that this site signed."""
+    unreadable: str | None = None
+    """Why nobody can tell the releases."""
 
 
 def runs_of(plan: ErasurePlan, site: OpenSite) -> tuple[UsedIn, ...]:
-    """The plan's runs with this site's own ε, from its ledger."""
+    """The plan's runs with this site's own ε, from its ledger, and the releases that it signed."""
     account = site.policy.account(site.config.population, private=True)
     return tuple(
-        UsedIn(run=run, epsilon=site.ledger.spent(account, run=run).run, delta=account.per_run.delta)
+        _with_releases(
+            UsedIn(run=run, epsilon=site.ledger.spent(account, run=run).run, delta=account.per_run.delta), site
+        )
         for run in plan.runs
     )
+
+
+def _with_releases(used: UsedIn, site: OpenSite) -> UsedIn:
+    """A damaged record is told and stops no erasing: a subject's right does not wait for a backup."""
+    try:
+        return replace(used, releases=site.releases.releases(run=used.run))
+    except ReleaseError as error:
+        return replace(used, unreadable=str(error))
 
 
 def describe(plan: ErasurePlan, used: tuple[UsedIn, ...]) -> Iterator[str]:
@@ -51,11 +71,28 @@ def describe(plan: ErasurePlan, used: tuple[UsedIn, ...]) -> Iterator[str]:
         yield "no run has used them"
     for each in used:
         yield f"used in run {each.run}: ε = {each.epsilon:.4g} at δ = {each.delta:.3g} for each privacy unit"
+        yield from (f"  {line}" for line in _release_words(each))
     if used:
         yield "What those runs' released adapters learnt within these ε is not taken back by erasing."
 
 
-def erase_noted(audit: AuditLog, verb: Verb, plan: ErasurePlan, act: Callable[[], Erased]) -> Erased:
+def _release_words(used: UsedIn) -> Iterator[str]:
+    if used.unreadable is not None:
+        yield f"releases of it CANNOT BE TOLD: {used.unreadable}"
+    elif not used.releases:
+        yield "this site signed no release of it"
+    for each in used.releases:
+        stated = each.privacy.sent
+        yield (
+            f"released as {each.name!r}, {each.time[:10]}, digest {each.digest().hex()[:16]}, adapter {each.adapter}: "
+            f"whoever has it learns of one {each.privacy.unit} at most ε = {figure(stated.public)} at "
+            f"δ = {each.privacy.delta:.3g}"
+        )
+
+
+def erase_noted(
+    audit: AuditLog, verb: Verb, plan: ErasurePlan, act: Callable[[], Erased], *, book: ReleaseBook
+) -> Erased:
     """Erase between two signed entries: what a crash leaves of it is seen by the first, and done again by its caller.
 
     They hold a pseudonym that nobody can undo, never the subject's id or a count of what is left. The pseudonym's key
@@ -63,7 +100,17 @@ def erase_noted(audit: AuditLog, verb: Verb, plan: ErasurePlan, act: Callable[[]
     """
     pseudonym = digest(Label.ERASED_SUBJECT, secrets.token_bytes(32)).hex()[:32]
     runs = ",".join(plan.runs)[:8192]
-    audit.append(_BEGUN[verb], {"pseudonym": pseudonym, "runs": runs})
+    noted: dict[str, Detail] = {"pseudonym": pseudonym, "runs": runs, "releases": _release_digests(plan, book)}
+    audit.append(_BEGUN[verb], noted)
     erased = act()
-    audit.append(_DONE[verb], {"pseudonym": pseudonym, "vault": erased.state.text(), "runs": runs})
+    audit.append(_DONE[verb], noted | {"vault": erased.state.text()})
     return erased
+
+
+def _release_digests(plan: ErasurePlan, book: ReleaseBook) -> str:
+    """Of the plan's runs, for the audit log."""
+    try:
+        return ",".join(each.digest().hex() for run in plan.runs for each in book.releases(run=run))[:8192]
+    except ReleaseError as error:
+        _log.error("releases cannot be told: %s", error)
+        return "unreadable"

@@ -1,15 +1,24 @@
-"""Draw pictures with a base model and a released adapter, through the stock pipeline and its stock LoRA loading."""
+"""Draw pictures with a base model and a released adapter, through the stock pipeline and its stock LoRA loading.
+
+Every picture says in its metadata that it is generated, and with what; on request also below it, and signed.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from common.adapter.export import WEIGHTS_FILE, check_adapter_weights, read_adapter_spec
+from client.picture_marks import Origin, labelled, marked_png
+from client.provenance import read_picture_key, signed_png
+from common.adapter.export import WEIGHTS_FILE, check_adapter_weights, read_adapter_spec, read_adapter_vector
 from common.adapter.model import open_base
+from common.adapter.spec import vector_digest
 from common.errors import WrongAdapterSpec
 from common.generate import SamplePlan, check_plan, generate
+from common.release import ReleaseError
+from common.release_folder import RELEASE_FILE, ReleaseFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +40,12 @@ class GenerationRequest:
     guidance_scale: float
     resolution: int | None
     download: bool = False
+    picture_key: Path | None = None
+    """Folder of the institution's key for pictures; None: they are not signed."""
+    label: bool = False
+    """Whether a line below each picture says that it is generated."""
+    write_prompt: bool = False
+    """Whether each picture holds its prompt, in its metadata and in the file's name."""
 
 
 def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
@@ -39,11 +54,14 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
     Raises:
         ModelError: The base cannot be used.
         AdapterError: The adapter cannot be used, or is not made for this base.
+        ReleaseError: It came in a release whose statement is altered, or of another adapter.
         ConfigErrors: A resolution, seed or number of steps that cannot be drawn.
+        ConfigError: Pictures cannot be signed.
 
     """
     base = open_base(request.base, allow_download=request.download)
-    _check_made_for(base, request.adapter)
+    origin = _origin(base, request.adapter)
+    key = None if request.picture_key is None else read_picture_key(request.picture_key)
     pipeline = base.pipeline()
     plan = SamplePlan(
         prompts=request.prompts,
@@ -57,17 +75,36 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
     pipeline.load_lora_weights(request.adapter, weight_name=WEIGHTS_FILE, use_safetensors=True, local_files_only=True)
     request.out.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(generate(pipeline, plan)):
-        words = re.sub(r"[^a-z0-9]+", "-", request.prompts[index].lower()).strip("-")[:40]
-        path = request.out / f"{index:02d}-{words or 'empty'}.png"
-        picture.save(path)
+        prompt = request.prompts[index] if request.write_prompt else None
+        told = replace(origin, prompt=prompt)
+        png = marked_png(labelled(picture) if request.label else picture, told)
+        path = request.out / f"{_stem(index, prompt)}.png"
+        path.write_bytes(png if key is None else signed_png(png, told, key))
         yield path
 
 
-def _check_made_for(base: BaseModel, adapter: Path) -> None:
-    """An adapter on another base than its own draws noise without a word of warning."""
+def _stem(index: int, prompt: str | None) -> str:
+    if prompt is None:
+        return f"{index:02d}"
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40]
+    return f"{index:02d}-{words or 'empty'}"
+
+
+def _origin(base: BaseModel, adapter: Path) -> Origin:
+    """What is drawn with; an adapter on another base than its own would draw noise without a word of warning."""
     spec = read_adapter_spec(adapter)
     if spec.base_digest != base.digest:
         raise WrongAdapterSpec(
             f"{adapter}: made for the base {spec.base_digest}, got the base {base.digest}; give its own base"
         )
     check_adapter_weights(adapter, spec)
+    digest = vector_digest(read_adapter_vector(adapter, spec))
+    release = ReleaseFolder(adapter).release() if (adapter / RELEASE_FILE).exists() else None
+    if release is not None and release.adapter != digest:
+        raise ReleaseError(f"{adapter}: holds adapter {digest}, but its release is of {release.adapter}")
+    return Origin(
+        version=version("darkroom"),
+        adapter=digest,
+        base=base.digest,
+        release=None if release is None else release.digest().hex(),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client import supernode_process
+from client import bundle_gate, supernode_process
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
@@ -26,85 +27,91 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from client.site import SiteConfig
+    from client.site_layout import SiteLayout
     from common.crypto import Identity
 
-_WRITE_BITS: Final = 0o222
 _INSTALL_SECONDS: Final = 120.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
 
 
+def request_to_join(site: SiteLayout, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
+    """Make what keys are missing and write the request file.
+
+    Raises:
+        ProvisioningError: A name or contact that cannot be used.
+        CryptoError: An identity file that cannot be read.
+
+    """
+    identity = _identity(site.identity_file)
+    key = site.node_key_file
+    line = read_node_key(key) if key.exists() else create_node_key(key)
+    request = create_request(name=name, contact=contact, identity=identity, node_key=line)
+    site.identity_public_file.write_text(request.identity + "\n")
+    path = site.root / f"{request.name}.request"
+    path.write_bytes(encode_request(request))
+    return request, path
+
+
+def _identity(path: Path) -> Identity:
+    return read_identity_file(path) if path.exists() else create_identity_file(path)
+
+
 @dataclass(frozen=True, slots=True)
-class SiteDirectory:
-    """Where a site keeps what it takes to connect; private keys never leave it."""
+class SuperNode:
+    """A site's connection; it needs nothing that the steward keeps to itself."""
 
-    root: Path
-
-    @property
-    def identity_file(self) -> Path:
-        """Ed25519, which signs the site's contributions."""
-        return self.root / "identity.key"
-
-    @property
-    def node_key_file(self) -> Path:
-        """ECDSA P-384, with which the SuperNode logs in; worth nothing for contributions."""
-        return self.root / "supernode" / "node.key"
-
-    @property
-    def flower_home(self) -> Path:
-        """Flower's home of the SuperNode."""
-        return self.root / "supernode" / "flower"
-
-    def request(self, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
-        """Make what keys are missing and write the request file.
-
-        Raises:
-            ProvisioningError: A name or contact that cannot be used.
-            CryptoError: An identity file that cannot be read.
-
-        """
-        identity = self._identity()
-        line = read_node_key(self.node_key_file) if self.node_key_file.exists() else create_node_key(self.node_key_file)
-        request = create_request(name=name, contact=contact, identity=identity, node_key=line)
-        path = self.root / f"{request.name}.request"
-        path.write_bytes(encode_request(request))
-        return request, path
-
-    def _identity(self) -> Identity:
-        if self.identity_file.exists():
-            return read_identity_file(self.identity_file)
-        return create_identity_file(self.identity_file)
+    site: SiteLayout
 
     def open_join_file(self, path: Path, *, fingerprint: str) -> JoinFile:
         """A checked join file, for this site by that coordinator.
 
         Raises:
-            ProvisioningError: As ``common.provisioning.parse_join_file``.
+            ProvisioningError: As ``common.provisioning.parse_join_file``, or no request was made here.
 
         """
-        identity = read_identity_file(self.identity_file).public
+        public = self.site.identity_public_file
+        try:
+            identity = bytes.fromhex(read_small_file(public).decode("ascii"))
+        except ValueError as error:
+            raise ProvisioningError(f"{public}: wanted a public key; darkroom-client request writes it") from error
         return parse_join_file(read_small_file(path), identity=identity, fingerprint=fingerprint, source=str(path))
+
+    def is_installed(self, join: JoinFile) -> bool:
+        """Whether this bundle is in place and this user cannot write another beside it."""
+        wanted = (
+            (self._installed_file, join.bundle),
+            (self.site.authority_file, join.authority),
+            (self._program, _program_text()),
+        )
+        try:
+            in_place = all(path.read_text() == text for path, text in wanted)
+        except OSError:
+            return False
+        return in_place and not os.access(self._apps, os.W_OK)
 
     def install(self, join: JoinFile, bundle: Path) -> None:
         """Put authority and bundle in place and take the right to write bundles away, so that no other one runs.
+
+        Run by an administrator, it leaves a bundle that the SuperNode's user could not even give itself the right to
+        change.
 
         Raises:
             ProvisioningError: The bundle is another than the join file names, or Flower cannot install it.
 
         """
         content = bundle.read_bytes()
-        got = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        if got != join.bundle:
-            raise ProvisioningError(f"{bundle}: its digest is {got}; the join file names {join.bundle}")
-        self.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.authority_file.write_text(join.authority)
-        apps = self.flower_home / "apps"
+        check_bundle(content, join, source=str(bundle))
+        self.site.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.site.authority_file.write_text(join.authority)
+        self._installed_file.unlink(missing_ok=True)
+        apps = self._apps
         if apps.exists():
             _make_writable(apps)
             shutil.rmtree(apps)
         # a copy of the bytes that were hashed: the file could change in between
-        copy = self.flower_home / "bundle" / bundle_file_name(content)
-        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        copy = self.site.flower_home / "bundle" / bundle_file_name(content)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
         environment = {**os.environ, **self.environment()}
         done = subprocess.run(  # noqa: S603 - Flower's program; no shell
@@ -118,26 +125,60 @@ class SiteDirectory:
         if done.returncode != 0:
             raise ProvisioningError(f"flwr install: code {done.returncode}: {(done.stderr or done.stdout).strip()}")
         _make_read_only(apps)
+        self._program.parent.mkdir(exist_ok=True)
+        self._program.write_text(_program_text())
+        self._installed_file.write_text(join.bundle)
+        for path in (self._program, self._program.parent, self.site.flower_home):
+            path.chmod(0o755)
+        for path in (self._installed_file, self.site.authority_file):
+            path.chmod(0o644)
 
     @property
-    def authority_file(self) -> Path:
-        """Whom the SuperNode trusts for TLS."""
-        return self.root / "supernode" / "ca.crt"
+    def _apps(self) -> Path:
+        return self.site.flower_home / "apps"
+
+    @property
+    def _installed_file(self) -> Path:
+        return self.site.flower_home / bundle_gate.INSTALLED
+
+    @property
+    def _program(self) -> Path:
+        """What Flower starts for each message, found before its own by the environment's path."""
+        return self.site.supernode / "bin" / "flwr-clientapp"
 
     def environment(self) -> dict[str, str]:
         """Of every Flower process here."""
-        return {**ENVIRONMENT, "FLWR_HOME": str(self.flower_home), **proxy_exceptions(os.environ)}
+        path = os.pathsep.join((str(self._program.parent), ENVIRONMENT["PATH"]))
+        home = str(self.site.flower_home)
+        return {**ENVIRONMENT, "PATH": path, "FLWR_HOME": home, **proxy_exceptions(os.environ)}
 
-    def supernode(self, join: JoinFile, *, port: int, node_config: str) -> Command:
+    def command(self, join: JoinFile, *, port: int, node_config: str) -> Command:
         """The SuperNode: one outbound connection, and its own executor on loopback ``port``."""
         arguments = (
             *(sys.executable, "-P", str(supernode_process.__file__), "--superlink", join.address),
             *("--host", "127.0.0.1", "--port", str(port)),
-            *("--root-certificates", str(self.authority_file)),
-            *("--auth-supernode-private-key", str(self.node_key_file), "--node-config", node_config),
+            *("--root-certificates", str(self.site.authority_file)),
+            *("--auth-supernode-private-key", str(self.site.node_key_file), "--node-config", node_config),
         )
-        log = self.root / "logs" / "supernode.log"
+        log = self.site.supernode_log
         return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+
+
+def _program_text() -> str:
+    """``-P``: the folder of our own modules must not come first where the bundle's are to be found."""
+    return f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(bundle_gate.__file__))} "$@"\n'
+
+
+def check_bundle(content: bytes, join: JoinFile, *, source: str) -> None:
+    """Refuse other bytes than the join file names.
+
+    Raises:
+        ProvisioningError: They are others.
+
+    """
+    got = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if got != join.bundle:
+        raise ProvisioningError(f"{source}: its digest is {got}; the join file names {join.bundle}")
 
 
 def bundle_file_name(content: bytes) -> str:
@@ -171,9 +212,9 @@ def steward_node_config(site: SiteConfig) -> str:
 
 
 def _make_read_only(root: Path) -> None:
-    """Files first, then folders from the inside out."""
+    """Files first, then folders from the inside out; readable for all, whatever the administrator's own files are."""
     for path in (*sorted(root.rglob("*"), reverse=True), root):
-        path.chmod(path.stat().st_mode & ~_WRITE_BITS)
+        path.chmod(0o555 if path.is_dir() else 0o444)
 
 
 def _make_writable(root: Path) -> None:

@@ -7,7 +7,7 @@ anew each time. An aborted attempt stays charged: its vector may have been read.
 Guarantee: when :meth:`Ledger.charge` has returned, the row is on disk; the composition of all rows of its population
 is within the lifetime budget that was given, and that of all rows of its run within the run's. Assumes that the disk
 keeps what it confirmed (SQLite in WAL mode with ``synchronous=FULL``), that the file is on a local file system, and
-that nobody puts an older copy of it in its place (the audit log, which names each row, shows that).
+that nobody puts an older copy of it in its place (:mod:`client.books` compares it with the audit log).
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class Receipt:
     """Proof that a contribution was charged."""
 
     row: int
+    chain: bytes
+    """32 bytes that stand for this row and all before it; for the audit log, which :mod:`client.books` compares."""
     run: str
     step: Step
     spent: Spent
@@ -166,8 +168,8 @@ class Ledger:
             _check_attempts(rows, account, run=run)
             spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
-            row = append_row(store, _row(account.population, run, step, event, now))
-        return Receipt(row=row, run=run, step=step, spent=spent)
+            row, chain = append_row(store, _row(account.population, run, step, event, now))
+        return Receipt(row=row, chain=chain, run=run, step=step, spent=spent)
 
     def spent(self, account: Account, *, run: str) -> Spent:
         """What has been charged so far."""
@@ -217,7 +219,7 @@ class Ledger:
         if now.timestamp() < last - CLOCK_TOLERANCE.total_seconds():
             raise ClockWentBack(
                 f"the clock says {now.isoformat()}, the last entry {datetime.fromtimestamp(last, UTC).isoformat()}; "
-                "set the clock, or confirm that the last entry's time was wrong"
+                "set the clock, or if the last entry's time was wrong: darkroom-client accept-clock"
             )
         return now.timestamp()
 

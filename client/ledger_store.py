@@ -17,7 +17,7 @@ from common.crypto import Label, digest
 from common.errors import LedgerCorrupt, LedgerError, LedgerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 APPLICATION_ID: Final = 0x44524C47
@@ -116,13 +116,21 @@ def read_rows(store: sqlite3.Connection) -> list[Row]:
     return rows
 
 
-def append_row(store: sqlite3.Connection, row: Row) -> int:
-    """Add a row to those that :func:`read_rows` checked in the same transaction; its number."""
+def chain_of(rows: Sequence[Row]) -> bytes:
+    """32 bytes that stand for these rows and their order; empty for none."""
+    chain = b""
+    for row in rows:
+        chain = _link(chain, row)
+    return chain
+
+
+def append_row(store: sqlite3.Connection, row: Row) -> tuple[int, bytes]:
+    """Add a row to those that :func:`read_rows` checked in the same transaction; its number, and the chain with it."""
     found = store.execute("SELECT chain FROM contributions ORDER BY id DESC LIMIT 1").fetchone()
     chain = _link(b"" if found is None else found[0], row)
     marks = ", ".join("?" * (len(row) + 1))
     cursor = store.execute(f"INSERT INTO contributions ({_COLUMNS}, chain) VALUES ({marks})", (*row, chain))  # noqa: S608 - our own column names
-    return cursor.lastrowid or 0
+    return cursor.lastrowid or 0, chain
 
 
 def _link(previous: bytes, row: Row) -> bytes:

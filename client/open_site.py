@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.approvals import ApprovalStore
+from client.books import check_ledger, read_noted
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.policy import read_policy
+from client.released import ReleaseBook
 from client.site import read_site
 from common.identity_file import read_identity_file
 from common.steward_link import StewardAddress, StewardLink, read_token
 
 if TYPE_CHECKING:
+    from client.books import Noted
     from client.policy import SitePolicy
     from client.site import SiteConfig
     from common.crypto import Identity
@@ -28,7 +31,10 @@ class OpenSite:
     identity: Identity = field(repr=False)
     policy: SitePolicy
     ledger: Ledger
+    noted: Noted
+    """What the audit log said when the site was opened; the ledger agreed with it."""
     approvals: ApprovalStore
+    releases: ReleaseBook
 
 
 def open_site(path: Path) -> OpenSite:
@@ -37,18 +43,24 @@ def open_site(path: Path) -> OpenSite:
     Raises:
         ConfigError: The site file or the policy is not as it should be; every fault is told.
         CryptoError: The identity cannot be used.
-        LedgerError: The ledger cannot be used.
+        AuditLogError: The audit log is missing or damaged.
+        LedgerError: The ledger cannot be used, or is not the one that the audit log tells of.
 
     """
     config = read_site(path)
     identity = read_identity_file(Path(config.identity))
     policy = read_policy(Path(config.policy))
+    noted = read_noted(Path(config.audit_log), identity.public)
+    ledger = Ledger.open(Path(config.ledger), PldAccountant())
+    check_ledger(ledger.path, noted)
     return OpenSite(
         config=config,
         identity=identity,
         policy=policy,
-        ledger=Ledger.open(Path(config.ledger), PldAccountant()),
+        ledger=ledger,
+        noted=noted,
         approvals=ApprovalStore(folder=Path(config.approvals), identity=identity, coordinators=policy.coordinators),
+        releases=ReleaseBook(folder=Path(config.releases), identity=identity),
     )
 
 

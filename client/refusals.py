@@ -24,8 +24,11 @@ from common.errors import (
     StaleSession,
     UnknownInstitution,
 )
+from common.manifest_words import printable
 from common.messages import RefusalCode
 
+MAX_QUOTED: Final = 2000
+"""Characters of an error's text."""
 _CODES: Final[tuple[tuple[type[DarkroomError], RefusalCode], ...]] = (
     (NotApproved, RefusalCode.AWAITING_APPROVAL),
     (PolicyRefusal, RefusalCode.NOT_ALLOWED),
@@ -56,10 +59,12 @@ def refusal_code(error: DarkroomError) -> RefusalCode:
 def loggable(error: Exception) -> str:
     """What a log may say: the text of our own errors about messages and rules; of all others the kind and the place.
 
-    A log is read by more people than the vault, and a text about pictures or from a library may quote private data.
+    A log is read by more people than the vault, and a text about pictures or from a library may quote private data. One
+    about a message may quote the message, so it is kept to one short line: else the coordinator could write lines of
+    its own into the log, or fill the disk.
     """
     if isinstance(error, DarkroomError) and not isinstance(error, DataError):
-        return str(error)
+        return printable(" ".join(str(error)[:MAX_QUOTED].splitlines()))
     return place_of(error)
 
 

@@ -1,7 +1,8 @@
 """Erasing what has expired while a steward serves: on its first look of each day.
 
-Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails: the steward
-forgets its run first, and gets its pictures anew, without expired ones, when the run is proposed again.
+Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails or the vault
+cannot be opened: the steward forgets its run first, and gets its pictures anew, without expired ones, when the run is
+proposed again.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from client.books import noted_in
 from client.erasure import erase_noted
 from client.site_vault import open_vault, today
+from common.audit_log import read_entries
+from common.errors import DarkroomError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import date
 
+    from client.released import ReleaseBook
     from client.site import VaultConfig
     from common.audit_log import AuditLog
 
@@ -30,6 +35,7 @@ class Retention:
     Args:
         vault: Where the records are.
         audit: The site's log.
+        releases: What the site signed.
         forget: Drops every encoded picture in memory.
         today: The date.
 
@@ -37,6 +43,7 @@ class Retention:
 
     vault: VaultConfig
     audit: AuditLog
+    releases: ReleaseBook
     forget: Callable[[], None]
     today: Callable[[], date] = today
     _done: date | None = field(init=False, default=None)
@@ -51,10 +58,18 @@ class Retention:
         day = self.today()
         if self._done is not None and day <= self._done:
             return
-        with open_vault(self.vault, access="write") as vault:
+        try:
+            self._erase(day)
+        except DarkroomError:
+            self.forget()  # nobody knows what has expired, so nothing that is in memory may be used
+            raise
+        self._done = day
+
+    def _erase(self, day: date) -> None:
+        expected = noted_in(read_entries(self.audit.path)).vault
+        with open_vault(self.vault, access="write", expected=expected) as vault:
             plan = vault.plan_expiry(day)
             if plan.records:
                 self.forget()
-                erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day))
+                erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day), book=self.releases)
                 _log.info("records that had expired by %s are erased", day)
-        self._done = day

@@ -7,6 +7,7 @@ while the process lives, so they are asked once, when it joins a run; the approv
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from dataclasses import replace
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from client.books import CHARGED, CHARGED_CHAIN, CHARGED_ROW
 from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import loggable, refusal_code
-from common.audit_check import COORDINATOR_HEAD
-from common.errors import DarkroomError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
+from common.audit_check import ADAPTER, COORDINATOR_HEAD
+from common.errors import DarkroomError, LedgerError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
     Accepted,
@@ -66,6 +68,7 @@ class SecureSteward:
         self._records = records
         self._provider = provider
         self._membership: Membership | None = None
+        self._row = 0  # the last that was charged
         self._lock = threading.Lock()
 
     def answer(self, request: bytes) -> bytes:
@@ -168,8 +171,12 @@ class SecureSteward:
         account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
         receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
-        details = _step(member, state) | {"row": receipt.row, COORDINATOR_HEAD: state.coordinator_head.hex()}
-        records.audit.append("charged", details)
+        if receipt.row <= self._row:
+            raise LedgerError(f"row {receipt.row} was charged before: the ledger was exchanged for an older copy")
+        self._row = receipt.row
+        details = _step(member, state) | {CHARGED_ROW: receipt.row, CHARGED_CHAIN: receipt.chain.hex()}
+        details |= {COORDINATOR_HEAD: state.coordinator_head.hex()}
+        records.audit.append(CHARGED, details | {ADAPTER: hashlib.sha256(state.adapter).hexdigest()})
 
     def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
         member.side.trainer.set_adapter(adapter)

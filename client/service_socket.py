@@ -32,7 +32,7 @@ class SocketPlace:
 
     Args:
         path: The socket. Its folder is made if missing, and must belong to this user alone.
-        group: Another Unix group whose members may connect, for a SuperNode under its own user; empty: nobody else.
+        group: Another Unix group, by name or number, whose members may connect, for a SuperNode under its own user.
 
     """
 
@@ -53,6 +53,8 @@ class SocketPlace:
         """
         if not self.group:
             return -1
+        if self.group.isdigit():
+            return int(self.group)
         try:
             return grp.getgrnam(self.group).gr_gid
         except KeyError as error:

@@ -5,6 +5,7 @@ Nothing here is agreed with anybody; what a run may do stands in the policy file
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,13 +13,15 @@ import msgspec
 from msgspec import Meta
 
 from common.config import Config
+from common.errors import ConfigError
 from common.manifest import InstitutionName  # noqa: TC001 - msgspec reads annotations at run time
+from common.preflight import PreflightLimits
 from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PathText = Annotated[str, Meta(min_length=1, max_length=4096)]
+PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
 
@@ -54,8 +57,8 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
 
     socket: PathText = "run/steward.sock"
     token: PathText = "run/token"  # noqa: S105 - a path
-    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")] = ""
-    """Unix group that may connect, for a SuperNode under its own user; empty: the steward's user alone."""
+    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?$")] = ""
+    """Unix group, by name or number, that may connect, for a SuperNode under its own user; empty: nobody else."""
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""
     wait_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
@@ -79,18 +82,21 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     ledger: PathText = "ledger.sqlite"
     audit_log: PathText = "audit.log"
     approvals: PathText = "approvals"
+    releases: PathText = "releases"
+    """Records of the releases that this site signed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_limit_mib: PositiveMiB | None = None
     """Most memory that a base model with its training may need; absent: what the machine has free."""
     vault: VaultConfig
     service: ServiceConfig = ServiceConfig()
+    preflight: PreflightLimits = PreflightLimits()
 
 
 def read_site(path: Path) -> SiteConfig:
     """Read a site file; every path in the result is absolute.
 
     Raises:
-        ConfigError: Missing or not TOML.
+        ConfigError: Missing, not TOML, or a path in another user's home that there is not.
         ConfigErrors: Every fault in it.
 
     """
@@ -98,9 +104,23 @@ def read_site(path: Path) -> SiteConfig:
     return _beside(site, path.absolute().parent)
 
 
+def read_limits(path: Path) -> PreflightLimits:
+    """What a site file says on looking before starting; the defaults where this user may not read it.
+
+    Raises:
+        ConfigError: Missing or not TOML.
+        ConfigErrors: Every fault in it.
+
+    """
+    return read_site(path).preflight if os.access(path, os.R_OK) else PreflightLimits()
+
+
 def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
     def place(text: str) -> str:
-        return str(folder / Path(text).expanduser())
+        try:
+            return str(folder / Path(text).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"{text}: there is no such user; write the whole path") from error
 
     def places(table: msgspec.Struct, *names: str) -> dict[str, str]:
         return {name: place(text) for name in names if (text := getattr(table, name)) is not None}
@@ -111,7 +131,7 @@ def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
         tcp = replace(tcp, **places(tcp, "certificate", "key", "client_authority"))
     return replace(
         site,
-        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals"),
+        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals", "releases"),
         vault=replace(site.vault, **places(site.vault, "directory", "key_file", "passphrase_file")),
         service=replace(service, **places(service, "socket", "token"), tcp=tcp),
     )

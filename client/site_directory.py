@@ -15,6 +15,7 @@ from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.service_socket import create_token_file
 from client.site import SiteConfig, VaultConfig
+from client.site_layout import SiteLayout
 from client.site_vault import master_key
 from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.store import Vault
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SITE_FILE: Final = "site.toml"
 KEY_FILE: Final = VaultConfig(key_file="vault.key")
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
 
@@ -42,6 +42,8 @@ policy = "policy.toml"
 ledger = "ledger.sqlite"
 audit_log = "audit.log"
 approvals = "approvals"
+# releases that this site signed
+releases = "releases"
 # "auto" takes a GPU if there is one
 device = "auto"
 # memory_limit_mib = 8192
@@ -117,21 +119,22 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
         msgspec.convert({"name": name, "population": "x", "base": "x", "vault": {"key_file": "x"}}, SiteConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"--name: wanted small letters, digits and dashes; got {name!r}") from error
-    identity = folder / "identity.key"
+    layout = SiteLayout(folder)
+    identity = layout.identity_file
     return (
         Step(
-            path=folder / SITE_FILE,
+            path=layout.site_file,
             what="settings",
-            make=lambda: _write(folder / SITE_FILE, _SITE.format(name=name, key=_key_line(key))),
+            make=lambda: _write(layout.site_file, _SITE.format(name=name, key=_key_line(key))),
         ),
         Step(
-            path=folder / "policy.toml",
+            path=layout.policy_file,
             what="this site's own rules",
-            make=lambda: _write(folder / "policy.toml", _POLICY),
+            make=lambda: _write(layout.policy_file, _POLICY),
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
         *_key_steps(folder, key),
-        Step(path=folder / "vault", what="empty vault", make=lambda: _make_vault(folder, key)),
+        Step(path=layout.vault, what="empty vault", make=lambda: _make_vault(folder, key)),
         Step(
             path=folder / "ledger.sqlite",
             what="privacy ledger",
@@ -139,11 +142,11 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
         ),
         Step(path=folder / "audit.log", what="audit log", make=lambda: _begin_audit_log(folder)),
         Step(path=folder / "approvals", what="proposed and approved runs", make=lambda: _folder(folder / "approvals")),
-        Step(path=folder / "run", what="socket's folder", make=lambda: _folder(folder / "run")),
+        Step(path=layout.run, what="socket's folder", make=lambda: _folder(layout.run)),
         Step(
-            path=folder / "run/token",
+            path=layout.run / "token",
             what="token for the SuperNode",
-            make=lambda: create_token_file(folder / "run/token"),
+            make=lambda: create_token_file(layout.run / "token"),
         ),
     )
 
@@ -192,7 +195,7 @@ def _make_vault(folder: Path, key: VaultConfig) -> None:
     if key.keyring is not None:
         create_keyring_key(key.keyring)
     placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=str(folder / key.key_file))
-    Vault.create(folder / "vault", master_key(placed)).close()
+    Vault.create(SiteLayout(folder).vault, master_key(placed)).close()
 
 
 def _folder(path: Path) -> None:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
 from client.site_vault import count_vault, today
-from common.audit_log import Entry, verify_log
+from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from client.approvals import Proposal
     from client.ledger_store import Row
     from client.open_site import OpenSite
+    from common.audit_log import Entry
     from common.steward_link import Health
 
 CONTACT_KINDS: Final = frozenset({"joined", "session", "charged", "contributed", "refused", "turned_away"})
@@ -92,18 +91,10 @@ def site_status(site: OpenSite) -> SiteStatus:
     )
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The entries of a log that was verified; a last line that is being written is left out."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield msgspec.json.decode(line, type=Entry)
-
-
 def vault_words(site: OpenSite) -> str:
     """What the vault holds, in words; or why that cannot be told."""
     try:
-        found = count_vault(site.config.vault, day=today())
+        found = count_vault(site.config.vault, day=today(), expected=site.noted.vault)
     except (ConfigError, VaultError) as error:
         return f"cannot be opened: {error}"
     expired = f", {found.expired} expired" if found.expired else ""

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from client.site import VaultConfig
     from client.vault.interior import Access
     from client.vault.master_key import MasterKey
+    from client.vault.records import VaultState
 
 
 def today() -> date:
-    """The date by which records expire."""
-    return datetime.now(UTC).date()
+    """The date by which records expire: of where the site is, or of UTC if that is further on."""
+    now = datetime.now(UTC)
+    return max(now.date(), now.astimezone().date())
 
 
 def master_key(config: VaultConfig) -> MasterKey:
@@ -39,15 +41,21 @@ def master_key(config: VaultConfig) -> MasterKey:
     return Passphrase.of(_passphrase(config))
 
 
-def open_vault(config: VaultConfig, *, access: Access = "read") -> Vault:
-    """The site's vault.
+def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultState | None = None) -> Vault:
+    """The site's vault; ``expected`` is what the audit log says of it (:mod:`client.books`).
 
     Raises:
         ConfigError: The passphrase is not where the site says.
         VaultError: See :meth:`client.vault.store.Vault.open`.
 
     """
-    return Vault.open(Path(config.directory), master_key(config), access=access)
+    return Vault.open(Path(config.directory), master_key(config), access=access, expected=expected)
+
+
+def forget_passphrase(config: VaultConfig) -> None:
+    """Take the passphrase out of the environment, so that no process that is started from here on inherits it."""
+    if config.passphrase_env is not None:
+        os.environ.pop(config.passphrase_env, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,7 @@ class VaultCounts:
     """That may no longer be used, and are erased at the steward's next look."""
 
 
-def count_vault(config: VaultConfig, *, day: date) -> VaultCounts:
+def count_vault(config: VaultConfig, *, day: date, expected: VaultState | None) -> VaultCounts:
     """Open the vault and count.
 
     Raises:
@@ -69,7 +77,7 @@ def count_vault(config: VaultConfig, *, day: date) -> VaultCounts:
         VaultError: It cannot be opened.
 
     """
-    with open_vault(config) as vault:
+    with open_vault(config, expected=expected) as vault:
         infos = vault.infos()
         return VaultCounts(
             pictures=len(infos),

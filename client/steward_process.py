@@ -101,7 +101,7 @@ class StewardProcess:
         )
 
     def _look_after(self, service: StewardService, stop: threading.Event) -> None:
-        with service.turnstile.passage(lambda: not stop.is_set()) as passage:
+        with service.turnstile.passage(lambda: not stop.is_set(), by="keeper") as passage:
             if passage is not Passage.PASSED:
                 return
             service.note_turned_away()

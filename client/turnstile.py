@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,19 +49,28 @@ class Turnstile:
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock)
     _present: int = field(init=False, default=0)
     _closed: threading.Event = field(init=False, default_factory=threading.Event)
+    _keeper: threading.Event = field(init=False, default_factory=threading.Event)
     _turned_away: Counter[str] = field(init=False, default_factory=Counter)
 
     @contextlib.contextmanager
-    def passage(self, still_wanted: Callable[[], bool]) -> Iterator[Passage]:
-        """Wait for a turn; only with ``PASSED`` is the caller alone inside, until the block ends."""
+    def passage(
+        self, still_wanted: Callable[[], bool], *, by: Literal["caller", "keeper"] = "caller"
+    ) -> Iterator[Passage]:
+        """Wait for a turn; only with ``PASSED`` is the caller alone inside, until the block ends.
+
+        The steward's own care is the ``keeper``: it may wait however many others do, and goes in before them, or else a
+        flood could keep it out for ever.
+        """
         with self._guard:
-            if admitted := self._present <= self.waiting and not self._closed.is_set():
+            room = by == "keeper" or self._present <= self.waiting
+            if admitted := room and not self._closed.is_set():
                 self._present += 1
         if not admitted:
             yield Passage.CLOSED if self._closed.is_set() else Passage.FULL
             return
         try:
-            outcome = self._wait(still_wanted)
+            with self._ahead(by):
+                outcome = self._wait(still_wanted, by)
             try:
                 yield outcome
             finally:
@@ -71,9 +80,26 @@ class Turnstile:
             with self._guard:
                 self._present -= 1
 
-    def _wait(self, still_wanted: Callable[[], bool]) -> Passage:
+    @contextlib.contextmanager
+    def _ahead(self, by: Literal["caller", "keeper"]) -> Iterator[None]:
+        """While the keeper waits, callers do not try to go in."""
+        if by == "keeper":
+            self._keeper.set()
+        try:
+            yield
+        finally:
+            if by == "keeper":
+                self._keeper.clear()
+
+    def _enter(self, by: Literal["caller", "keeper"]) -> bool:
+        if by == "caller" and self._keeper.is_set():
+            time.sleep(_STEP_SECONDS)
+            return False
+        return self._inside.acquire(timeout=_STEP_SECONDS)
+
+    def _wait(self, still_wanted: Callable[[], bool], by: Literal["caller", "keeper"]) -> Passage:
         last = time.monotonic() + self.seconds
-        while not self._inside.acquire(timeout=_STEP_SECONDS):
+        while not self._enter(by):
             if not still_wanted():
                 return Passage.GONE
             if self._closed.is_set():

@@ -5,29 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from client.books import PREPARED, VAULT, Use, check_use, noted_in
 from client.latents import EncodingPlan
 from client.site_vault import open_vault, today
 from client.training_room import EncodedRecords
 from client.vault.shards import encode_vault
+from common.audit_log import read_entries
 from common.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from client.site import VaultConfig
+    from client.vault.store import Vault
     from common.adapter.model import BaseModel
+    from common.audit_log import AuditLog
     from common.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaultRecords:
-    """A :class:`client.training_room.RecordSource` over the vault; opened for each run, closed when it is encoded."""
+    """A :class:`client.training_room.RecordSource` over the vault; opened for each run, closed when it is encoded.
+
+    Args:
+        config: The vault's.
+        population: Under which name its pictures are charged.
+        audit: The site's log, which knows the vault's last state and is told of each run that uses it.
+
+    """
 
     config: VaultConfig
+    population: str
+    audit: AuditLog
+
+    def check(self, unit: str) -> None:
+        """Open the vault and close it: what is wrong with it is better told now than in the first round.
+
+        Raises:
+            VaultError: It cannot be opened, is damaged, or is an older copy.
+            LedgerError: Its pictures were charged as something else.
+
+        """
+        noted = noted_in(read_entries(self.audit.path))
+        with open_vault(self.config, expected=noted.vault) as vault:
+            check_use(noted, self._use(vault, unit))
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """What has not expired, encoded; that this run uses it is written down first.
 
         Raises:
-            VaultError: The vault cannot be opened or is damaged.
+            VaultError: The vault cannot be opened, is damaged, or is an older copy.
+            LedgerError: Its pictures were charged as something else.
             EmptyFolder: It holds nothing to train on.
 
         """
@@ -37,8 +63,16 @@ class VaultRecords:
             horizontal_flips=training.horizontal_flips,
             device=device,
         )
-        with open_vault(self.config, access="write") as vault:
-            vault.note_run(manifest_digest(canonical_bytes(manifest)).hex())  # as the ledger names it
+        run = manifest_digest(canonical_bytes(manifest)).hex()  # as the ledger names it
+        unit = "image" if manifest.privacy is None else manifest.privacy.unit
+        noted = noted_in(read_entries(self.audit.path))
+        with open_vault(self.config, access="write", expected=noted.vault) as vault:
+            use = self._use(vault, unit)
+            check_use(noted, use)
+            vault.note_run(run)
             found = encode_vault(base, vault, plan, today=today())
-        subject = manifest.privacy is not None and manifest.privacy.unit == "subject"
-        return EncodedRecords(shard=found.shard, units=found.subjects if subject else found.images)
+            self.audit.append(PREPARED, use.details() | {"run": run, VAULT: vault.state().text()})
+        return EncodedRecords(shard=found.shard, units=found.subjects if unit == "subject" else found.images)
+
+    def _use(self, vault: Vault, unit: str) -> Use:
+        return Use(vault=vault.state().vault.hex(), population=self.population, unit=unit)

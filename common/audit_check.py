@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COORDINATOR_HEAD: Final = "coordinator_head"
 """Detail of an institution's entry: the coordinator's head that came with a request."""
+ADAPTER: Final = "adapter"
+"""Detail of an institution's entry ``charged``: SHA-256, in hex, of the adapter that came with the request."""
 HEADS: Final = "heads"
 """Detail of a coordinator's entry: ``place:head`` of every institution that answered, separated by commas."""
 

@@ -93,6 +93,20 @@ def verify_log(
     return Verified(entries=entries, head=head)
 
 
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The entries of a log that was verified; a last line that is being written is left out.
+
+    Raises:
+        AuditLogError: It cannot be read.
+
+    """
+    try:
+        for line in _lines(path, unfinished="leave"):
+            yield msgspec.json.decode(line, type=Entry)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuditLogError(f"{path}: cannot be read: {error}") from error
+
+
 @dataclass(kw_only=True, slots=True)
 class AuditLog:
     """The log of one party, open for appending by one process."""
@@ -180,6 +194,7 @@ def _cut_unfinished_line(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another process may be writing the line that looks unfinished
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - MAX_LINE_BYTES - 2)
             file.seek(start)

@@ -1,7 +1,8 @@
-"""The transport's certificates and keys: X.509 for the federation's TLS, OpenSSH for Flower's node keys.
+"""Keys in other people's formats: X.509 for the federation's TLS and for pictures, OpenSSH for Flower's node keys.
 
-They protect the way between a site and the coordinator. What a site contributes is signed and masked with the keys of
-``common.crypto`` whoever holds these. All keys are ECDSA P-384, which Flower's node authentication accepts.
+They protect the way between a site and the coordinator, and say who drew a picture. What a site contributes is signed
+and masked with the keys of ``common.crypto`` whoever holds these. All keys are ECDSA P-384, which Flower's node
+authentication and C2PA accept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 AUTHORITY_DAYS: Final = 3650
 SERVER_DAYS: Final = 397
 """Longest life that common TLS clients accept of a server certificate."""
+PICTURE_DAYS: Final = 3650
+"""A signature without a time stamp is worth nothing once its certificate has run out."""
 _BACKDATED: Final = dt.timedelta(hours=1)
 """So that a site whose clock is a little behind accepts a fresh certificate."""
 _KEY_MODE: Final = 0o600
@@ -92,6 +95,45 @@ def issue_server_certificate(
     certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
 
 
+def create_picture_key(key: Path, *, institution: str, now: dt.datetime) -> tuple[bytes, bytes]:
+    """Make the key with which an institution signs pictures; its certificate chain and the authority alone, in PEM.
+
+    C2PA takes no certificate that signed itself, so an authority is made that issues this one certificate; its key is
+    thrown away.
+
+    Raises:
+        ProvisioningError: There is a key file already, or a name that no certificate can hold.
+
+    """
+    signer, private = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    authority, subject = (_organisation(institution, what) for what in ("authority for pictures", "pictures"))
+    issuer = (
+        _builder(authority, authority, signer.public_key(), now=now, days=PICTURE_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    built = (
+        _builder(subject, authority, private.public_key(), now=now, days=PICTURE_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    _write_key(key, private)
+    chain = [one.public_bytes(serialization.Encoding.PEM) for one in (built, issuer)]
+    return b"".join(chain), chain[1]
+
+
+def _organisation(institution: str, what: str) -> x509.Name:
+    if not 1 <= len(institution) <= 64 or not institution.isprintable():  # X.520's bound
+        raise ProvisioningError(f"wanted an institution's name of 1 to 64 printable characters, got {institution!r}")
+    name = {NameOID.ORGANIZATION_NAME: institution, NameOID.COMMON_NAME: f"Darkroom {what}"}
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in name.items()])
+
+
 def read_certificate(pem: bytes, *, source: str) -> x509.Certificate:
     """One certificate.
 
@@ -103,27 +145,6 @@ def read_certificate(pem: bytes, *, source: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise ProvisioningError(f"{source}: wanted a certificate in PEM form") from error
-
-
-def check_server_certificate(certificate: bytes, *, authority: bytes, now: dt.datetime) -> None:
-    """Refuse a server certificate that sites would refuse.
-
-    Raises:
-        ProvisioningError: Expired, not valid yet, or not signed by the authority.
-
-    """
-    served = read_certificate(certificate, source="server certificate")
-    issuer = read_certificate(authority, source="authority certificate")
-    for name, checked in (("server", served), ("authority", issuer)):
-        if not checked.not_valid_before_utc <= now <= checked.not_valid_after_utc:
-            raise ProvisioningError(
-                f"the {name} certificate is valid from {checked.not_valid_before_utc} to "
-                f"{checked.not_valid_after_utc}, and it is {now}; check the clock, or run: darkroom-server renew"
-            )
-    try:
-        served.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise ProvisioningError("the server certificate is not signed by this federation's authority") from error
 
 
 def create_node_key(path: Path) -> str:

@@ -39,7 +39,7 @@ SALT_BYTES: Final = 16
 GCM_NONCE_BYTES: Final = 12
 GCM_TAG_BYTES: Final = 16
 SEAL_OVERHEAD_BYTES: Final = GCM_NONCE_BYTES + GCM_TAG_BYTES
-KEYSTREAM_PIECE_BYTES: Final = 1 << 17
+KEYSTREAM_PIECE_BYTES: Final = 1 << 19
 """With buffer and destination it fits a processor's second-level cache."""
 _BLOCK_BYTES: Final = 16
 _ZEROS: Final = bytes(KEYSTREAM_PIECE_BYTES)

@@ -32,12 +32,12 @@
     │   ├── MasksDidNotCancel      a sum whose check coordinates are wrong; nothing is released
     │   └── MaskReuse              a second vector asked for under the same masks
     ├── CryptoError                a key or sealed text that cannot be used
-    ├── ProvisioningError          a request, join file, roster or certificate that cannot be used
+    ├── ProvisioningError          a request, join file or certificate that cannot be used; kinds in common/preflight.py
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── NotApproved                a manifest that nobody at the institution has approved yet
-    ├── LedgerError                the privacy ledger
+    ├── LedgerError                the privacy ledger; LedgerRolledBack stands in client/books.py
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
     │   ├── LedgerCorrupt          missing, damaged or of another kind
@@ -48,6 +48,7 @@
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
+    ├── ReleaseError               a release that is incomplete, altered or not agreed to; in common/release.py
     ├── RoundFailed                too few institutions answered; its kind stands in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee

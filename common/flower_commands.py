@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+FLOWER: Final = "1.41"
+"""The minor version that everything here is made for."""
 ENVIRONMENT: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -36,6 +36,8 @@ Contact = Annotated[
 """No control, zero-width or direction-changing character: a person reads it in a terminal before approving."""
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
 
+VersionText = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+!-]{0,63}$")]
+
 
 class SiteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a site tells of itself: nothing secret."""
@@ -75,12 +77,18 @@ class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     coordinator: PublicKeyHex
     bundle: Digest
     """Of the app bundle's bytes."""
+    darkroom: VersionText
+    """The coordinator's version of this package: a run's noise is worked out by one version alone."""
+    flower: VersionText
+    """The coordinator's version of Flower: its minor versions do not understand each other."""
     signature: SignatureHex = "0" * 128
 
     def signed_parts(self) -> tuple[bytes, ...]:
         """Everything but the signature."""
-        texts = (self.federation, self.site, self.identity, self.address, self.authority, self.coordinator, self.bundle)
-        return tuple(text.encode() for text in texts)
+        party = (self.federation, self.site, self.identity)
+        coordinator = (self.address, self.authority, self.coordinator)
+        code = (self.bundle, self.darkroom, self.flower)
+        return tuple(text.encode() for text in (*party, *coordinator, *code))
 
 
 def coordinator_fingerprint(public: bytes) -> str:
@@ -124,6 +132,18 @@ def sign_join_file(join: JoinFile, coordinator: Identity) -> bytes:
     return msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(join, signature=signature))) + b"\n"
 
 
+def read_join_file(data: bytes, *, source: str) -> JoinFile:
+    """A join file that is signed by the coordinator that it names, whoever that is and whoever it is for.
+
+    Raises:
+        ProvisioningError: Malformed or changed.
+
+    """
+    join = _decode(data, JoinFile, source=source)
+    _check(join.coordinator, join.signature, Label.JOIN_FILE, join.signed_parts(), source=source)
+    return join
+
+
 def parse_join_file(data: bytes, *, identity: bytes, fingerprint: str, source: str) -> JoinFile:
     """A join file, made for this site by the coordinator whose fingerprint the user was told.
 
@@ -131,8 +151,7 @@ def parse_join_file(data: bytes, *, identity: bytes, fingerprint: str, source: s
         ProvisioningError: Malformed, changed, for another site, or by another coordinator.
 
     """
-    join = _decode(data, JoinFile, source=source)
-    _check(join.coordinator, join.signature, Label.JOIN_FILE, join.signed_parts(), source=source)
+    join = read_join_file(data, source=source)
     if join.identity != identity.hex():
         raise ProvisioningError(f"{source}: made for {join.site} with another identity than this site's")
     said = coordinator_fingerprint(bytes.fromhex(join.coordinator))

@@ -6,6 +6,7 @@ keep its port, and every later start would fail. The supervisor must live in its
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -40,6 +41,8 @@ class Command:
     environment: Mapping[str, str]
     """Added to this process's own."""
     log: Path
+    insists: bool = False
+    """Whether a second SIGINT has it end at once where the first has it wait for its clients, as uvicorn does."""
 
 
 @dataclass(slots=True)
@@ -110,15 +113,23 @@ class Supervisor:
         for running in reversed(self._running):
             _signal(running.process, signal.SIGINT)
         deadline = time.monotonic() + self._stop_seconds
+        self._wait(time.monotonic() + self._stop_seconds / 2)
+        for running in self._running:
+            if running.command.insists and running.process.poll() is None:
+                _signal(running.process, signal.SIGINT)
+        self._wait(deadline)
         for running in reversed(self._running):
-            try:
-                running.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if running.process.poll() is None:
                 _log.warning("%s did not end in %.0f s", running.command.name, self._stop_seconds)
             # also after a clean end: a grandchild, such as a ClientApp, may still run
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
         self._running.clear()
+
+    def _wait(self, deadline: float) -> None:
+        for running in reversed(self._running):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def end_in_order() -> None:

@@ -43,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's and Unicode's are ValueErrors, and so is a huge number
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 

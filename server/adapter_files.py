@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from common.adapter.spec import AdapterSpec
     from common.config import RunConfig
+    from common.manifest import Manifest
+    from server.checkpoint import Checkpoint
     from server.run_files import RunFiles
 
 
@@ -44,6 +46,18 @@ def write_adapter(files: RunFiles, base: Path, out: Path) -> int:
     checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest)
     if checkpoint.round == 0:
         raise CheckpointError(f"{files.directory}: no round is finished yet, so there is nothing to write")
+    save_released(manifest, checkpoint, base=base, out=out)
+    return checkpoint.round
+
+
+def save_released(manifest: Manifest, checkpoint: Checkpoint, *, base: Path, out: Path) -> AdapterSpec:
+    """Write a checkpoint's released adapter for stock diffusers; its specification.
+
+    Raises:
+        ModelError: The base is not the run's.
+        WrongAdapterSpec: The base gives another adapter than the manifest's.
+
+    """
     opened = open_base(str(base), digest=manifest.base_digest)
     unet = opened.load_unet()
     spec = inject_lora(unet, manifest.config.adapter, base_digest=opened.digest)
@@ -51,4 +65,4 @@ def write_adapter(files: RunFiles, base: Path, out: Path) -> int:
         raise WrongAdapterSpec(f"this base gives adapter {spec.digest}; the manifest says {manifest.adapter_digest}")
     write_vector(unet, spec, checkpoint.released)
     save_adapter(out, unet, spec)
-    return checkpoint.round
+    return spec

@@ -10,14 +10,17 @@ import typer
 from common.command_line import run_command_line
 from common.config import RunConfig
 from common.toml_config import parse_config, read_toml
-from server.commands import manifest, run
+from server.commands import manifest, release, run
 from server.commands.federation import approve, init, renew, revoke, up
+from server.commands.preflight import preflight
+from server.commands.units import nginx, units
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log, name="log")
 app.add_typer(manifest.app, name="manifest")
 app.add_typer(run.app, name="run")
+app.add_typer(release.app, name="release")
 
 
 @app.callback()
@@ -48,7 +51,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=None)))
 
 
-for command in (init, approve, revoke, renew, up):
+for command in (init, approve, revoke, renew, preflight, up, units, nginx):
     app.command()(command)
 
 

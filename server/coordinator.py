@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
@@ -22,7 +23,7 @@ from server.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStar
 from server.round_log import log_evaluation, log_round, report_round
 from server.rounds import ReadyForRound, Rules
 from server.secure_session import SecureSession
-from server.vectors import Vector, frozen_copy, to_bytes, vector_digest
+from server.vectors import Vector, frozen_copy, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

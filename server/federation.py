@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -16,9 +15,12 @@ from common.config import Config, Digest
 from common.errors import ProvisioningError
 from common.identity_file import create_identity_file, read_identity_file
 from common.manifest import InstitutionName, Member, PublicKeyHex
-from common.provisioning import Address, Contact, JoinFile, SiteRequest, sign_join_file
+from common.provisioning import Contact, JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
 from common.toml_config import parse_config, read_toml
+from server.federation_config import FederationConfig
 from server.files import write_atomically
+from server.server_files import ServerFiles, read_server_files
+from server.versions import package_versions
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -26,44 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.crypto import Identity
-
-Port = Annotated[int, Meta(ge=1, le=65535)]
-_LOOPBACK: Final = ("127.0.0.1", "localhost")
-"""In every server certificate: the public listener speaks TLS to the SuperLink, too."""
-
-
-class FederationConfig(Config, frozen=True, kw_only=True):
-    """``federation.toml``."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=54, pattern=r"^[A-Za-z0-9 ._-]+$")]
-    address: Address
-    """What sites connect to, host:port."""
-    listen: str = "0.0.0.0"  # noqa: S104 - the public listener, which passes the Fleet API alone
-    superlink_port: Port = 18000
-    """On loopback only."""
-    maximum_body_mib: Annotated[int, Meta(ge=1, le=1024)] = 64
-    """Of one request; Flower sends a vector in pieces."""
-
-    @property
-    def public_port(self) -> int:
-        """Port of :attr:`address`."""
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Names and addresses of the server certificate."""
-        return (self.address.rpartition(":")[0].strip("[]"), *_LOOPBACK)
-
-    def faults(self) -> Iterator[str]:
-        """Rules that types cannot say."""
-        if not 1 <= self.public_port <= 65535:
-            yield f"address: {self.address} has no port between 1 and 65535"
-        if self.public_port == self.superlink_port:
-            yield "superlink_port: wanted another than the public one"
-        try:
-            ipaddress.ip_address(self.listen)
-        except ValueError:
-            yield f"listen: wanted an address of this machine, got {self.listen!r}"
+    from server.server_files import ServerContent
 
 
 class Site(Config, frozen=True, kw_only=True):
@@ -127,16 +92,49 @@ class FederationDirectory:
         """What flower-superexec shows to the SuperLink."""
         return self.root / "superexec.secret"
 
-    def create(self, config: FederationConfig, *, now: dt.datetime) -> Identity:
+    @property
+    def public(self) -> ServerFiles:
+        """What sites see: the files that were given, or else those that were made here."""
+        given = self._given
+        if given.certificate.exists():
+            return given
+        return ServerFiles(
+            authority=self.file("ca.crt"), certificate=self.file("server.crt"), key=self.file("server.key")
+        )
+
+    @property
+    def _given(self) -> ServerFiles:
+        folder = self.root / "public"
+        return ServerFiles(authority=folder / "ca.crt", certificate=folder / "server.crt", key=folder / "server.key")
+
+    def private_files(self) -> Iterator[tuple[Path, str]]:
+        """What nobody else may read, with its name."""
+        yield self.file("coordinator.key"), "coordinator's identity"
+        yield self.file("ca.key"), "authority's key"
+        yield self.file("server.key"), "server's key file"
+        if self.public.key != self.file("server.key"):
+            yield self.public.key, "public listener's key file"
+        yield self.superexec_secret, "executor's secret"
+
+    def create(self, config: FederationConfig, *, now: dt.datetime, given: ServerFiles | None = None) -> Identity:
         """Make authority, certificate, identity, secret, settings and an empty roster.
 
+        Args:
+            config: The settings.
+            now: The time.
+            given: Certificates that another authority issued for the public listener. The SuperLink behind it, on
+                loopback, has one by an authority that is made here either way.
+
         Raises:
-            ProvisioningError: There is a federation already.
+            ProvisioningError: There is a federation already, or sites would refuse the given certificate.
 
         """
         if self.config_file.exists():
             raise ProvisioningError(f"{self.config_file}: exists; a federation is not made anew over another")
+        content = None if given is None else read_server_files(given, config, now=now)
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if content is not None:
+            self.take(content)
         create_authority(self.file("ca.crt"), self.file("ca.key"), name=config.name, now=now)
         identity = create_identity_file(self.file("coordinator.key"))
         descriptor = os.open(self.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -163,6 +161,14 @@ class FederationDirectory:
             hosts=config.hosts,
             now=now,
         )
+
+    def take(self, content: ServerContent) -> None:
+        """Keep checked certificates for the public listener, in place of any before."""
+        given = self._given
+        given.key.parent.mkdir(exist_ok=True, mode=0o700)
+        write_atomically(given.authority, content.authority)
+        write_atomically(given.certificate, content.certificate)
+        write_atomically(given.key, content.key, mode=0o600)
 
     def config(self) -> FederationConfig:
         """The settings, or ConfigError."""
@@ -193,6 +199,16 @@ class FederationDirectory:
         self.write_roster(roster)
         return tuple(self._write_join_file(request, bundle) for request in requests)
 
+    def join_file(self, site: str) -> JoinFile:
+        """What an approved site was sent.
+
+        Raises:
+            ProvisioningError: It is missing or damaged.
+
+        """
+        path = self.root / "join" / f"{site}.join"
+        return read_join_file(read_small_file(path), source=str(path))
+
     def revoke(self, name: str) -> None:
         """Shut a site out for good; its keys stay in the roster so that they never come back under another name.
 
@@ -207,15 +223,17 @@ class FederationDirectory:
         self.write_roster(Roster(site=tuple(sites)))
 
     def _write_join_file(self, request: SiteRequest, bundle: Digest) -> Path:
-        config, identity = self.config(), self.identity()
+        config, identity, versions = self.config(), self.identity(), package_versions()
         join = JoinFile(
             federation=config.name,
             site=request.name,
             identity=request.identity,
             address=config.address,
-            authority=self.file("ca.crt").read_text(),
+            authority=self.public.authority.read_text(),
             coordinator=identity.public.hex(),
             bundle=bundle,
+            darkroom=versions["darkroom"],
+            flower=versions["flwr"],
         )
         path = self.root / "join" / f"{request.name}.join"
         write_atomically(path, sign_join_file(join, identity))

@@ -9,10 +9,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file's content so that a crash, or a power cut, leaves the old content or the new."""
+def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Replace the file's content so that a crash, or a power cut, leaves the old content or the new.
+
+    With ``mode`` nobody else can read it at any moment in between.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
+    if mode is not None:
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=mode)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

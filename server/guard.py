@@ -1,7 +1,6 @@
 """The public listener: passes Flower's Fleet API to the SuperLink on loopback, and nothing else.
 
-Flower's Control API has no authentication and shares the SuperLink's port: who reaches it can list runs, register nodes
-and start a run, which is code on every site. So sites reach this listener instead.
+What passes, and why no more, stands in ``server/passed_paths.py``.
 
 Guarantee: a request gets through if and only if it is ``POST /v1/fleet/NAME`` with NAME of small letters and hyphens,
 or ``GET /health``, compared as the bytes that were sent, so that no escape or dot segment is read differently behind
@@ -10,6 +9,7 @@ it; its query is dropped and its body is at most the cap. All else is answered h
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from server.passed_paths import PASSED
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 
     Event = MutableMapping[str, Any]  # ASGI's own type
     Receive = Callable[[], Awaitable[Event]]
     Send = Callable[[Event], Awaitable[None]]
+    Headers = list[tuple[bytes, bytes]]
 
-_FLEET: Final = re.compile(rb"/v1/fleet/[a-z]+(?:-[a-z]+)*")
+_PASSED: Final = tuple((passed.method, re.compile(passed.path.encode())) for passed in PASSED)
 _HOP_BY_HOP: Final = frozenset(
     name.encode()
     for name in (
         "connection",
-        "content-length",  # set anew from the body that was read
+        "content-length",  # set anew
         "expect",
         "host",
         "keep-alive",
@@ -41,6 +44,8 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     )
 )
+_PIECE_SECONDS: Final = 30.0
+"""Longest wait for a body's next piece: each body that comes holds a connection to the SuperLink."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,23 +65,33 @@ class Guard:
             client = (scope.get("client") or ("unknown",))[0]
             # the path is an attacker's text: repr keeps it on one line
             _log.info("%s %s %r %d %.3fs", client, scope["method"], scope["path"], status, time.monotonic() - started)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Event, receive: Receive, send: Send) -> int:
         if not is_allowed(scope["method"], scope.get("raw_path") or b""):
             return await _refuse(send, 404)
-        body = await self._read(receive)
-        if body is None:
+        headers = _passed(scope["headers"])
+        body = _Body(receive, length=_length(scope["headers"]), most=self._maximum_body)
+        if body.is_too_large:
             return await _refuse(send, 413)
+        if body.length is not None:
+            headers.append((b"content-length", b"%d" % body.length))
         request = self._superlink.build_request(
             scope["method"],
             scope["raw_path"].decode("ascii"),
-            headers=_passed(scope["headers"]),
-            content=body,
+            headers=headers,
+            content=body.pieces() if _has_body(scope["headers"]) else b"",
         )
+        return await self._pass(request, body, send)
+
+    async def _pass(self, request: httpx.Request, body: _Body, send: Send) -> int:
         try:
             response = await self._superlink.send(request, stream=True)
+        except _BodyRefused:
+            return await _refuse(send, 413 if body.is_too_large else 400)
         except httpx.TransportError as error:
             _log.warning("the SuperLink does not answer: %s", type(error).__name__)
             return await _refuse(send, 502)
@@ -86,31 +101,70 @@ class Guard:
             await response.aclose()
         return response.status_code
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body, or None once it is larger than the cap or the sender has gone."""
-        body = bytearray()
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """ASGI's lifespan; connections that are kept open would hold the SuperLink up when it is to end."""
         while True:
             event = await receive()
-            if event["type"] != "http.request":
-                return None
-            body += event.get("body", b"")
-            if len(body) > self._maximum_body:
-                return None
+            if event["type"] == "lifespan.shutdown":
+                await self._superlink.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+
+
+class _BodyRefused(Exception):
+    """A body that is larger than the cap, slower than allowed, or whose sender has gone."""
+
+
+class _Body:
+    """A request's body, passed on as it comes: nobody can fill this machine's memory with bodies."""
+
+    def __init__(self, receive: Receive, *, length: int | None, most: int) -> None:
+        self.length = length
+        self._receive = receive
+        self._most = most
+        self._seen = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        return max(self._seen, self.length or 0) > self._most
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                event = await asyncio.wait_for(self._receive(), _PIECE_SECONDS)
+            except TimeoutError as error:
+                raise _BodyRefused from error
+            piece: bytes = event.get("body", b"")
+            self._seen += len(piece)
+            if event["type"] != "http.request" or self.is_too_large:
+                raise _BodyRefused
+            yield piece
             if not event.get("more_body", False):
-                return bytes(body)
+                return
+
+
+def _length(headers: Headers) -> int | None:
+    """As the sender says it; uvicorn holds it to that."""
+    return next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
+
+
+def _has_body(headers: Headers) -> bool:
+    return any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in headers)
 
 
 def is_allowed(method: str, raw_path: bytes) -> bool:
     """Whether a request may pass, by the bytes of its path."""
-    return (method == "POST" and _FLEET.fullmatch(raw_path) is not None) or (method == "GET" and raw_path == b"/health")
+    return any(method == passed and pattern.fullmatch(raw_path) is not None for passed, pattern in _PASSED)
 
 
-def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _passed(headers: Headers) -> Headers:
     return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
 
 
 async def _relay(response: httpx.Response, send: Send) -> None:
-    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
+    dropped = _HOP_BY_HOP | {b"date"}  # the listener's own is there already, and a clock is read from it
+    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in dropped]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     async for piece in _pieces(response):
         await send({"type": "http.response.body", "body": piece, "more_body": True})

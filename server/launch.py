@@ -6,7 +6,7 @@ import logging
 import os
 import ssl
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import httpx
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from server.federation import FederationConfig, FederationDirectory, Roster
+    from server.federation import FederationDirectory, Roster
+    from server.federation_config import FederationConfig
 
 CONNECTION: Final = "darkroom"
 """Name of our SuperLink in Flower's own configuration."""
@@ -83,7 +84,7 @@ class Launch:
             *("--superexec-auth-secret-file", str(root.superexec_secret)),
             "--disable-runtime-dependency-installation",
         )
-        return self._command("superlink", arguments)
+        return replace(self._command("superlink", arguments), insists=True)
 
     def _superexec(self) -> Command:
         root = self.directory
@@ -175,17 +176,23 @@ class Launch:
 
     def listener(self) -> uvicorn.Server:
         """The public TLS listener; its ``serve()`` runs until told to end."""
-        client = httpx.AsyncClient(base_url=self._base_url(), verify=self._trust(), timeout=60, trust_env=False)
+        client = httpx.AsyncClient(
+            base_url=self._base_url(),
+            verify=self._trust(),
+            timeout=60,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),  # slow senders hold up no other
+        )
         settings = uvicorn.Config(
             Guard(client, maximum_body=self.config.maximum_body_mib << 20),
             host=self.config.listen,
             port=self.config.public_port,
-            ssl_certfile=str(self.directory.file("server.crt")),
-            ssl_keyfile=str(self.directory.file("server.key")),
+            ssl_certfile=str(self.directory.public.certificate),
+            ssl_keyfile=str(self.directory.public.key),
             access_log=False,  # the guard writes its own
             log_config=None,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             ws="none",
             proxy_headers=False,  # nobody in front of us may say who the client is
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,11 +16,6 @@ Precise: TypeAlias = npt.NDArray[np.float64]
 def to_bytes(vector: Vector) -> bytes:
     """The vector's wire form: float32, little-endian, 4·d bytes."""
     return vector.astype("<f4", copy=False).tobytes()
-
-
-def vector_digest(vector: Vector) -> str:
-    """``sha256:`` and the hexadecimal digest of the wire form."""
-    return f"sha256:{hashlib.sha256(to_bytes(vector)).hexdigest()}"
 
 
 def frozen_copy(values: npt.ArrayLike, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from client.joining import SiteDirectory
+from client.joining import SuperNode, request_to_join
+from client.site_layout import SiteLayout
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import RunConfig
 from common.errors import DarkroomError
@@ -18,7 +19,8 @@ from common.flower_commands import program
 from common.identity_file import read_identity_file
 from common.provisioning import coordinator_fingerprint
 from common.supervision import Supervisor
-from server.federation import FederationConfig, FederationDirectory
+from server.federation import FederationDirectory
+from server.federation_config import FederationConfig
 from server.files import write_atomically
 from server.flower_runs import FlowerRun, KeptBundle
 from server.launch import Launch
@@ -68,7 +70,8 @@ class Stage:
         )
         self.federation.create(config, now=dt.datetime.now(dt.UTC))
         requests = [
-            SiteDirectory(self.root / name).request(name=name, contact="bench@site.example")[0] for name in self.names
+            request_to_join(SiteLayout(self.root / name), name=name, contact="bench@site.example")[0]
+            for name in self.names
         ]
         self.federation.approve(requests, bundle=KeptBundle(self.federation).keep(self._bundle()))
         spec = AdapterSpec(
@@ -97,18 +100,20 @@ class Stage:
     def supernodes(self) -> list[Command]:
         """One SuperNode a site; they share one installed bundle, which takes seconds to install."""
         fingerprint = coordinator_fingerprint(self.federation.identity().public)
-        first = SiteDirectory(self.root / self.names[0])
+        first = SuperNode(SiteLayout(self.root / self.names[0]))
         commands = []
         for name in self.names:
-            site = SiteDirectory(self.root / name)
+            layout = SiteLayout(self.root / name)
+            site = SuperNode(layout)
             join = site.open_join_file(self.federation.root / "join" / f"{name}.join", fingerprint=fingerprint)
             if name == self.names[0]:
                 site.install(join, KeptBundle(self.federation).file)
-            site.authority_file.write_text(join.authority)
+            layout.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            layout.authority_file.write_text(join.authority)
             run = self.root / name / "run"
             node_config = f'steward="unix://{run / "steward.sock"}" token="{run / "token"}"'
-            command = site.supernode(join, port=self._ports[name], node_config=node_config)
-            environment = {**command.environment, "FLWR_HOME": str(first.flower_home), "OMP_NUM_THREADS": "1"}
+            command = site.command(join, port=self._ports[name], node_config=node_config)
+            environment = {**first.environment(), "OMP_NUM_THREADS": "1"}
             commands.append(replace(command, name=f"{name}-supernode", environment=environment))
         return commands
 
@@ -117,7 +122,7 @@ class Stage:
         return Fleet(
             address=self._address,
             authority=self.federation.file("ca.crt"),
-            keys={name: SiteDirectory(self.root / name).node_key_file for name in self.names},
+            keys={name: SiteLayout(self.root / name).node_key_file for name in self.names},
             stewards=self.stewards,
         )
 

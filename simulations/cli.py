@@ -192,7 +192,7 @@ def pilot(
         shutil.rmtree(directory)
     plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
     result = Pilot(plan, typer.echo).run()
-    look = (("adapter", result.adapter), ("pictures", result.pictures), ("logs", directory))
+    look = (("release", result.release), ("pictures", result.pictures), ("logs", directory))
     typer.echo("\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look))
 
 

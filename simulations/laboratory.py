@@ -17,19 +17,21 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from client.joining import SiteDirectory
+from client.joining import request_to_join
 from client.open_site import link_to_steward, open_site
 from client.site import read_site
-from client.site_directory import SITE_FILE, make_site
+from client.site_directory import make_site
+from client.site_layout import SiteLayout
 from client.site_vault import open_vault
 from client.vault.records import NewRecord
 from common.adapter.model import open_base
 from common.config import RunConfig
 from common.errors import StewardUnavailable
 from common.flower_commands import program
-from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
+from common.provisioning import coordinator_fingerprint, sign_join_file
 from server.adapter_files import adapter_spec
-from server.federation import FederationConfig, FederationDirectory
+from server.federation import FederationDirectory
+from server.federation_config import FederationConfig
 from server.flower_runs import FlowerRun, KeptBundle
 from server.launch import Launch
 from server.run_files import RunFiles
@@ -140,11 +142,11 @@ class Laboratory:
         requests = []
         for name in self.plan.names:
             self._make_site(name, base_digest)
-            requests.append(SiteDirectory(self.root(name)).request(name=name, contact=f"it@{name}.example")[0])
+            requests.append(request_to_join(SiteLayout(self.root(name)), name=name, contact=f"it@{name}.example")[0])
         bundle = KeptBundle(self.federation).keep(self._build())
         self.federation.approve(requests, bundle=bundle)
         for name, address in self.plan.addresses.items():
-            self._write_join_file(name, address, bundle)
+            self._write_join_file(name, address)
         self.agree(self.files, self.plan.config)
 
     def agree(self, files: RunFiles, config: RunConfig) -> None:
@@ -153,12 +155,12 @@ class Laboratory:
         files.sign()
         signed = files.manifest_file.read_bytes()
         for name in self.plan.names:
-            open_site(self.root(name) / SITE_FILE).approvals.approve(signed)
+            open_site(SiteLayout(self.root(name)).site_file).approvals.approve(signed)
 
     def _make_site(self, name: str, base_digest: str) -> None:
         root = self.root(name)
         make_site(root, name)
-        settings = root / SITE_FILE
+        settings = SiteLayout(root).site_file
         settings.write_text(settings.read_text().replace('base = "base"', f'base = "{self.plan.base}"'))
         policy = self.plan.policies.get(name, _POLICY).format(
             coordinator=self.federation.identity().public.hex(),
@@ -176,19 +178,10 @@ class Laboratory:
         (bundle,) = built.glob("*.fab")
         return bundle.read_bytes()
 
-    def _write_join_file(self, name: str, address: str, bundle: str) -> None:
-        site = next(each for each in self.federation.roster().site if each.name == name)
-        identity = self.federation.identity()
-        join = JoinFile(
-            federation=self.federation.config().name,
-            site=name,
-            identity=site.identity,
-            address=address,
-            authority=self.federation.file("ca.crt").read_text(),
-            coordinator=identity.public.hex(),
-            bundle=bundle,
-        )
-        self.join_file(name).write_bytes(sign_join_file(join, identity))
+    def _write_join_file(self, name: str, address: str) -> None:
+        """With another address than the federation's own, as behind a relay."""
+        join = msgspec.structs.replace(self.federation.join_file(name), address=address)
+        self.join_file(name).write_bytes(sign_join_file(join, self.federation.identity()))
 
     def join_file(self, name: str) -> Path:
         """What the coordinator sends to a site."""
@@ -201,7 +194,7 @@ class Laboratory:
     def steward(self, name: str) -> Command:
         """``darkroom-client steward``."""
         return client_command(
-            f"{name}-steward", self.root(name), "steward", "--config", str(self.root(name) / SITE_FILE)
+            f"{name}-steward", self.root(name), "steward", "--config", str(SiteLayout(self.root(name)).site_file)
         )
 
     def join(self, name: str) -> Command:
@@ -219,7 +212,7 @@ class Laboratory:
     def serves(self, name: str) -> bool:
         """Whether a site's steward answers."""
         try:
-            return link_to_steward(read_site(self.root(name) / SITE_FILE)).health().serving
+            return link_to_steward(read_site(SiteLayout(self.root(name)).site_file)).health().serving
         except StewardUnavailable:
             return False
 

@@ -1,7 +1,7 @@
 """A pilot: a whole federation on one machine, every party a process and a folder of its own, by the users' commands.
 
-Requests, join files, TLS, vaults, stewards, a private run with masked sums, the adapter, a picture. Everything that
-was said is kept in the pilot's folder.
+Requests, join files, TLS, vaults, stewards, a private run with masked sums, a signed release, a picture. Everything
+that was said is kept in the pilot's folder.
 """
 
 from __future__ import annotations
@@ -14,25 +14,30 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from client.provenance import AUTHORITY_FILE
 from common.adapter.model import open_base
 from common.errors import DarkroomError
 from common.flower_commands import program
 from common.supervision import Supervisor
 from server.federation import FederationDirectory
+from server.leadership import is_led
 from server.run_files import RunFiles
 from server.run_status import run_status
 from simulations.institutions import build_institutions
-from simulations.pilot_site import PilotSite
+from simulations.pilot_site import PilotSite, Sent, SiteUsers
 from simulations.processes import ROOT, call, client, free_ports, server, server_command
 from simulations.scenario import load_scenario
+from simulations.users import why_not_separate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from common.config import RunConfig
+    from common.supervision import Command
 
 _UP_SECONDS: Final = 180.0
 _ROUND_SECONDS: Final = 300.0
+_LEADERLESS_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 60.0
 """``up`` and ``join`` end processes of their own first."""
 
@@ -57,7 +62,8 @@ class PilotResult:
     """What is left."""
 
     files: RunFiles = field(repr=False)
-    adapter: Path
+    release: Path
+    """The adapter with its model card, signed by everybody."""
     pictures: Path
     sites: tuple[PilotSite, ...]
 
@@ -89,9 +95,16 @@ class Pilot:
         self._address, self._superlink_port = f"127.0.0.1:{ports[0]}", ports[1]
         self._federation = FederationDirectory(plan.directory / "coordinator")
         self._log = plan.directory / "commands.log"
+        self._together = why_not_separate([plan.directory.parent])
         self._sites = tuple(
-            PilotSite(name=name, root=plan.directory / name, pictures=folder, port=port)
-            for (name, folder), port in zip(sorted(plan.folders.items()), ports[2:], strict=True)
+            PilotSite(
+                name=name,
+                root=plan.directory / name,
+                pictures=plan.folders[name],
+                port=port,
+                users=None if self._together else SiteUsers.numbered(number),
+            )
+            for number, (name, port) in enumerate(zip(sorted(plan.folders), ports[2:], strict=True))
         )
 
     def run(self) -> PilotResult:
@@ -108,18 +121,9 @@ class Pilot:
         bundle = self._approve_sites()
         manifest = self._agree(fingerprint)
         self._approve_run(manifest)
-        as_root = os.geteuid() == 0
+        joins = self._hand_over(bundle, fingerprint)
         commands = [server_command("up", self._federation.root, "up", str(self._federation.root))]
         commands += [site.steward() for site in self._sites]
-        joins = [
-            site.supernode(
-                join_file=self._federation.root / "join" / f"{site.name}.join",
-                bundle=bundle,
-                fingerprint=fingerprint,
-                as_root=as_root,
-            )
-            for site in self._sites
-        ]
         with Supervisor(commands, stop_seconds=_STOP_SECONDS) as first:
             self._wait("stewards and listener", lambda: self._is_up(first), _UP_SECONDS)
             with Supervisor(joins, stop_seconds=_STOP_SECONDS) as second:
@@ -141,7 +145,7 @@ class Pilot:
             contact = f"it@{site.name}.example"
             client(self._log, "request", "--name", site.name, "--contact", contact, "--directory", str(site.root))
             site.fill_in(
-                base=self._plan.base,
+                base=site.copy_base(self._plan.base),
                 base_digest=digest,
                 coordinator=self._federation.identity().public.hex(),
                 unit="image" if privacy == "none" else privacy.unit,
@@ -178,6 +182,17 @@ class Pilot:
             client(self._log, "approve", str(manifest), "--config", str(site.site_file), "--yes")
             self._tell(f"{site.name} approves the run")
 
+    def _hand_over(self, bundle: Path, fingerprint: str) -> list[Command]:
+        """Send each site its files and let every process run as a user of its own, if root starts them."""
+        joins = []
+        for site in self._sites:
+            join_file = self._federation.root / "join" / f"{site.name}.join"
+            received = site.receive(Sent(join_file=join_file, bundle=bundle, fingerprint=fingerprint), self._log)
+            joins.append(site.supernode(received, allow_root=os.geteuid() == 0))
+        users = f"one user ({self._together})" if self._together else "a user each for steward and SuperNode"
+        self._tell(f"the sites' processes run as {users}")
+        return joins
+
     def _is_up(self, processes: Supervisor) -> bool:
         _check(processes)
         registered = len(list((self._federation.root / "nodes").glob("*.id")))
@@ -188,13 +203,16 @@ class Pilot:
         place = ("--directory", str(self._federation.root))
         server(self._log, "run", "start", files.name, *place)
         self._tell("the run is started; rounds follow")
-        seen = 0
+        seen, led = 0, _Led(files)
 
         def finished() -> bool:
             nonlocal seen
             for each in processes:
                 _check(each)
             status = run_status(files)
+            if status.standing is not None and status.standing.state == "stopped":
+                raise DarkroomError(f"the run has ended early: {status.standing.reason}")
+            led.check()
             if status.round > seen:
                 seen = status.round
                 self._tell(f"round {status.round} of {status.rounds}: {status.sites} sites, {status.seconds:.1f} s")
@@ -208,15 +226,30 @@ class Pilot:
             server(self._log, "run", "logs", files.name, *place)
 
     def _finish(self) -> PilotResult:
-        files = self._files()
-        adapter, pictures = self._plan.directory / "adapter", self._plan.directory / "pictures"
+        release, pictures = self._plan.directory / "release", self._plan.directory / "pictures"
+        self._release(release)
+        keys = self._sites[0].root / "pictures"
+        client(self._log, "picture", "key", str(keys), "--institution", self._sites[0].name)
+        drawn = ("--prompt", self._plan.prompt, "--out", str(pictures), "--sign-with", str(keys), "--label")
+        client(self._log, "generate", *self._base(), "--adapter", str(release), *drawn)
+        for path in sorted(pictures.glob("*.png")):
+            self._say(client(self._log, "picture", "verify", str(path), "--authority", str(keys / AUTHORITY_FILE)))
+        self._tell(f"release in {release}, a picture in {pictures}, all logs below {self._plan.directory}")
+        return PilotResult(files=self._files(), release=release, pictures=pictures, sites=self._sites)
+
+    def _release(self, folder: Path) -> None:
+        """Made by the coordinator, signed by every site, and checked by a stranger who knows the coordinator's key."""
         place = ("--directory", str(self._federation.root))
-        base = ("--base", str(self._plan.base))
-        server(self._log, "run", "export", files.name, *base, "--out", str(adapter), *place)
-        drawn = ("--prompt", self._plan.prompt, "--out", str(pictures))
-        client(self._log, "generate", *base, "--adapter", str(adapter), *drawn)
-        self._tell(f"adapter in {adapter}, a picture in {pictures}, all logs below {self._plan.directory}")
-        return PilotResult(files=files, adapter=adapter, pictures=pictures, sites=self._sites)
+        made = ("--out", str(folder), "--public-roster", *place)
+        server(self._log, "release", "make", self._files().name, *self._base(), *made)
+        for site in self._sites:
+            client(self._log, "countersign", str(folder), "--config", str(site.site_file), "--yes")
+            self._tell(f"{site.name} signs the release")
+        key = self._federation.identity().public.hex()
+        self._say(client(self._log, "release", "verify", str(folder), "--coordinator", key))
+
+    def _base(self) -> tuple[str, str]:
+        return "--base", str(self._plan.base)
 
     def _files(self) -> RunFiles:
         return RunFiles(self._federation, self._plan.config.name)
@@ -230,6 +263,24 @@ class Pilot:
 
     def _tell(self, what: str) -> None:
         self._say(f"[{time.monotonic() - self._start:5.0f} s] {what}")
+
+
+class _Led:
+    """Notices that no process leads the run: its server app fails before it can say why."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files = files
+        self._last = time.monotonic()
+
+    def check(self) -> None:
+        now = time.monotonic()
+        if is_led(self._files.directory):
+            self._last = now
+        elif now - self._last > _LEADERLESS_SECONDS:
+            log = self._files.federation.root / "logs" / "superexec.log"
+            raise DarkroomError(
+                f"nobody has led the run for {_LEADERLESS_SECONDS:.0f} s; its server app's log is {log}"
+            )
 
 
 def _check(processes: Supervisor) -> None:

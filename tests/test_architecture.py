@@ -12,10 +12,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("client", "common", "server", "simulations")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # X.509 and OpenSSH keys are formats of their own, for the transport alone: nothing that our protocol signs uses them
-CRYPTOGRAPHY_ROOMS = {"common/crypto.py", "common/certificates.py"}
-# the benchmark measures Flower's own masking beside ours; a SuperNode's process is Flower's program with an end to it
+CRYPTOGRAPHY_ROOMS = {"common/crypto.py", "common/certificates.py", "common/certificate_checks.py"}
+# the gate stands between Flower and the bundles that it is sent; a SuperNode's process is Flower's program with an
+# end to it; the benchmark measures Flower's own masking beside ours
 FLOWER_ROOMS = {
     "client/app.py",
+    "client/bundle_gate.py",
     "client/supernode_process.py",
     "server/app.py",
     "server/transport.py",

@@ -11,8 +11,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.erasure import Verb
+    from client.erasure import UsedIn, Verb
     from client.open_site import OpenSite
+    from client.vault.interior import Access
     from client.vault.records import Erased, ErasurePlan
     from client.vault.store import Vault
 
@@ -22,7 +23,14 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def erase(
-    subject: Annotated[str, typer.Option(help="The subject's id, as it stood at intake.")],
+    subject: Annotated[
+        str,
+        typer.Option(
+            prompt="subject's id, or a DICOM patient's number",
+            help="Its id as it stood at intake, or a DICOM patient's number; better left out, and asked for: arguments "
+            "show in the shell's history and to other users.",
+        ),
+    ],
     config: Site = Path("site.toml"),
     commit: Commit = False,
     yes: Yes = False,
@@ -30,7 +38,11 @@ def erase(
     """Forget a subject: keys, pictures and what was computed from them. Stop the steward first."""
     _forget(
         config,
-        _Forgetting(lambda vault: vault.plan_erasure(subject), lambda vault: vault.erase_subject(subject), "erase"),
+        _Forgetting(
+            lambda vault, site: _plan_of(subject, vault, site),
+            lambda vault, site: vault.erase_subject(_known_as(subject, vault, site)),
+            "erase",
+        ),
         commit=commit,
         yes=yes,
     )
@@ -43,24 +55,42 @@ def expire(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = 
     day = today()
     _forget(
         config,
-        _Forgetting(lambda vault: vault.plan_expiry(day), lambda vault: vault.erase_expired(day), "expire"),
+        _Forgetting(lambda vault, _: vault.plan_expiry(day), lambda vault, _: vault.erase_expired(day), "expire"),
         commit=commit,
         yes=yes,
     )
 
 
 class _Forgetting(NamedTuple):
-    plan: Callable[[Vault], ErasurePlan]
-    act: Callable[[Vault], Erased]
+    plan: Callable[[Vault, OpenSite], ErasurePlan]
+    act: Callable[[Vault, OpenSite], Erased]
     verb: Verb
+
+
+def _plan_of(subject: str, vault: Vault, site: OpenSite) -> ErasurePlan:
+    pseudonym = _pseudonym(subject, site)
+    if None not in {vault.find_subject(subject), vault.find_subject(pseudonym)}:
+        typer.echo(f"this patient's DICOM objects are another subject, {pseudonym}: erase it as well")
+    return vault.plan_erasure(_known_as(subject, vault, site))
+
+
+def _known_as(subject: str, vault: Vault, site: OpenSite) -> str:
+    """The id, or the pseudonym of the patient with this number if it alone is in the vault."""
+    pseudonym = _pseudonym(subject, site)
+    return pseudonym if vault.find_subject(subject) is None and vault.find_subject(pseudonym) is not None else subject
+
+
+def _pseudonym(subject: str, site: OpenSite) -> str:
+    from client.vault.subjects import IntakeKey
+
+    return IntakeKey.of(site.identity).pseudonym(subject)
 
 
 def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
     """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
-    from client.erasure import erase_noted
+    from client.erasure import erase_noted, runs_of
     from client.open_site import open_site
     from client.service_socket import held
-    from client.site_vault import open_vault
     from client.steward_process import socket_place
     from common.audit_log import AuditLog
 
@@ -68,19 +98,26 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
     with ExitStack() as stack:
         if commit:
             stack.enter_context(held(socket_place(site.config.service)))
-        vault = stack.enter_context(open_vault(site.config.vault, access="write" if commit else "read"))
-        plan = wanted.plan(vault)
-        if not _agreed(plan, site, commit=commit, yes=yes):
+        vault = stack.enter_context(_open(site, "write" if commit else "read"))
+        plan = wanted.plan(vault, site)
+        used = runs_of(plan, site)
+        if not _agreed(plan, used, commit=commit, yes=yes):
             return
         audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault))
+        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
         typer.echo(f"done; signed entries are in {site.config.audit_log}")
 
 
-def _agreed(plan: ErasurePlan, site: OpenSite, *, commit: bool, yes: bool) -> bool:
-    from client.erasure import describe, runs_of
+def _open(site: OpenSite, access: Access) -> Vault:
+    from client.site_vault import open_vault
 
-    for line in describe(plan, runs_of(plan, site)):
+    return open_vault(site.config.vault, access=access, expected=site.noted.vault)
+
+
+def _agreed(plan: ErasurePlan, used: tuple[UsedIn, ...], *, commit: bool, yes: bool) -> bool:
+    from client.erasure import describe
+
+    for line in describe(plan, used):
         typer.echo(line)
     if not commit:
         typer.echo("nothing was destroyed; do it with --commit")

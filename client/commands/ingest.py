@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from client.vault.ingest import Intake
     from client.vault.intake_report import IntakeReport
     from client.vault.intake_rules import IntakeRules
+    from client.vault.records import VaultState
     from client.vault.store import Vault
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
@@ -88,9 +89,9 @@ def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
 
 def _look(intake: Intake, config: Path) -> IntakeReport:
     """Against the site's vault, if there is a site and it has one yet."""
+    from client.books import read_noted
     from client.site import read_site
-    from client.site_vault import master_key
-    from client.vault.store import Vault
+    from client.site_vault import forget_passphrase, open_vault
     from client.vault.subjects import IntakeKey
     from common.crypto import random_key
     from common.identity_file import read_identity_file
@@ -99,22 +100,25 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
         typer.echo(f"no {config}: looking without a vault; who would be held out is drawn anew each time")
         return intake.run(IntakeKey(random_key()))
     site = read_site(config)
-    key = IntakeKey.of(read_identity_file(Path(site.identity)))
-    directory = Path(site.vault.directory)
-    if not directory.exists():
-        return intake.run(key)
-    with Vault.open(directory, master_key(site.vault)) as vault:
-        return intake.run(key, vault)
+    identity = read_identity_file(Path(site.identity))
+    noted = read_noted(Path(site.audit_log), identity.public)
+    if noted.vault is None and not Path(site.vault.directory).exists():
+        return intake.run(IntakeKey.of(identity))
+    with open_vault(site.vault, expected=noted.vault) as vault:
+        forget_passphrase(site.vault)
+        return intake.run(IntakeKey.of(identity), vault)
 
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     """With the steward's place held, because the audit log has one writer."""
+    from client.books import noted_in
     from client.service_socket import held
     from client.site import read_site
+    from client.site_vault import forget_passphrase
     from client.steward_process import socket_place
     from client.vault.receipt import make_receipt, write_receipt
     from client.vault.subjects import IntakeKey
-    from common.audit_log import AuditLog
+    from common.audit_log import AuditLog, read_entries
     from common.identity_file import read_identity_file
 
     site = read_site(config)
@@ -122,7 +126,8 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     with ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
         audit = AuditLog(path=Path(site.audit_log), identity=identity)
-        vault = stack.enter_context(_vault(site))
+        vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
+        forget_passphrase(site.vault)
         found = intake.run(IntakeKey.of(identity), vault)
         signed = make_receipt(found, intake.rules, identity, now=datetime.now(UTC))
         path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
@@ -132,15 +137,14 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     return found
 
 
-def _vault(site: SiteConfig) -> Vault:
+def _vault(site: SiteConfig, noted: VaultState | None) -> Vault:
     """The site's vault for writing; its first intake makes it."""
-    from client.site_vault import master_key
+    from client.site_vault import master_key, open_vault
     from client.vault.store import Vault
 
-    directory = Path(site.vault.directory)
-    if directory.exists():
-        return Vault.open(directory, master_key(site.vault), access="write")
-    return Vault.create(directory, master_key(site.vault))
+    if noted is None and not Path(site.vault.directory).exists():
+        return Vault.create(Path(site.vault.directory), master_key(site.vault))
+    return open_vault(site.vault, access="write", expected=noted)
 
 
 def _print(found: IntakeReport, title: str) -> None:

@@ -10,13 +10,17 @@ from typing import Annotated
 
 import typer
 
-from client.joining import SiteDirectory, steward_node_config
-from client.site import read_site
-from client.site_directory import SITE_FILE
+from client.handshake import check_clock, shake_hands
+from client.joining import SuperNode, request_to_join, steward_node_config
+from client.site import read_limits, read_site
+from client.site_layout import SiteLayout
 from common.errors import ProvisioningError
+from common.preflight import NotAsWanted, PreflightLimits, Unreachable
+from common.provisioning import JoinFile
 from common.supervision import Supervisor, end_in_order
 
-Directory = Annotated[Path, typer.Option(help="The site's directory.")]
+# the SuperNode's user may go through the site's directory and not list it
+Directory = Annotated[Path, typer.Option(help="The site's directory.", readable=False)]
 _log = logging.getLogger(__name__)
 
 
@@ -26,9 +30,22 @@ def request(
     directory: Directory = Path("site"),
 ) -> None:
     """Make this site's keys, if they are missing, and write the request file for the coordinator."""
-    made, path = SiteDirectory(directory).request(name=name, contact=contact)
+    made, path = request_to_join(SiteLayout(directory), name=name, contact=contact)
     typer.echo(f"wrote {path}; send it to the coordinator. It holds nothing secret")
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
+
+
+def install(
+    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
+    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
+    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
+    directory: Directory = Path("site"),
+) -> None:
+    """Install the bundle read-only and start nothing; as root, so that the SuperNode's user cannot undo it."""
+    supernode = SuperNode(SiteLayout(directory.resolve()))
+    joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    supernode.install(joined, bundle)
+    typer.echo(f"installed {joined.bundle} for {joined.site}; nothing else runs there")
 
 
 def join(
@@ -50,13 +67,29 @@ def join(
             "do not run a SuperNode as root: root writes to read-only files, so any bundle that the coordinator sends "
             "would run; use another user, or in a container of its own --allow-root"
         )
-    site = SiteDirectory(directory.resolve())
-    node_config = steward or steward_node_config(read_site(site.root / SITE_FILE))
-    joined = site.open_join_file(join_file, fingerprint=fingerprint)
-    site.install(joined, bundle)
+    layout = SiteLayout(directory.resolve())
+    node_config = steward or steward_node_config(read_site(layout.site_file))
+    supernode = SuperNode(layout)
+    joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    _check_coordinator(joined, read_limits(layout.site_file))
+    if not supernode.is_installed(joined):
+        supernode.install(joined, bundle)
     end_in_order()
-    with Supervisor([site.supernode(joined, port=port, node_config=node_config)]) as supervisor:
+    with Supervisor([supernode.command(joined, port=port, node_config=node_config)]) as supervisor:
         typer.echo(f"{joined.site} takes part in {joined.federation} at {joined.address}; Ctrl-C ends it")
         while True:
             supervisor.poll()
             time.sleep(1)
+
+
+def _check_coordinator(joined: JoinFile, limits: PreflightLimits) -> None:
+    """Refuse what would fail later without a clear word; a coordinator that is only away is waited for."""
+    try:
+        check_clock(shake_hands(joined.address, joined.authority), limits)
+    except Unreachable as error:
+        _log.warning("%s; the SuperNode goes on trying", error)
+    except NotAsWanted as error:
+        raise ProvisioningError(
+            f"the clocks differ too much: {error}; this site allows {limits.clock_skew_seconds:g} s. Set the clock by "
+            "NTP, or raise preflight.clock_skew_seconds in site.toml"
+        ) from error

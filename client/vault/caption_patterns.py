@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Goes into receipts; count it up with every change of a pattern."""
 
 PLACEHOLDER: Final = re.compile(r"(\[[a-z][a-z ]{0,39}\])")

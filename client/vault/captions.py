@@ -29,11 +29,22 @@ if TYPE_CHECKING:
 
 MAX_RAW_CHARACTERS: Final = 20_000
 """A longer text is no caption; it is refused and not searched, so that no text takes long to search."""
-_WORD: Final = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f])*")
+_MARKS: Final = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+_WORD: Final = re.compile(rf"\d+|[^\W\d_](?:[^\W\d_]|[{_MARKS}])*")
+"""Letters with their accents, or digits: a name that runs into a number is still one."""
 _UNDECOMPOSED: Final = str.maketrans(
     {"ı": "i", "ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe", "þ": "th", "ð": "d"}
 )
+_UMLAUTS: Final = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
+_DIGRAPHS: Final = re.compile(r"(?<=[aou])e")
+_LONG_ENOUGH: Final = 4
+"""Letters of a name for which a spelling without its umlauts is looked for; shorter ones would hit other words."""
+_ACCENTS: Final = frozenset({"Mn", "Me"})
 _UNWANTED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+_BLANK: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks that show nothing (Unicode's default ignorable ones), such as selectors of a glyph's variant."""
 _MAX_LIST_BYTES: Final = 64 << 20
 
 
@@ -59,11 +70,15 @@ class ScrubbedCaption:
 
 
 class Names:
-    """A site's list of names, matched word by word whatever the case, accents or the blanks between."""
+    """A site's list of names, matched word by word whatever the case, accents or what stands between.
+
+    A name of several words is found backwards and written as one, and one with umlauts (or Danish vowels) in either
+    spelling.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         """One entry a name of one or more words; single letters are left out, since they would hit everything."""
-        words = {tuple(folded(word) for word in _WORD.findall(name)) for name in names}
+        words = {spelling for name in names for spelling in _spellings(name)}
         self._by_first: dict[str, list[tuple[str, ...]]] = {}
         for entry in sorted(words, key=len, reverse=True):
             if sum(map(len, entry)) > 1:
@@ -143,7 +158,7 @@ def clean_text(text: str) -> str:
     """
     while True:  # taking a character out can bring two together that compose
         spaced = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text))
-        visible = "".join(char for char in spaced if unicodedata.category(char) not in _UNWANTED)
+        visible = "".join(char for char in _BLANK.sub("", spaced) if unicodedata.category(char) not in _UNWANTED)
         cleaned = " ".join(visible.split())
         if cleaned == text:
             return cleaned
@@ -153,7 +168,22 @@ def clean_text(text: str) -> str:
 def folded(word: str) -> str:
     """Lower case without accents."""
     decomposed = unicodedata.normalize("NFKD", word.casefold().translate(_UNDECOMPOSED))
-    return "".join(char for char in decomposed if unicodedata.category(char) != "Mn").translate(_UNDECOMPOSED)
+    return "".join(char for char in decomposed if unicodedata.category(char) not in _ACCENTS).translate(_UNDECOMPOSED)
+
+
+def _spellings(name: str) -> Iterator[tuple[str, ...]]:
+    """The forms that a name is looked for in, each as its words."""
+    clean = clean_text(name)
+    plain = tuple(folded(word) for word in _WORD.findall(clean))
+    spelt_out = tuple(folded(word) for word in _WORD.findall(clean.casefold().translate(_UMLAUTS)))
+    shortened = (_DIGRAPHS.sub("", word) for word in plain)
+    contracted = tuple(
+        short if len(short) >= _LONG_ENOUGH else word for short, word in zip(shortened, plain, strict=True)
+    )
+    for words in {plain, spelt_out, contracted}:
+        yield words
+        yield words[::-1]
+        yield ("".join(words),)
 
 
 def read_list(path: Path) -> tuple[str, ...]:

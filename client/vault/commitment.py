@@ -157,7 +157,7 @@ class Commitment:
 
     def public(self, state: State) -> VaultState:
         """What may be written down elsewhere."""
-        return VaultState(vault=self.keys.vault, generation=state.generation, digest=self._digest(state))
+        return VaultState(vault=self.keys.vault, digest=self._digest(state))
 
     def check_successor(self, state: State, expected: VaultState) -> None:
         """Check, inside :meth:`reading`, that the vault is the expected one or grew out of it.
@@ -169,18 +169,13 @@ class Commitment:
         """
         if expected.vault != self.keys.vault:
             raise ForeignVault(
-                f"wanted vault {expected.vault.hex()}, got {self.keys.vault.hex()}; was the directory exchanged?"
+                f"wanted vault {expected.vault.hex()}, got {self.keys.vault.hex()}; was the directory exchanged? If "
+                "this is the one to go on with: darkroom-client accept-vault"
             )
-        if state.generation < expected.generation:
+        if self._digest(state) != expected.digest and not self.index.rows(PastRow, "digest = ?", expected.digest):
             raise VaultRolledBack(
-                f"the vault is at change {state.generation} and change {expected.generation} was noted: an older copy "
-                "was put in its place; restore the newest, or what was erased since is back"
-            )
-        past = {row.generation: row.digest for row in self.index.rows(PastRow, "generation = ?", expected.generation)}
-        if (past | {state.generation: self._digest(state)})[expected.generation] != expected.digest:
-            raise VaultRolledBack(
-                f"change {expected.generation} of this vault is not the one that was noted: an older copy was put in "
-                "its place and added to; restore the newest"
+                "the vault was never in the state that was noted last: it is an older copy, or grew out of one; "
+                "restore the newest, or what was erased since is back. If there is none: darkroom-client accept-vault"
             )
 
     def _checked(self) -> State:

@@ -9,12 +9,12 @@ window or table, MONOCHROME1 turned round.
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from client.vault.dicom_terms import CODED, coded_word
 from client.vault.dicom_window import shades
 from client.vault.outcomes import Reason, Refused
 from client.vault.pictures import check_size
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 PROFILE: Final = "dicomfields_2026c"
 _MAGIC: Final = b"DICM"
 _MAGIC_AT: Final = 128
-_CODED: Final = ("Modality", "BodyPartExamined", "Laterality", "ViewPosition")
-_CODE: Final = re.compile(r"[A-Z][A-Z0-9_ ]{0,15}")
 _FROM_FILM_OR_SCREEN: Final = frozenset({"DV", "DF", "SD", "SI"})
 """Conversion types (PS3.3 C.8.6.1) of digitised film, scanned paper and screens: what was written there shows."""
 _MISSING: Final = 'DICOM objects need pydicom and dicom-anonymizer: pip install "darkroom[vault]"'
@@ -140,11 +138,11 @@ def _frame(header: Any, index: int) -> NDArray[np.uint8]:  # noqa: ANN401 - as a
 
 
 def _caption(header: Any, rules: DicomRules) -> str:  # noqa: ANN401 - as above
-    """Coded words only: free text of a header never becomes a caption."""
+    """Words that the standard defines: free text of a header never becomes a caption."""
     if rules.caption == "none":
         return ""
-    words = (str(header.get(name, "") or "").strip() for name in _CODED)
-    return " ".join(word.lower() for word in words if _CODE.fullmatch(word) and word != "ANONYMIZED")
+    words = (coded_word(str(header.get(name, "") or ""), terms) for name, terms in CODED)
+    return " ".join(filter(None, words))
 
 
 def _claims_text(header: Any) -> bool:  # noqa: ANN401 - as above

@@ -10,10 +10,10 @@ Resuming needs no journal: a picture that is in the vault is recognised by its p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from client.site_vault import today as day_of_expiry
 from client.vault.captions import CaptionScrubber, Names, read_list
 from client.vault.intake_report import IntakeReport
 from client.vault.judge import Judge, KnownSubjects, Verdict
@@ -76,7 +76,7 @@ class Intake:
     rules: IntakeRules
     commit: bool = False
     workers: int = 2
-    today: date = field(default_factory=lambda: datetime.now(UTC).date())
+    today: date = field(default_factory=day_of_expiry)
 
     def run(self, key: IntakeKey, vault: IntakeVault | None = None) -> IntakeReport:
         """Do it, or without ``commit`` see what would be done; without a vault there is nothing to add to.

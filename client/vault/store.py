@@ -161,7 +161,10 @@ class Vault:
         """Of every record, for the search for near-duplicates."""
         for row, facts in all_facts(self._interior):
             yield RecordHashes(
-                record_id=RecordId(row.record_id.hex()), exact=facts.exact_hash, perceptual=facts.perceptual_hash
+                record_id=RecordId(row.record_id.hex()),
+                subject=Subject(row.subject),
+                exact=facts.exact_hash,
+                perceptual=facts.perceptual_hash,
             )
 
     def has_exact(self, exact_hash: bytes) -> bool:

@@ -59,6 +59,11 @@ class OptOut:
 
     subjects: frozenset[str] = field(default=frozenset(), repr=False)
     files: frozenset[bytes] = field(default=frozenset(), repr=False)
+    _loose: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the list to compare with."""
+        object.__setattr__(self, "_loose", frozenset(_loosely(subject) for subject in self.subjects))
 
     @classmethod
     def read(cls, path: Path) -> OptOut:
@@ -78,4 +83,9 @@ class OptOut:
     def covers(self, subjects: tuple[str, ...], file_digest: bytes) -> bool:
         """Whether the file, or anybody it may be known as, is on the list."""
         named = (name for subject in subjects for name in (subject, subject.rpartition("/")[2]))
-        return file_digest in self.files or any(normal_subject_id(name) in self.subjects for name in named)
+        return file_digest in self.files or any(_loosely(name) in self._loose for name in named)
+
+
+def _loosely(subject: str) -> str:
+    """Small letters, so that whoever is on the list is not let in for another way of writing."""
+    return normal_subject_id(subject).casefold()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import msgspec
 
+from client.private_memory import keep_memory_private
 from client.vault.deidentify import Cleaned, CleanFile, clean_file
 from client.vault.outcomes import Reason, Refused
 from client.vault.pictures import is_bare_png
@@ -180,6 +181,7 @@ def serve(pipe: Connection, rules: IntakeRules, *, previews: bool) -> None:
     """A worker's life: clean what is asked for until the pipe closes."""
     from pathlib import Path  # noqa: PLC0415 - needed at run time here alone
 
+    keep_memory_private()  # a decoder that crashes would write the picture to a core dump
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MAX_WORKER_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_WORKER_BYTES)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -9,7 +9,6 @@ Loaders too old to read ``lora_adapter_metadata`` apply α = r; there, scale the
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
+from common.adapter.tensor_file import in_order, write_whole
 from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
 from common.errors import AdapterError, WrongAdapterSpec
 
@@ -31,7 +31,7 @@ WEIGHTS_FILE: Final = "pytorch_lora_weights.safetensors"
 SPEC_FILE: Final = "adapter_spec.json"
 CORE_FILE: Final = "adapter_core.safetensors"
 
-_SPEC_KEY: Final = "darkroom_adapter_spec"
+SPEC_KEY: Final = "darkroom_adapter_spec"
 """Metadata key of the specification's digest, so that files of two adapters cannot be mixed unnoticed."""
 
 
@@ -55,13 +55,13 @@ def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
     modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
     factors = {f"unet.{name}.{factor}.weight": _plain(unet, name, factor) for name in modules for factor in (A, B)}
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / WEIGHTS_FILE, _canonical(save(factors, metadata=_metadata(spec))))
+    write_whole(directory / WEIGHTS_FILE, in_order(save(factors, metadata=_metadata(spec))))
     if spec.config.train == "core":
         cores = {one.name: _copy(value) for one, value in zip(spec.tensors, parameters, strict=True)}
-        _write(directory / CORE_FILE, _canonical(save(cores, metadata={_SPEC_KEY: spec.digest})))
+        write_whole(directory / CORE_FILE, in_order(save(cores, metadata={SPEC_KEY: spec.digest})))
     else:
         (directory / CORE_FILE).unlink(missing_ok=True)
-    _write(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
+    write_whole(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
 
 
 def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:
@@ -109,7 +109,7 @@ def check_adapter_weights(directory: Path, spec: AdapterSpec) -> None:
             is_finite = all(np.isfinite(file.get_tensor(key)).all() for key in sorted(keys & wanted))
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
-    if metadata.get(_SPEC_KEY) != spec.digest or keys != wanted:
+    if metadata.get(SPEC_KEY) != spec.digest or keys != wanted:
         raise AdapterError(f"{path}: belongs to another adapter than the {SPEC_FILE} beside it; copy both again")
     if not is_finite:
         raise AdapterError(f"{path}: holds values that are not finite; copy it again")
@@ -136,7 +136,7 @@ def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
         raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
     if missing:
         raise AdapterError(f"{path}: {len(missing)} tensors are missing, {missing[0]} for one; copy it again")
-    if metadata.get(_SPEC_KEY) != spec.digest:
+    if metadata.get(SPEC_KEY) != spec.digest:
         raise AdapterError(
             f"{path}: was saved under another specification than the {SPEC_FILE} beside it; copy both again"
         )
@@ -179,7 +179,7 @@ def _metadata(spec: AdapterSpec) -> dict[str, str]:
         "unet.lora_alpha": spec.config.alpha,
         "unet.target_modules": list(spec.config.targets),
     }
-    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True), _SPEC_KEY: spec.digest}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True), SPEC_KEY: spec.digest}
 
 
 def _plain(unet: nn.Module, module: str, factor: str) -> Tensor:
@@ -190,23 +190,3 @@ def _plain(unet: nn.Module, module: str, factor: str) -> Tensor:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
-
-
-def _canonical(data: bytes) -> bytes:
-    """The safetensors file with its metadata in order: safetensors itself writes them in another order each time."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the values stay aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace the file in one step, its bytes on disk before the name points to them."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from common.config import AdapterConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ADAPTER_NAME: Final = "default"
 """PEFT's name of the one adapter that is trained."""
@@ -74,3 +78,8 @@ class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def encode_spec(spec: AdapterSpec) -> bytes:
     """Canonical JSON: fields in declared order, shortest floats, no white space."""
     return msgspec.json.encode(spec, order="deterministic")
+
+
+def vector_digest(vector: NDArray[np.float32]) -> str:
+    """``sha256:…`` over an adapter vector's bytes as they are sent: float32, little-endian."""
+    return f"sha256:{hashlib.sha256(vector.astype('<f4', copy=False).tobytes()).hexdigest()}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -67,8 +68,9 @@ def mask(summand: Summand, context: RoundContext, keys: Mapping[int, Secret], *,
     check_summand(summand, context)
     if set(keys) != set(context.cohort) - {place} or not keys:
         raise WrongShape("wanted exactly one mask key for every other participant")
-    words = np.ones(context.dimension + check_coordinates(context.bits), dtype=word_type(context.bits))
+    words = np.empty(context.dimension + check_coordinates(context.bits), dtype=word_type(context.bits))
     words[: context.dimension] = summand.words
+    words[context.dimension :] = 1
     apply_masks(words, [(key, place < peer) for peer, key in keys.items()])
     return MaskedVector(words=words, bits=context.bits)
 
@@ -110,26 +112,29 @@ def open_sum(total: Words, context: RoundContext) -> VectorSum:
 def apply_masks(words: Words, masks: Sequence[tuple[Secret, bool]]) -> None:
     """Add (True) or subtract each mask in place; in two threads where there is enough to do.
 
-    AES and the sums leave Python's lock alone while they work, so two cores take half the time, for one vector more.
+    AES and the sums leave Python's lock alone while they work, so two cores take half the time.
     """
-    half = len(masks) // 2
+    turn, half = Lock(), len(masks) // 2
     if half == 0 or words.nbytes * len(masks) < _WORTH_A_THREAD:
-        _apply_in_turn(words, masks)
+        _apply(words, masks, turn)
         return
-    other = np.zeros_like(words)
     with ThreadPoolExecutor(1) as lane:
-        beside = lane.submit(_apply_in_turn, other, masks[:half])
-        _apply_in_turn(words, masks[half:])
+        beside = lane.submit(_apply, words, masks[:half], turn)
+        _apply(words, masks[half:], turn)
         beside.result()
-    words += other
 
 
-def _apply_in_turn(words: Words, masks: Sequence[tuple[Secret, bool]]) -> None:
-    """Piece by piece, all masks, so that a piece stays in the cache."""
+def _apply(words: Words, masks: Sequence[tuple[Secret, bool]], turn: Lock) -> None:
+    """Piece by piece: the sum of all masks stays in the cache, and is added when no other thread adds its own."""
     streams = [(Keystream(key), np.add if adds else np.subtract) for key, adds in masks]
     buffer = keystream_buffer()
     step = KEYSTREAM_PIECE_BYTES // words.itemsize
+    room = np.empty(step, dtype=words.dtype)
     for start in range(0, words.size, step):
         piece = words[start : start + step]
+        total = room[: piece.size]
+        total.fill(0)
         for stream, combine in streams:
-            combine(piece, np.frombuffer(stream.read(piece.nbytes, buffer=buffer), dtype=words.dtype), out=piece)
+            combine(total, np.frombuffer(stream.read(piece.nbytes, buffer=buffer), dtype=words.dtype), out=total)
+        with turn:
+            piece += total

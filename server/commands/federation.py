@@ -16,7 +16,9 @@ from common.errors import ConfigError, ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
-from server.federation import FederationConfig, FederationDirectory
+from server.federation import FederationDirectory
+from server.federation_config import FederationConfig
+from server.server_files import ServerFiles, read_server_files
 
 if TYPE_CHECKING:
     from server.launch import Launch
@@ -33,13 +35,30 @@ def init(
     address: Annotated[str, typer.Option(help="What sites connect to, host:port.")],
     listen: Annotated[str, typer.Option(help="This machine's address that the public listener takes.")] = "0.0.0.0",  # noqa: S104 - it passes the Fleet API alone
     superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="The SuperLink's port on loopback.")] = 18000,
+    ca_certificate: Annotated[
+        Path | None, typer.Option(help="With --server-certificate and --server-key: the root that issued them, PEM.")
+    ] = None,
+    server_certificate: Annotated[
+        Path | None, typer.Option(help="A certificate for --address, then those between it and the root.")
+    ] = None,
+    server_key: Annotated[Path | None, typer.Option(help="Its key, without passphrase.")] = None,
 ) -> None:
     """Make a federation: authority, server certificate, coordinator's identity, secret, settings."""
+    given = _given(ca_certificate, server_certificate, server_key)
     settings = {"name": name, "address": address, "listen": listen, "superlink_port": superlink_port}
     config = parse_config(settings, FederationConfig, source="darkroom-server init")
-    identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC))
+    identity = FederationDirectory(directory).create(config, now=dt.datetime.now(dt.UTC), given=given)
     typer.echo(f"made {directory}; keep ca.key and coordinator.key in a backup that is locked away")
+    typer.echo(f"coordinator's public key, for the sites' policies: {identity.public.hex()}")
     typer.echo(f"coordinator's fingerprint: {coordinator_fingerprint(identity.public)}")
+
+
+def _given(authority: Path | None, certificate: Path | None, key: Path | None) -> ServerFiles | None:
+    if authority is not None and certificate is not None and key is not None:
+        return ServerFiles(authority=authority, certificate=certificate, key=key)
+    if not (authority is None and certificate is None and key is None):
+        raise ProvisioningError("give --ca-certificate, --server-certificate and --server-key together, or none")
+    return None
 
 
 def approve(
@@ -50,7 +69,7 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Fingerprints were compared; do not ask.")] = False,
 ) -> None:
     """Show each request's fingerprint, ask, and write roster and join files."""
-    from server.flower_runs import KeptBundle  # noqa: PLC0415 - httpx and uvicorn
+    from server.flower_runs import KeptBundle
 
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
@@ -72,16 +91,33 @@ def revoke(
     typer.echo(f"{name} is revoked; runs whose manifest names it cannot go on with it")
 
 
-def renew(directory: Directory = Path("federation")) -> None:
-    """Issue a fresh server certificate for the same key; restart ``up`` afterwards."""
-    federation = FederationDirectory(directory)
-    federation.issue(federation.config(), now=dt.datetime.now(dt.UTC))
-    typer.echo(f"wrote {federation.file('server.crt')}; restart darkroom-server up")
+def renew(
+    directory: Directory = Path("federation"),
+    server_certificate: Annotated[
+        Path | None, typer.Option(help="The new one, where another authority issues them; with --server-key.")
+    ] = None,
+    server_key: Annotated[Path | None, typer.Option(help="Its key, without passphrase.")] = None,
+) -> None:
+    """Issue a fresh server certificate for the same key, or take one; restart ``up`` afterwards."""
+    federation, now = FederationDirectory(directory), dt.datetime.now(dt.UTC)
+    public = federation.public
+    if public.certificate == federation.file("server.crt"):
+        if server_certificate is not None or server_key is not None:
+            raise ProvisioningError("this federation issues its own certificates; leave the files out")
+        federation.issue(federation.config(), now=now)
+    else:
+        # the same root: sites hold it in their join files
+        if server_certificate is None or server_key is None:
+            raise ProvisioningError("another authority issues this federation's certificates: give both new files")
+        given = ServerFiles(authority=public.authority, certificate=server_certificate, key=server_key)
+        federation.take(read_server_files(given, federation.config(), now=now))
+        federation.issue(federation.config(), now=now)  # the SuperLink's own, on loopback
+    typer.echo(f"wrote {public.certificate}; restart darkroom-server up")
 
 
 def up(directory: Annotated[Path, typer.Argument(help="The federation's directory.")]) -> None:
     """Run SuperLink, executor and public listener in the foreground until Ctrl-C."""
-    from server.launch import Launch  # noqa: PLC0415 - httpx and uvicorn, which only this command needs
+    from server.launch import Launch
 
     federation = FederationDirectory(directory.resolve())
     end_in_order()
@@ -93,10 +129,12 @@ async def _run(launch: Launch) -> None:
     # at once: after a minute without a SuperLink, Flower gives its runs up
     with Supervisor(launch.commands(), restart_seconds=_RESTART_SECONDS) as supervisor:
         await _wait_until_up(launch)
-        listener = launch.listener()
         keeping = [asyncio.create_task(_keep(launch, supervisor)), asyncio.create_task(_keep_runs(launch))]
         try:
-            await listener.serve()  # ends on SIGINT or SIGTERM
+            if launch.config.front == "nginx":
+                await asyncio.gather(*keeping)  # ends on SIGINT or SIGTERM
+            else:
+                await launch.listener().serve()  # the same
         finally:
             for task in keeping:
                 task.cancel()
@@ -131,7 +169,7 @@ async def _keep(launch: Launch, supervisor: Supervisor) -> None:
 
 async def _keep_runs(launch: Launch) -> None:
     """Start runs again that have lost their process; apart from the rest, because Flower's commands take seconds."""
-    from server.keeper import RunKeeper  # noqa: PLC0415 - as above
+    from server.keeper import RunKeeper
 
     keeper = RunKeeper(launch)
     while True:

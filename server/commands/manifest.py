@@ -26,7 +26,7 @@ def new(
     directory: Directory = Path("federation"),
 ) -> None:
     """Draft a run's manifest with every approved site, and show it in plain words."""
-    from server.adapter_files import adapter_spec  # noqa: PLC0415 - torch takes seconds to load
+    from server.adapter_files import adapter_spec
 
     parsed = parse_config(read_toml(config), RunConfig, source=str(config))
     files = RunFiles(FederationDirectory(directory.resolve()), parsed.name)

@@ -84,7 +84,7 @@ def export(
     directory: Directory = Path("federation"),
 ) -> None:
     """Write the adapter of the last checkpoint in diffusers' LoRA format."""
-    from server.adapter_files import write_adapter  # noqa: PLC0415 - torch takes seconds to load
+    from server.adapter_files import write_adapter
 
     rounds = write_adapter(_files(name, directory), base, out)
     typer.echo(f"wrote {out} after {rounds} rounds")
@@ -104,8 +104,8 @@ def _files(name: str, directory: Path) -> RunFiles:
 
 
 def _flower_run(name: str, directory: Path) -> FlowerRun:
-    from server.flower_runs import FlowerRun  # noqa: PLC0415 - httpx and uvicorn
-    from server.launch import Launch  # noqa: PLC0415 - as above
+    from server.flower_runs import FlowerRun
+    from server.launch import Launch
 
     files = _files(name, directory)
     return FlowerRun(Launch(files.federation, files.federation.config()), files)

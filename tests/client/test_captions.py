@@ -79,6 +79,45 @@ def test_a_listed_name_never_stays(before: str, after: str) -> None:
     assert "anna müller" not in text.lower()
 
 
+@pytest.mark.parametrize(
+    ("listed", "written"),
+    [
+        ("José Müller", "MÜLLER, JOSE"),
+        ("José Müller", "Mueller José"),
+        ("José Müller", "jose\u0301 mu\u0308ller"),
+        ("José Müller", "josemueller"),
+        ("Mueller", "Müller"),
+        ("Søren", "Soeren"),
+        ("Søren", "soren"),
+        ("Aage", "aage"),
+        ("Åge", "AAGE"),
+        ("O'Brien", "O\u2019BRIEN"),
+        ("O'Brien", "obrien"),
+        ("Anne-Marie", "Annemarie"),
+        ("van der Berg", "VanDerBerg"),
+        ("Straße", "STRASSE"),
+        ("İnci", "INCI"),
+        ("Smith", "smith01"),
+        ("Smith", "01smith_left"),
+        ("Smith", "Smi\ufe0fth"),
+        ("Smith", "Smi\u3164th"),
+        ("Smith", "Smi\U000e0101th"),
+        ("Smith", "Smi\u20e3th"),
+        ("Smith", "Smi\u1dc4th"),
+        ("Smi\ufe0fth", "Smith"),
+    ],
+)
+def test_spellings_of_a_listed_name(listed: str, written: str) -> None:
+    text = CaptionScrubber(names=Names([listed])).scrub(f"hand of {written} seen").text
+    assert re.fullmatch(r"hand of (01)?\[name\](01|_left)? seen", text), text
+
+
+def test_words_that_only_look_like_a_listed_name_stay() -> None:
+    scrubber = CaptionScrubber(names=Names(["Poe", "Joel", "Smith", "Anne-Marie"]))
+    for text in ("po intake", "jol", "blacksmith", "marie", "an anne"):
+        assert scrubber.scrub(text).text == text
+
+
 def test_counts_name_rules_and_never_content() -> None:
     found = SCRUBBER.scrub("Anna Müller, a@b.de, c@d.de, MRN 77777")
     assert dict(found.counts) == {"email": 2, "identifier": 1, "name": 1}

@@ -11,10 +11,13 @@ from client.cli import app
 from client.ledger import Event
 from client.open_site import open_site
 from client.site_directory import make_site
-from client.site_status import read_entries
+from client.site_vault import open_vault
 from client.vault.records import Erased, ErasurePlan, VaultState
+from client.vault.subjects import IntakeKey
+from common.audit_log import read_entries
 from common.secagg.messages import Step
 from tests.client.test_policy import TOML
+from tests.client.vaults import record
 
 if TYPE_CHECKING:
     from datetime import date
@@ -34,6 +37,9 @@ class StandIn:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def find_subject(self, _: str) -> None:
+        pass
+
     def plan_erasure(self, _: str) -> ErasurePlan:
         return PLAN
 
@@ -42,7 +48,7 @@ class StandIn:
 
     def erase_subject(self, subject: str) -> Erased:
         self.erased.append(subject)
-        return Erased(plan=PLAN, state=VaultState(vault=b"v" * 16, generation=2, digest=b"d" * 32))
+        return Erased(plan=PLAN, state=VaultState(vault=b"v" * 16, digest=b"d" * 32))
 
     def erase_expired(self, day: date) -> Erased:
         return self.erase_subject(day.isoformat())
@@ -88,3 +94,23 @@ def test_a_commit_destroys_once_and_leaves_an_entry_without_the_id(site: Path, c
     assert begun.details["runs"] == done.details["runs"] == RUN
     assert begun.details["pseudonym"] == done.details["pseudonym"]
     assert SUBJECT not in (site / "audit.log").read_text()
+
+
+def test_the_id_is_asked_for_and_a_patients_number_finds_the_pseudonym(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    make_site(folder, "st-vincent")
+    (folder / "policy.toml").write_text(TOML)
+    site = open_site(folder / "site.toml")
+    pseudonym = IntakeKey.of(site.identity).pseudonym("4711")
+    with open_vault(site.config.vault, access="write") as vault:
+        vault.add([record(1, pseudonym), record(2, "other")])
+    text = run(folder, "erase", "--commit", "--yes", answer="4711\n")
+    assert "pictures destroyed: 1" in text
+    with open_vault(site.config.vault, access="write") as vault:
+        assert vault.find_subject(pseudonym) is None
+        vault.add([record(3, pseudonym), record(4, "4711")])
+    text = run(folder, "erase", "--commit", "--yes", answer="4711\n")
+    assert text.count(f"are another subject, {pseudonym}") == 1
+    assert "are another subject" not in run(folder, "erase", "--commit", "--yes", answer=f"{pseudonym}\n")
+    with open_vault(site.config.vault) as vault:
+        assert len(vault.infos()) == 1

@@ -91,7 +91,24 @@ def test_every_frame_is_a_picture() -> None:
 def test_only_coded_words_make_a_caption() -> None:
     assert pictures(dicom_bytes(5, Laterality="L", ViewPosition="AP")).caption == "ct chest l ap"
     assert pictures(dicom_bytes(5, caption="none"), caption="none").caption == ""
-    assert "doe" not in pictures(dicom_bytes(5, BodyPartExamined="Doe, Jane")).caption
+    assert pictures(dicom_bytes(5, BodyPartExamined="C_SPINE")).caption == "ct cspine"
+
+
+@pytest.mark.parametrize("name", ["Modality", "BodyPartExamined", "Laterality", "ViewPosition"])
+@pytest.mark.parametrize("text", ["Doe, Jane", "DOE JANE", "DOE_JANE 77", "CHEST DOE", "CT\\DOE", "DOE"])
+def test_what_somebody_typed_into_a_coded_element_is_left_out(name: str, text: str) -> None:
+    found = pictures(dicom_bytes(5, **{name: text}))
+    assert set(found.caption.split()) <= {"ct", "chest"}
+
+
+def test_text_in_unused_bits_of_the_pixels_is_not_shown() -> None:
+    """Old objects keep an overlay, such as the patient's name, in the bits above those that are stored."""
+    plain, overlay = stored_values(5), np.zeros((64, 64), np.uint16)
+    overlay[20:30, 8:56:2] = 1
+    for bit in (12, 15):
+        for elements in ({}, {"WindowCenter": None, "WindowWidth": None}):
+            marked = pictures(dicom_bytes(5, PixelData=(plain | overlay << bit).tobytes(), **elements))
+            assert np.array_equal(marked.frames[0], pictures(dicom_bytes(5, **elements)).frames[0])
 
 
 def test_the_patient_is_named_with_the_issuer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from client.cli import app
 from client.service_socket import held
 from client.site import read_site
 from client.steward_process import socket_place
+from client.vault import workers
 from client.vault.contact_sheet import render_contact_sheet, write_contact_sheet
 from client.vault.intake_report import SHEET_PICTURES, Example, IntakeReport
 from client.vault.master_key import KeyFile
@@ -94,6 +96,13 @@ def test_a_receipt_that_was_altered_anywhere_is_refused(tmp_path: Path) -> None:
         inner[place[-1]] = value + 1 if isinstance(value, int) else f"{value[:-1]}{'1' if value[-1:] == '0' else '0'}"
         with pytest.raises((BadSignature, DataError)):
             verify_receipt(json.dumps(changed).encode(), IDENTITY.public)
+
+
+def test_the_digest_of_a_receipt_tells_no_counts() -> None:
+    """It stands in the audit log, beside all else that a receipt holds: equal intakes must not have equal digests."""
+    one, other = (make_receipt(report(), rules_of({}), IDENTITY, now=NOW) for _ in range(2))
+    assert one.digest() != other.digest()
+    assert msgspec.structs.replace(one, salt="", signature="") == msgspec.structs.replace(other, salt="", signature="")
 
 
 def test_another_key_or_purpose_is_refused(tmp_path: Path) -> None:
@@ -243,6 +252,25 @@ def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> No
     assert re.search(r"duplicate.*in the vault.*2", again.output)
     assert (place / "again.json").exists()
     assert re.search(r"duplicate.*in the vault.*2", run(place).output)
+
+
+def test_no_decoder_inherits_the_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, start = list[str | None](), workers._start
+
+    def watched(*given: Any, **named: Any) -> Any:
+        seen.append(os.environ.get("DARKROOM_TEST_WORDS"))
+        return start(*given, **named)
+
+    monkeypatch.setattr(workers, "_start", watched)
+    words = ["--name", "clinic", "--passphrase-env", "DARKROOM_TEST_WORDS"]
+    monkeypatch.setenv("DARKROOM_TEST_WORDS", "correct horse battery staple")
+    assert CliRunner().invoke(app, ["init", str(place / "locked"), *words]).exit_code == 0
+    config = ["--config", str(place / "locked/site.toml"), "--workers", "1"]
+    for options in ([], ["--commit", "--yes"]):
+        monkeypatch.setenv("DARKROOM_TEST_WORDS", "correct horse battery staple")
+        ended = CliRunner().invoke(app, ["ingest", str(place / "in"), *config, *options])
+        assert ended.exit_code == 0, ended.output
+    assert seen == [None, None]
 
 
 def test_a_commit_waits_for_the_steward_to_stop(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont
 
 from client.vault.burned_text import count_text_lines
 from client.vault.duplicates import DuplicateSearch, difference, exact_hash, perceptual_hash, thumbnail
-from client.vault.intake_rules import RULES_TOML, FileRules, IntakeRules, read_rules
+from client.vault.intake_rules import RULES_TOML, FileRules, IntakeRules, PixelRules, read_rules
 from client.vault.outcomes import Change, Reason, Refused
 from client.vault.pictures import Decoded, decode_picture, encode_png, is_bare_png, scale_to_8_bit, shrink
 from client.vault.quiet import quiet_decoders
@@ -155,12 +156,14 @@ def test_small_and_strange_shapes_hold_no_text() -> None:
         assert count_text_lines(np.zeros(shape, np.uint8)) == 0
 
 
-def search(drop_near: bool = True) -> DuplicateSearch:  # noqa: FBT001, FBT002 - a test's switch
-    return DuplicateSearch(near_distance=6, near_difference=0.01, drop_near=drop_near)
+def search(**rules: object) -> DuplicateSearch:
+    return DuplicateSearch(msgspec.convert(rules, PixelRules))
 
 
-def hashes(image: np.ndarray) -> dict[str, object]:
-    return {"exact": exact_hash(image), "perceptual": perceptual_hash(image), "thumbnail": thumbnail(image)}
+def hashes(image: np.ndarray, owner: str = "") -> dict[str, object]:
+    exact = exact_hash(image)
+    perceptual, small = perceptual_hash(image), thumbnail(image)
+    return {"owner": owner or exact.hex(), "exact": exact, "perceptual": perceptual, "thumbnail": small}
 
 
 def test_near_copies_are_found_and_others_are_not() -> None:
@@ -178,7 +181,7 @@ def test_near_copies_are_found_and_others_are_not() -> None:
 
 
 def test_equal_pixels_are_found_even_when_near_ones_may_stay() -> None:
-    kept = search(drop_near=False)
+    kept = search(near_duplicates="keep")
     kept.add("first", **hashes(pixels(1)))  # type: ignore[arg-type]
     brighter = np.clip(pixels(1).astype(int) + 2, 0, 255).astype(np.uint8)
     assert kept.find(**hashes(brighter)) is None  # type: ignore[arg-type]
@@ -193,6 +196,25 @@ def test_one_hash_is_not_one_picture() -> None:
     other = hashes(pixels(2)) | {"perceptual": perceptual_hash(pixels(1))}
     kept.add("first", **hashes(pixels(1)))  # type: ignore[arg-type]
     assert kept.find(**other) is None  # type: ignore[arg-type]
+
+
+def test_pictures_of_one_subject_must_be_closer_to_count_as_one() -> None:
+    """A slice beside another one stays with its own subject, but not a copy of it, nor another subject's."""
+    first, second = (pixels(1, 256, 256).astype(float), pixels(2, 256, 256).astype(float))
+    beside = np.clip(first + 0.1 * (second - second.mean()), 0, 255).astype(np.uint8)
+    copy = np.clip(first * 0.98, 0, 255).astype(np.uint8)
+    gap = difference(thumbnail(first.astype(np.uint8)), thumbnail(beside))
+    assert 0.0015 < gap < 0.009
+    kept = search()
+    kept.add("first", **hashes(first.astype(np.uint8), "a"))  # type: ignore[arg-type]
+    assert kept.find(**hashes(beside, "a")) is None  # type: ignore[arg-type]
+    assert kept.find(**hashes(beside, "b")) is not None  # type: ignore[arg-type]
+    assert kept.find(**hashes(copy, "a")) is not None  # type: ignore[arg-type]
+    for number in range(100):  # a long series of the subject's own does not hide another subject's copy
+        kept.add(f"{number}", **hashes(beside, "b") | {"exact": bytes([number]) * 32})  # type: ignore[arg-type]
+    found = kept.find(**hashes(beside, "b") | {"exact": bytes(31) + b"\x01"})  # type: ignore[arg-type]
+    assert found is not None
+    assert found.of == "first"
 
 
 def test_exact_hash_knows_the_shape() -> None:
@@ -210,9 +232,9 @@ def test_the_search_grows() -> None:
     kept = search()
     small = np.zeros((32, 32), np.uint8)
     for number in range(3000):
-        kept.add(str(number), exact=number.to_bytes(32, "big"), perceptual=number << 40, thumbnail=small)
+        kept.add(str(number), owner=number, exact=number.to_bytes(32, "big"), perceptual=number << 40, thumbnail=small)
     assert len(kept) == 3000
-    found = kept.find(exact=(2999).to_bytes(32, "big"), perceptual=0, thumbnail=small)
+    found = kept.find(owner=0, exact=(2999).to_bytes(32, "big"), perceptual=0, thumbnail=small)
     assert found is not None
     assert found.of == "2999"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -409,3 +410,30 @@ def test_what_is_wrong_with_pictures_or_in_a_library_is_not_quoted_in_the_log(
     assert "BadCaption at " in caplog.text
     ring.refused(0, Propose(manifest=b"nothing"))
     assert "not a signed manifest" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["\nforged line", "\r\x1b[2Jforged line", "\u2028forged line\u202e", "x" * 100_000])
+def test_a_message_cannot_write_lines_of_its_own_into_the_log(
+    ring: Ring, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    for message in ({"type": text}, {"type": "propose", "manifest": b"", text: 1}):
+        ring.stewards[0].answer(msgspec.msgpack.encode(message))
+    for record in caplog.records:
+        line = record.getMessage()
+        assert line.isprintable()
+        assert len(line) < 3000
+    assert len(caplog.records) == 2
+
+
+def test_a_ledger_that_is_exchanged_while_the_steward_runs_gives_nothing_away(ring: Ring, tmp_path: Path) -> None:
+    """An older copy has room in its budget for what was spent since; its next row tells."""
+    opened = ring.open()
+    path = ring.folder / "0" / "ledger.sqlite"
+    older = tmp_path / "older.sqlite"
+    shutil.copy(path, older)
+    ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    ring.answer(0, ring.request(opened, Step(1, 0))[1])
+    for each in path.parent.glob("ledger.sqlite*"):
+        each.unlink()
+    shutil.copy(older, path)
+    assert ring.refused(0, ring.request(opened, Step(2, 0))[1]) == "internal"

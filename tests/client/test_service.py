@@ -16,6 +16,7 @@ import pytest
 
 from client.service import Limits
 from client.service_socket import SocketPlace, check_token_mode, create_token_file, held
+from client.turnstile import Passage, Turnstile
 from common.errors import StewardRunning, StewardUnavailable
 from common.steward_link import HEALTH, StewardAddress, StewardLink, read_token
 from tests.client.sockets import (
@@ -144,6 +145,35 @@ def test_a_flood_is_refused_and_does_not_stop_the_steward(tmp_path: Path) -> Non
         assert door.noted.total("busy_full") == 297
         assert len(door.noted.entries) < 10
         assert door.link().answer(b"after") == b"done"
+
+
+def test_a_flood_does_not_keep_the_steward_from_looking_after_itself() -> None:
+    """Callers that hold every place, and take each turn as soon as it is free, delay its care by one turn."""
+    gate, over, seen = Turnstile(waiting=2, seconds=30.0), threading.Event(), list[str]()
+
+    def flood() -> None:
+        while not over.is_set():
+            with gate.passage(lambda: True) as passage:
+                if passage is Passage.PASSED:
+                    seen.append("caller")
+                    over.wait(0.05)
+
+    callers = [threading.Thread(target=flood) for _ in range(6)]
+    for each in callers:
+        each.start()
+    try:
+        for _ in range(3):
+            while gate.present <= gate.waiting:
+                over.wait(0.01)
+            with gate.passage(lambda: True, by="keeper") as passage:
+                assert passage is Passage.PASSED
+                seen.append("keeper")
+    finally:
+        over.set()
+        for each in callers:
+            each.join()
+    assert seen.count("keeper") == 3
+    assert seen.count("caller") > 3
 
 
 def test_a_flood_without_the_token_reaches_nobody(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,10 @@ from client.ledger import Event
 from client.open_site import link_to_steward, open_site
 from client.site import read_site
 from client.site_directory import make_site, site_steps
-from client.site_status import read_entries, site_status
+from client.site_status import site_status
+from client.site_vault import today
 from common.adapter.model import Family
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
 from common.messages import Refusal, RefusalCode, decode_reply
 from common.secagg.messages import Step
@@ -86,6 +89,15 @@ def test_every_fault_of_a_site_file_is_told(tmp_path: Path) -> None:
     assert all(word in text for word in ("name", "device", "vaults", "exactly one of key_file"))
 
 
+@pytest.mark.parametrize("text", ['"a\\u0000b"', '"~nobody-of-this-name/base"'])
+def test_paths_that_no_system_knows_are_told(tmp_path: Path, text: str) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    path = tmp_path / "site" / "site.toml"
+    path.write_text(path.read_text().replace('"base"', text))
+    with pytest.raises(ConfigError):
+        read_site(path)
+
+
 def test_an_unfinished_policy_does_not_open(tmp_path: Path) -> None:
     make_site(tmp_path / "site", "st-vincent")
     with pytest.raises(ConfigErrors, match="coordinators"):
@@ -122,6 +134,8 @@ def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) 
     process, config = start(folder)
     try:
         assert ask(config, b"junk") == Refusal(code=RefusalCode.MALFORMED)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0 ", limits)
         command = [sys.executable, "-c", "from client.cli import main; main()", "steward", "--config", "site.toml"]
         second = subprocess.run(
             command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
@@ -154,3 +168,16 @@ def test_status_shows_the_budget_without_a_steward(folder: Path) -> None:
     assert "not running" in done.output
     assert "st-vincent/subject" in done.output
     assert COORDINATOR not in done.output
+
+
+def test_a_picture_expires_where_its_day_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """East of Greenwich the day begins before UTC's, west of it UTC's comes first: the earlier end of use counts."""
+    days = []
+    for zone in ("Pacific/Kiritimati", "Etc/GMT+12", "UTC"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        days.append((today(), datetime.now(UTC).date(), datetime.now().astimezone().date()))
+    monkeypatch.undo()
+    time.tzset()
+    assert all(day == max(utc, here) for day, utc, here in days)
+    assert any(utc != here for _, utc, here in days)

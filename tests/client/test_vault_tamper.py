@@ -264,8 +264,7 @@ def test_the_whole_directory_rolled_back(tmp_path: Path, ids: tuple[RecordId, ..
     with Vault.open(old, key_file(tmp_path), access="write") as vault:  # and it grew past what was noted
         vault.add([record(90)])
         vault.add([record(91)])
-        assert vault.state().generation > noted.generation
-    with pytest.raises(VaultRolledBack, match="not the one that was noted"):
+    with pytest.raises(VaultRolledBack, match="grew out of one"):
         Vault.open(old, key_file(tmp_path), expected=noted)
     assert ids
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.certificate_checks import check_server_certificate
 from common.certificates import (
-    check_server_certificate,
     create_authority,
     create_node_key,
     issue_server_certificate,
@@ -43,7 +43,8 @@ def issue(folder: Path, *, now: dt.datetime = NOW) -> None:
 
 def check(folder: Path, *, authority: Path | None = None, now: dt.datetime = NOW) -> None:
     served = (folder / "server.crt").read_bytes()
-    check_server_certificate(served, authority=((authority or folder) / "ca.crt").read_bytes(), now=now)
+    issuer = ((authority or folder) / "ca.crt").read_bytes()
+    check_server_certificate(served, authority=issuer, hosts=["coordinator.example", "127.0.0.1"], now=now)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

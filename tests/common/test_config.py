@@ -125,7 +125,15 @@ def test_a_plain_run_needs_its_sentence_word_for_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"a = [", "not valid TOML"), (b"\xff\xfe", "not valid TOML"), (None, "cannot be read")]
+    ("content", "said"),
+    [
+        (b"a = [", "not valid TOML"),
+        (b"\xff\xfe", "not valid TOML"),
+        (b"a = " + b"[" * 5000, "not valid TOML"),
+        (b"a = " + b"9" * 5000, "not valid TOML"),
+        (None, "cannot be read"),
+    ],
+    ids=["unfinished", "no text", "deep", "huge number", "missing"],
 )
 def test_files_that_are_no_toml(tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "run.toml"

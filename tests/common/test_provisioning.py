@@ -52,6 +52,8 @@ def join(directory: FederationDirectory) -> JoinFile:
         authority=directory.file("ca.crt").read_text(),
         coordinator=COORDINATOR.public.hex(),
         bundle=BUNDLE,
+        darkroom="0.1.0",
+        flower="1.41.0",
     )
 
 
@@ -112,7 +114,10 @@ def test_a_join_file_opens_with_the_fingerprint_however_it_is_typed(join: JoinFi
         assert msgspec.structs.replace(opened, signature="0" * 128) == join
 
 
-@pytest.mark.parametrize("field", ["federation", "site", "identity", "address", "authority", "coordinator", "bundle"])
+@pytest.mark.parametrize(
+    "field",
+    ["federation", "site", "identity", "address", "authority", "coordinator", "bundle", "darkroom", "flower"],
+)
 def test_a_changed_join_file_is_refused(join: JoinFile, field: str) -> None:
     other = {
         "federation": "Other",
@@ -122,6 +127,8 @@ def test_a_changed_join_file_is_refused(join: JoinFile, field: str) -> None:
         "authority": "none",
         "coordinator": SITE.public.hex(),
         "bundle": "sha256:" + "cd" * 32,
+        "darkroom": "0.2.0",
+        "flower": "1.40.0",
     }
     signed = msgspec.json.decode(sign_join_file(join, COORDINATOR), type=JoinFile)
     data = msgspec.json.encode(msgspec.structs.replace(signed, **{field: other[field]}))

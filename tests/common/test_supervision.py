@@ -26,6 +26,21 @@ with Supervisor([command]) as supervisor:
     time.sleep(600)
 """
 
+STUBBORN = """
+import signal, sys, time
+times = []
+def interrupted(*_):
+    times.append(0)
+    print("interrupted", flush=True)
+    if len(times) == 2:
+        sys.exit(0)
+signal.signal(signal.SIGINT, interrupted)
+print("up", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+"""Ends at the second SIGINT, as uvicorn does while a client keeps a connection open."""
+
 
 def command(tmp_path: Path) -> Command:
     return Command(name="sleeper", arguments=SLEEP, environment={}, log=tmp_path / "log")
@@ -65,3 +80,16 @@ def test_what_dies_is_started_again_and_all_ends_with_the_context(tmp_path: Path
         second = supervisor.alive()["sleeper"]
         assert second != first
     assert is_gone(second)
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_only_who_wants_to_be_asked_twice_is_asked_twice(tmp_path: Path, *, insists: bool) -> None:
+    log = tmp_path / "log"
+    line = (sys.executable, "-c", STUBBORN)
+    stubborn = Command(name="stubborn", arguments=line, environment={}, log=log, insists=insists)
+    with Supervisor([stubborn], stop_seconds=2) as supervisor:
+        while "up" not in log.read_text():
+            time.sleep(0.05)
+        pid = supervisor.alive()["stubborn"]
+    assert is_gone(pid)
+    assert log.read_text().count("interrupted") == (2 if insists else 1)

@@ -265,7 +265,7 @@ def test_nothing_private_crosses_or_stays_and_what_is_public_is_seen(captured: C
 
     # captures, SuperLink's database with its journal, Flower's folders, every log of the coordinator and the shims
     places = [captured.folder, lab.federation.root, *[lab.root(name) / "supernode" for name in PICTURES]]
-    places += [lab.root(name) / "logs" for name in PICTURES]
+    places += [lab.root(name) / folder for name in PICTURES for folder in ("logs", "supernode/logs")]
     assert len(planted.pieces) > 400
     assert (lab.federation.root / "state" / "superlink.db").stat().st_size > 0
     assert NeedleSearch(planted.needles()).in_folders(*places) == []

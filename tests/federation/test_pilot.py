@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from client.provenance import AUTHORITY_FILE, read_credentials
 from common.adapter.export import read_adapter_spec, read_adapter_vector
 from common.config import RunConfig
+from common.release_check import Expected, check_release
+from common.release_folder import ReleaseFolder
 from server.run_directory import read_metrics
 from simulations.pilot import Pilot, PilotPlan
 from tests.simulations.worlds import COLOURS, write_world
@@ -72,10 +75,15 @@ def test_a_pilot_from_requests_to_a_picture(tmp_path: Path) -> None:
     assert manifest.privacy is not None
     signed = {path.stem for path in (result.files.directory / "countersignatures").glob("*.bin")}
     assert signed == set(COLOURS)
-    spec = read_adapter_spec(result.adapter)
+    spec = read_adapter_spec(result.release)
     assert spec.digest == manifest.adapter_digest
-    assert read_adapter_vector(result.adapter, spec).any()
-    assert list(result.pictures.glob("*.png"))
+    assert read_adapter_vector(result.release, spec).any()
+    checked = check_release(ReleaseFolder(result.release), Expected())
+    assert (checked.faults, checked.unsigned) == ((), ())
+    (picture,) = result.pictures.glob("*.png")
+    authority = (result.sites[0].root / "pictures" / AUTHORITY_FILE).read_bytes()
+    found = read_credentials(picture.read_bytes(), authority=authority)
+    assert (found.signer, found.release) == ("trusted", checked.release.digest().hex())
     assert_no_captions(plan.directory)
 
 

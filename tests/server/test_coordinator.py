@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ProtocolError, RoundFailed
 from server import control
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
 from server.reports import Observers
 from server.run_directory import RunDirectory, read_metrics
-from server.vectors import vector_digest
 from simulations.engines.inprocess import Fault, run_inprocess
 from tests.server.toy import (
     DIMENSION,

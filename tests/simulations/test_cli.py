@@ -57,7 +57,7 @@ def test_pictures_are_drawn_from_a_run(world: Path) -> None:
     arguments = ("--base", "base", "--adapter", "runs/world/adapter", "--prompt", "red noise", "--steps", "2")
     done = darkroom("client.cli", "generate", *arguments, cwd=world)
     assert done.returncode == 0, done.stderr
-    assert (world / "pictures" / "00-red-noise.png").exists()
+    assert (world / "pictures" / "00.png").exists()
 
 
 def test_an_adapter_of_another_base_is_refused(world: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from client.open_site import link_to_steward
-from client.site_status import read_entries, site_status
+from client.site_status import site_status
 from common.adapter.vector import initial_vector
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.crypto import Identity, Secret
 from common.manifest import open_manifest, sign_manifest
 from common.messages import (

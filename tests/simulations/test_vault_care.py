@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,13 @@ from client.cli import app
 from client.condition import BooksCondition
 from client.open_site import link_to_steward
 from client.retention import Retention
-from client.site_status import read_entries, site_status
+from client.site_status import site_status
 from client.site_vault import open_vault, today
-from client.vault.errors import UnknownSubject
-from common.audit_log import AuditLog, verify_log
-from common.errors import VaultError
+from client.vault.errors import UnknownSubject, VaultRolledBack
+from client.vault_records import VaultRecords
+from common.adapter.model import open_base
+from common.audit_log import AuditLog, read_entries, verify_log
+from common.errors import LedgerError, VaultError
 from common.manifest import open_manifest
 from common.messages import Accepted, Propose, decode_reply, encode
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record
@@ -122,6 +125,40 @@ def test_a_serving_steward_erases_what_expires_and_trains_on_without_it(
         assert not vault.expired(tomorrow)
 
 
+def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_path: Path) -> None:
+    """It was put back while the steward runs: what it holds may have been erased since."""
+    site, forgot = sites.open(SITE), list[int]()
+    audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
+    shutil.copytree(site.config.vault.directory, tmp_path / "older")
+    with open_vault(site.config.vault, access="write") as vault:
+        vault.add([new_record(SITE, 100)])
+        audit.append("ingested", {"vault": vault.state().text()})
+    shutil.rmtree(site.config.vault.directory)
+    shutil.copytree(tmp_path / "older", site.config.vault.directory)
+    records = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
+    with pytest.raises(VaultRolledBack):
+        records.encoded(base_of(sites), open_manifest(sites.signed)[0], device="cpu")
+    with pytest.raises(VaultRolledBack):
+        Retention(vault=site.config.vault, audit=audit, forget=lambda: forgot.append(1)).look()
+    assert forgot == [1]
+    assert kinds(sites) == ["ingested"]
+
+
+def test_a_run_uses_a_vault_under_its_own_name_alone(sites: VaultSites) -> None:
+    site = sites.open(SITE)
+    audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
+    manifest = open_manifest(sites.signed)[0]
+    given = {"base": base_of(sites), "manifest": manifest, "device": "cpu"}
+    VaultRecords(config=site.config.vault, population="first", audit=audit).encoded(**given)
+    with pytest.raises(LedgerError, match="charged as first"):
+        VaultRecords(config=site.config.vault, population="second", audit=audit).encoded(**given)
+    assert kinds(sites) == ["prepared"]
+
+
+def base_of(sites: VaultSites) -> Any:
+    return open_base(sites.settings(SITE).base)
+
+
 def watch(monkeypatch: pytest.MonkeyPatch, day: list[date], seen: list[int]) -> None:
     encode_vault = vault_records.encode_vault
 
@@ -151,7 +188,13 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
     audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
     with open_vault(site.config.vault, access="write") as vault:
         vault.add([new_record(SITE, 100, expires=day[0] + timedelta(days=2))])
-    retention = Retention(vault=site.config.vault, audit=audit, forget=lambda: forgot.append(1), today=lambda: day[0])
+    retention = Retention(
+        vault=site.config.vault,
+        audit=audit,
+        releases=site.releases,
+        forget=lambda: forgot.append(1),
+        today=lambda: day[0],
+    )
     retention.look()
 
     def counting(*given: Any, **named: Any) -> Any:
@@ -166,9 +209,10 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
     day[0] += timedelta(days=2)
     with pytest.raises(VaultError):
         retention.look()
+    assert (len(opened), len(forgot)) == (1, 1)  # nobody knows what has expired: nothing in memory may be used
     retention.look()
     retention.look()
-    assert (len(opened), len(forgot), kinds(sites)) == (2, 1, ["expiring", "expired"])
+    assert (len(opened), len(forgot), kinds(sites)) == (2, 2, ["expiring", "expired"])
 
 
 @pytest.mark.parametrize("what", ["policy", "audit_log", "ledger"])

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
-from client.site_status import read_entries
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.messages import ContributeMasked, decode_request
 from common.secagg.messages import Step
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites

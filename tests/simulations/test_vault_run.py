@@ -70,4 +70,5 @@ def test_the_same_adapter_from_vaults_through_the_service_as_from_folders_in_pro
     for name in NAMES:
         site = sites.open(name)
         verify_log(root / name / "audit.log", site.identity.public)
-        assert audit_kinds(root / name) == ["started", "joined", "session", *["charged", "contributed"] * 3, "stopped"]
+        joining = ["started", "prepared", "joined", "session"]
+        assert audit_kinds(root / name) == [*joining, *["charged", "contributed"] * 3, "stopped"]

@@ -1,0 +1,43 @@
+"""``picture key`` and ``picture verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Signed pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def key(
+    folder: Annotated[Path, typer.Argument(help="Folder for the key and its certificates.")],
+    institution: Annotated[str, typer.Option(help="The name that viewers show.")],
+) -> None:
+    """Make the key with which this institution signs pictures. It stays here; the authority's file may be published."""
+    from client.provenance import AUTHORITY_FILE, make_picture_key
+
+    make_picture_key(folder, institution)
+    typer.echo(f"made {folder}; whoever is to recognise your pictures needs {folder / AUTHORITY_FILE}")
+
+
+@app.command()
+def verify(
+    picture: Annotated[Path, typer.Argument(help="A PNG file.", dir_okay=False)],
+    authority: Annotated[
+        Path | None, typer.Option(help="Certificate file of the institution that must have signed.")
+    ] = None,
+) -> None:
+    """Read a picture's Content Credentials; fails if there are none, or if it was changed since."""
+    from client.provenance import read_credentials
+    from common.errors import BadImage
+
+    found = read_credentials(picture.read_bytes(), authority=None if authority is None else authority.read_bytes())
+    if authority is not None and found.signer != "trusted":
+        raise BadImage(f"{picture}: signed by somebody who calls themselves {found.institution!r}, not by {authority}")
+    whose = "" if found.signer == "trusted" else ", which nobody has confirmed"
+    typer.echo(f"generated picture, not changed since it was signed by {found.institution!r}{whose}")
+    typer.echo(f"adapter {found.adapter}\nbase {found.base}\nrelease {found.release or 'none'}")
+    if found.prompt is not None:
+        typer.echo(f"prompt: {found.prompt}")

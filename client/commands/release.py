@@ -1,0 +1,54 @@
+"""``countersign`` and ``release verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Releases of adapters.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def commands() -> None:
+    """Releases of adapters."""
+
+
+def countersign(
+    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
+    config: Annotated[Path, typer.Option(help="The site's settings.", dir_okay=False)] = Path("site.toml"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Hold a release against this site's own books, ask, and write signatures/SITE.json; send that file back."""
+    from client.countersigning import countersign as sign
+    from client.countersigning import examine
+    from client.open_site import open_site
+    from common.release_folder import ReleaseFolder
+
+    site, release = open_site(config), ReleaseFolder(folder)
+    found = examine(release, site)
+    for line in found.lines():
+        typer.echo(line)
+    if not found.faults and not yes and not typer.confirm("Sign this release?", default=False):
+        typer.echo("nothing was signed")
+        raise typer.Exit(1)
+    typer.echo(f"wrote {sign(release, site, found)}; send it to the coordinator")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="The run's signed manifest; needed unless it is inside.")
+    ] = None,
+    coordinator: Annotated[str | None, typer.Option(help="The key that must have signed, 64 digits.")] = None,
+    signatures: Annotated[
+        int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
+    ] = None,
+) -> None:
+    """Check every file, figure and signature of a release, and say each fault."""
+    from common.release_check import verify_release
+
+    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures):
+        typer.echo(line)

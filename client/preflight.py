@@ -1,0 +1,178 @@
+"""What a site looks at before it starts its steward, and before it connects."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.books import read_noted
+from client.handshake import check_clock, shake_hands
+from client.joining import check_bundle
+from client.memory import MIB, check_memory, choose_device
+from client.policy import read_policy
+from client.site_vault import count_vault, today
+from common.adapter.model import open_base
+from common.certificates import read_node_key
+from common.errors import ProvisioningError
+from common.identity_file import read_identity_file
+from common.preflight import Check, NotAsWanted, disk_check, port_check, private_file_check, version_checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from client.handshake import Handshake
+    from client.site import SiteConfig
+    from client.site_layout import SiteLayout
+    from common.preflight import PreflightLimits
+    from common.provisioning import JoinFile
+
+
+def steward_checks(site: SiteConfig) -> Iterator[Check]:
+    """What the steward's user looks at."""
+    yield from version_checks()
+    yield private_file_check(Path(site.identity), "identity's file")
+    yield private_file_check(Path(site.service.token), "token's file", group=bool(site.service.group))
+    if site.vault.key_file is not None:
+        yield private_file_check(Path(site.vault.key_file), "vault key's file")
+    if site.vault.passphrase_file is not None:
+        yield private_file_check(Path(site.vault.passphrase_file), "passphrase's file")
+    yield Check(
+        name="policy",
+        wanted="readable, with coordinators and base digests",
+        remedy=f"mend {site.policy}",
+        look=lambda: _policy(site),
+    )
+    yield Check(
+        name="base",
+        wanted="a base that the policy allows",
+        remedy="put the run's base model at base in site.toml, or its digest into policy.toml",
+        look=lambda: _base(site),
+    )
+    yield Check(
+        name="memory",
+        wanted="room for the base and its training",
+        remedy="free memory, take a smaller base, or set device and memory_limit_mib in site.toml",
+        look=lambda: _memory(site),
+    )
+    yield Check(
+        name="vault",
+        wanted="opens, and holds pictures",
+        remedy="mend [vault] in site.toml, or take pictures in: darkroom-client ingest",
+        look=lambda: _vault(site),
+    )
+    yield disk_check(Path(site.ledger).parent, site.preflight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """What a site was sent, and where it is to connect from."""
+
+    layout: SiteLayout
+    join: JoinFile
+    bundle: Path
+    port: int
+    limits: PreflightLimits
+
+
+def connection_checks(joining: Joining) -> Iterator[Check]:
+    """What the SuperNode's user looks at."""
+    layout, join = joining.layout, joining.join
+    yield from version_checks(darkroom=join.darkroom, flower=join.flower)
+    yield private_file_check(layout.node_key_file, "node key's file")
+    yield Check(
+        name="node key",
+        wanted="the key that was sent with the request",
+        remedy="darkroom-client request makes it; the coordinator has to approve a new one",
+        look=lambda: read_node_key(layout.node_key_file)[:40] + "…",
+    )
+    yield Check(
+        name="bundle",
+        wanted=join.bundle,
+        remedy="ask the coordinator for the bundle again",
+        look=lambda: _bundle(joining),
+    )
+    yield port_check("SuperNode's port", "127.0.0.1", joining.port, "--port")
+    yield disk_check(layout.root, joining.limits)
+    yield from _handshake_checks(joining)
+
+
+def _handshake_checks(joining: Joining) -> Iterator[Check]:
+    limits = joining.limits
+    # asked once: three checks look at one answer
+    shown = _once(lambda: shake_hands(joining.join.address, joining.join.authority))
+    yield Check(
+        name="coordinator",
+        wanted=f"{joining.join.address} answers over TLS by the join file's authority",
+        remedy="let this connection out through the firewall, or set HTTPS_PROXY; ask if the coordinator is up",
+        look=lambda: f"answers, with a certificate until {shown().expires:%Y-%m-%d}",
+    )
+    yield Check(
+        name="certificate",
+        wanted=f"valid for {limits.certificate_days} days more",
+        remedy="have the coordinator run: darkroom-server renew",
+        look=lambda: _days_left(shown, limits),
+    )
+    yield Check(
+        name="clock",
+        wanted=f"within {limits.clock_skew_seconds:g} s of the coordinator's",
+        remedy="set the clock by NTP (timedatectl set-ntp true), or have the coordinator do so",
+        look=lambda: check_clock(shown(), limits),
+    )
+
+
+def _once(ask: Callable[[], Handshake]) -> Callable[[], Handshake]:
+    kept: list[Handshake | ProvisioningError] = []
+
+    def answer() -> Handshake:
+        if not kept:
+            try:
+                kept.append(ask())
+            except ProvisioningError as error:  # waiting for a silent host once is enough
+                kept.append(error)
+        if isinstance(kept[0], ProvisioningError):
+            raise kept[0]
+        return kept[0]
+
+    return answer
+
+
+def _policy(site: SiteConfig) -> str:
+    policy = read_policy(Path(site.policy))
+    return f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models"
+
+
+def _base(site: SiteConfig) -> str:
+    digest = open_base(site.base).digest
+    if digest not in read_policy(Path(site.policy)).base_digests:
+        raise NotAsWanted(f"{site.base}: {digest}, which base_digests in the policy does not name")
+    return digest
+
+
+def _memory(site: SiteConfig) -> str:
+    device = choose_device(site.device)
+    limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
+    found = check_memory(open_base(site.base), device=device, limit=limit)
+    return f"wants about {found.wanted // MIB} MiB on {device}, {found.available // MIB} MiB are there"
+
+
+def _vault(site: SiteConfig) -> str:
+    noted = read_noted(Path(site.audit_log), read_identity_file(Path(site.identity)).public)
+    counts = count_vault(site.vault, day=today(), expected=noted.vault)
+    usable = counts.pictures - counts.held_out - counts.expired
+    if usable <= 0:
+        raise NotAsWanted(f"{counts.pictures} pictures, none to train with")
+    return f"{counts.pictures} pictures of {counts.subjects} subjects"
+
+
+def _bundle(joining: Joining) -> str:
+    check_bundle(joining.bundle.read_bytes(), joining.join, source=str(joining.bundle))
+    return joining.join.bundle
+
+
+def _days_left(shown: Callable[[], Handshake], limits: PreflightLimits) -> str:
+    days = (shown().expires - dt.datetime.now(dt.UTC)).days
+    if days < limits.certificate_days:
+        raise NotAsWanted(f"{days} days")
+    return f"{days} days"

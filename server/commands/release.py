@@ -1,0 +1,68 @@
+"""``release make|verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.federation import FederationDirectory
+from server.run_files import RunFiles
+
+app = typer.Typer(help="Hand an adapter out.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def make(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    base: Annotated[Path, typer.Option(help="The base model: a diffusers directory.")],
+    directory: Annotated[Path, typer.Option(help="The federation's directory.")] = Path("federation"),
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder to make; absent: release/ in the run's folder.")] = None,
+    facts: Annotated[
+        Path | None, typer.Option(help="TOML file for the model card: summary, licence, data, use, limits.")
+    ] = None,
+    public_roster: Annotated[
+        bool, typer.Option("--public-roster", help="Name the institutions, and put the signed manifest in.")
+    ] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Release a run that has rounds left.")] = False,
+) -> None:
+    """Write a run's adapter, model card and signed statement into a new folder."""
+    from server.model_card import CardFacts, read_facts
+    from server.release import ReleasePlan, RunLeft, make_release
+
+    files = RunFiles(FederationDirectory(directory.resolve()), name)
+    files.signed()
+    plan = ReleasePlan(
+        base=base,
+        out=files.root / "release" if out is None else out,
+        facts=CardFacts() if facts is None else read_facts(facts),
+        roster="public" if public_roster else "private",
+        rounds="done" if unfinished else "all",
+    )
+    left = RunLeft(
+        signed=files.manifest_file.read_bytes(), identity=files.federation.identity(), directory=files.directory
+    )
+    release = make_release(left, plan)
+    typer.echo(f"wrote {plan.out} after {release.rounds} of {release.rounds_planned} rounds")
+    typer.echo(f"digest {release.digest().hex()}")
+    typer.echo("next: every site countersigns it (darkroom-client countersign FOLDER); collect signatures/ in it")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="The run's signed manifest; needed unless it is inside.")
+    ] = None,
+    coordinator: Annotated[str | None, typer.Option(help="The key that must have signed, 64 digits.")] = None,
+    signatures: Annotated[
+        int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
+    ] = None,
+) -> None:
+    """Check every file, figure and signature of a release, and say each fault."""
+    from common.release_check import verify_release
+
+    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures):
+        typer.echo(line)

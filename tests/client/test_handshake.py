@@ -1,0 +1,111 @@
+"""What a site is told about a listener that is not as its join file says, each kind in its own words."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from client.handshake import Handshake, check_clock, shake_hands
+from common.errors import ProvisioningError
+from common.preflight import NotAsWanted, PreflightLimits, Unreachable
+from tests.client.listeners import DAY, Certificates, certificates, listening
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMITS = PreflightLimits(clock_skew_seconds=30)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return certificates(tmp_path_factory.mktemp("good"))
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, -100.0, 0.0, 100.0, 3600.0])
+def test_the_clocks_difference_is_known_to_a_second_or_two(good: Certificates, ahead: float) -> None:
+    with listening(good, ahead=ahead) as address:
+        assert abs(shake_hands(address, good.authority).skew - ahead) < 2
+
+
+def test_the_certificates_end_is_told(good: Certificates) -> None:
+    with listening(good) as address:
+        left = shake_hands(address, good.authority).expires - dt.datetime.now(dt.UTC)
+    assert 395 <= left.days <= 396
+
+
+@pytest.mark.parametrize(("skew", "word"), [(31.0, "ahead"), (-31.0, "behind")])
+def test_a_clock_beyond_the_allowed_skew_is_refused(skew: float, word: str) -> None:
+    shown = Handshake(expires=dt.datetime.now(dt.UTC), skew=skew)
+    with pytest.raises(NotAsWanted, match=f"31 s {word}"):
+        check_clock(shown, LIMITS)
+    check_clock(Handshake(expires=shown.expires, skew=skew * 29 / 31), LIMITS)
+
+
+@pytest.mark.parametrize(("issued", "words"), [(-400 * DAY, "has expired"), (5 * DAY, "not valid yet")])
+def test_a_certificate_out_of_its_time(tmp_path: Path, issued: dt.timedelta, words: str) -> None:
+    shown = certificates(tmp_path, issued=issued)
+    with listening(shown) as address, pytest.raises(ProvisioningError, match=f"{words}.*check the clock"):
+        shake_hands(address, shown.authority)
+
+
+def test_a_certificate_of_another_authority(good: Certificates, tmp_path: Path) -> None:
+    other = certificates(tmp_path)
+    with listening(other) as address, pytest.raises(ProvisioningError, match="another authority"):
+        shake_hands(address, good.authority)
+
+
+def test_a_self_signed_certificate(good: Certificates, tmp_path: Path) -> None:
+    own = certificates(tmp_path)
+    for kind in ("crt", "key"):
+        shutil.copy(tmp_path / f"ca.{kind}", tmp_path / f"server.{kind}")
+    with listening(own) as address, pytest.raises(ProvisioningError, match="self-signed"):
+        shake_hands(address, good.authority)
+
+
+def test_a_certificate_for_another_name(tmp_path: Path) -> None:
+    shown = certificates(tmp_path, host="10.0.0.1")
+    with listening(shown) as address, pytest.raises(ProvisioningError, match="for another name"):
+        shake_hands(address, shown.authority)
+
+
+def test_plain_text(good: Certificates) -> None:
+    with listening(None) as address, pytest.raises(ProvisioningError, match="does not speak TLS") as told:
+        shake_hands(address, good.authority)
+    assert not isinstance(told.value, Unreachable)
+
+
+def test_a_server_that_is_no_darkroom(good: Certificates) -> None:
+    with listening(good, status=404) as address, pytest.raises(ProvisioningError, match="code 404"):
+        shake_hands(address, good.authority)
+
+
+def test_a_superlink_that_is_not_up_yet_is_waited_for(good: Certificates) -> None:
+    with listening(good, status=502) as address, pytest.raises(Unreachable, match="502"):
+        shake_hands(address, good.authority)
+
+
+def test_a_connection_that_is_cut_during_the_handshake_is_tried_again(good: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def cut() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(Unreachable):
+            shake_hands(f"127.0.0.1:{listener.getsockname()[1]}", good.authority)
+        thread.join()
+
+
+def test_nobody_there_is_another_kind_of_trouble_because_it_may_pass(good: Certificates) -> None:
+    with listening(good) as address:
+        pass
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        shake_hands(address, good.authority)

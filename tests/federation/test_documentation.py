@@ -1,0 +1,283 @@
+"""Every command of the guides, executed in the order of a federation's life, on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.adapter.model import Family, open_base
+from common.manifest import open_manifest
+from server.federation import FederationDirectory
+from server.run_files import RunFiles
+from server.run_status import run_status
+from simulations.pilot_site import PilotSite
+from simulations.processes import free_ports
+from simulations.tiny import write_tiny_base
+from tests.federation.documented import ROOT, Page
+from tests.federation.live_federation import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SITES = ("hospital-a", "hospital-b", "hospital-c")
+ROUNDS = 3
+FAMILY = "patient-17"
+TRIAL = {
+    "name": "trial",
+    "rounds": ROUNDS,
+    "privacy": {
+        "unit": "subject",
+        "epsilon": 4.0,
+        "delta": 1e-5,
+        "clip": 0.05,
+        "population": 36,
+        "largest_site": 12,
+        "sampling_rate": 0.5,
+    },
+    "base": {"path": "/srv/base"},
+    "adapter": {"rank": 2, "train": "core"},
+    "server": {"minimum_institutions": 3},
+}
+
+
+def write_pictures(folder: Path) -> None:
+    """Twelve pictures that are unlike each other, of eleven subjects."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(17)
+    rows = []
+    for index in range(12):
+        coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+        subject = FAMILY if index < 2 else f"patient-{index + 20}"
+        rows.append(json.dumps({"file_name": f"{index}.png", "text": "a coloured field", "subject_id": subject}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+
+
+class Life:
+    """One federation's."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing but base and pictures is there yet."""
+        write_tiny_base(root / "srv" / "base", Family.SD2)
+        write_pictures(root / "srv" / "pictures")
+        ports = free_ports(5)
+        self.root, self.ports = root, dict(zip(SITES, ports[2:], strict=True))
+        self.places = {
+            "/srv/": f"{root}/srv/",
+            "darkroom.example.org:8443": f"127.0.0.1:{ports[0]}",
+            "--app .": f"--app {ROOT}",
+        }
+        self.listen = ("--listen", "127.0.0.1", "--superlink-port", str(ports[1]))
+        self.pilot, self.operations = (
+            Page(ROOT / "docs" / f"{name}.md", root, self.places, root / f"{name}.said")
+            for name in ("pilot", "operations")
+        )
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def federation(self) -> FederationDirectory:
+        return FederationDirectory(self.root / "federation")
+
+    def names(self, site: str) -> dict[str, str]:
+        """The guides show one site; the others type their own name and folder."""
+        return {} if site == SITES[0] else {"hospital-a": site, "site/": f"{site}/", "site ": f"{site} "}
+
+    def said(self, name: str, after: str) -> str:
+        """What a command printed behind some words."""
+        return (self.root / f"{name}.said").read_text().rpartition(after)[2].splitlines()[0].strip()
+
+    def end(self) -> None:
+        for process in reversed(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+        for process in self.running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    made = Life(tmp_path_factory.mktemp("d"))
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def test_every_command_of_the_guides_works(life: Life) -> None:
+    fingerprint = begin(life)
+    for site in SITES:
+        furnish(life, site)
+    connect(life, fingerprint)
+    serve_at_boot(life, fingerprint)
+    agree(life)
+    lead(life)
+    release(life)
+    look_after(life)
+    forget_and_prove(life)
+    assert life.pilot.left() == []
+    assert life.operations.left() == []
+
+
+def begin(life: Life) -> str:
+    life.pilot.run("darkroom-server init", *life.listen)
+    life.pilot.run("flwr build")
+    life.pilot.run("mv ")
+    return life.said("pilot", "coordinator's fingerprint:")
+
+
+def furnish(life: Life, site: str) -> None:
+    """A site's folder, keys, settings and pictures."""
+    page, names = life.pilot, life.names(site)
+    page.run("darkroom-client init", **names)
+    page.run("darkroom-client request", **names)
+    folder = life.root / ("site" if site == SITES[0] else site)
+    (folder / f"{site}.request").rename(life.root / f"{site}.request")
+    base = life.root / "srv" / "base"
+    digest = open_base(str(base)).digest
+    coordinator = re.search(
+        r"public key, for the sites' policies: ([0-9a-f]{64})", (life.root / "pilot.said").read_text()
+    )
+    assert coordinator
+    PilotSite(name=site, root=folder, pictures=folder, port=1).fill_in(
+        base=base, base_digest=digest, coordinator=coordinator.group(1), unit="subject"
+    )
+    if site == SITES[0]:
+        assert page.run("darkroom-client digest").strip() == digest
+        page.run("darkroom-client ingest", ending="sheet.html")
+        assert (life.root / "sheet.html").stat().st_size > 1000
+    page.run("darkroom-client ingest", ending="--commit", answer="y\n", **names)
+
+
+def connect(life: Life, fingerprint: str) -> None:
+    for site in SITES:
+        life.pilot.run("darkroom-server approve", answer="y\n", **life.names(site))
+        (life.root / f"{site}.join").write_bytes((life.root / "federation" / "join" / f"{site}.join").read_bytes())
+    (life.root / "bundle.fab").write_bytes((life.root / "federation" / "bundle.fab").read_bytes())
+    look_before(life)
+    life.running.append(life.pilot.start("darkroom-server up"))
+    for site in SITES:
+        life.running.append(life.pilot.start("darkroom-client steward", **life.names(site)))
+    wait_for(lambda: len(list((life.root / "federation" / "nodes").glob("*.id"))) == len(SITES), 120, "listener")
+    more = ("--allow-root",) if os.geteuid() == 0 else ()
+    for site in SITES:
+        port = ("--port", str(life.ports[site]))
+        names = life.names(site)
+        life.running.append(life.pilot.start("darkroom-client join", *port, *more, answer=fingerprint + "\n", **names))
+
+
+def look_before(life: Life) -> None:
+    """Nothing runs yet, so every port is free."""
+    assert "policy" in life.operations.run("darkroom-client preflight", ending="site")
+    assert "port" in life.operations.run("darkroom-server preflight")
+
+
+def serve_at_boot(life: Life, fingerprint: str) -> None:
+    """What an administrator would install; the connection's checks want the listener up, and a port of their own."""
+    page, words = life.operations, {"FINGERPRINT": f'"{fingerprint}"'}
+    page.run("darkroom-server units")
+    page.run("darkroom-server nginx")
+    assert (life.root / "darkroom.conf").read_text().count("location") >= 2
+    page.run("darkroom-client units", **words)
+    assert len(list((life.root / "units").glob("*.service"))) == 3
+    free = str(free_ports(1)[0])
+    assert "clock" in page.run("darkroom-client preflight", "--port", free, ending="FINGERPRINT", **words)
+
+
+def release(life: Life) -> None:
+    """Made, signed by everybody, checked, and a picture that says where it comes from."""
+    page = life.operations
+    page.run("darkroom-server release make")
+    for site in SITES:
+        names = {} if site == SITES[0] else {"site/": f"{site}/"}
+        page.run("darkroom-client countersign", answer="y\n", **names)
+    page.run("darkroom-server release verify")
+    page.run("darkroom-client release verify")
+    page.run("darkroom-client picture key")
+    page.run("darkroom-client generate", "--steps", "2")
+    page.run("darkroom-client picture verify")
+
+
+def agree(life: Life) -> None:
+    trial = {**TRIAL, "base": {"path": str(life.root / "srv" / "base")}}
+    (life.root / "trial.toml").write_bytes(msgspec.toml.encode(trial))
+    life.pilot.run("darkroom-server manifest new")
+    life.pilot.run("darkroom-server manifest sign")
+    signed = (life.root / "federation" / "runs" / "trial" / "trial.manifest").read_bytes()
+    (life.root / "trial.manifest").write_bytes(signed)
+    for site in SITES:
+        said = life.pilot.run("darkroom-client approve", answer="y\n", **life.names(site))
+        assert said.count("epsilon = ") >= 4
+
+
+def lead(life: Life) -> None:
+    """Start, pause, resume, stop, start again, to the end."""
+    page, files = life.pilot, RunFiles(life.federation, "trial")
+    page.run("darkroom-server run start")
+    page.run("darkroom-server run pause")
+    wait_for(lambda: "running" in life.operations.run("darkroom-server run status").lower(), 60, "the run begins")
+    page.run("darkroom-server run resume")
+    wait_for(lambda: run_status(files).round >= 1, 180, "the first round")
+    page.run("darkroom-server run stop")
+    page.run("darkroom-server run start")
+    page.run("darkroom-server run status", ending="--watch")
+    assert run_status(files).round == ROUNDS
+    time.sleep(2)
+    assert "round" in page.run("darkroom-server run logs")
+    page.run("darkroom-server run export")
+    page.run("darkroom-client generate", "--steps", "2")
+    assert list((life.root / "pictures").glob("*.png"))
+
+
+def look_after(life: Life) -> None:
+    page = life.operations
+    page.run("darkroom-server run logs")
+    assert "epsilon" in page.run("darkroom-server manifest show")
+    assert "Privacy budget" in page.run("darkroom-client status")
+    life.pilot.run("darkroom-client status")
+    assert "approved" in page.run("darkroom-client approvals")
+    page.run("darkroom-server renew")
+    page.run("darkroom-server revoke")
+    digest = open_manifest((life.root / "trial.manifest").read_bytes())[1].hex()
+    life.pilot.run("darkroom-client revoke", answer="y\n", DIGEST=digest)
+    life.end()
+    life.running.clear()
+
+
+def forget_and_prove(life: Life) -> None:
+    page = life.operations
+    fingerprint = life.said("pilot", "coordinator's fingerprint:")
+    page.run("darkroom-client install", FINGERPRINT=f'"{fingerprint}"')
+    page.run("darkroom-client accept-vault", answer="y\n")
+    page.run("darkroom-client accept-clock", answer="y\n")
+    page.run("darkroom-client rotate-key")
+    assert "pictures destroyed: 2" in page.run("darkroom-client erase", ending="site.toml")
+    page.run("darkroom-client expire", ending="site.toml")
+    assert "done" in page.run("darkroom-client erase", ending="--commit", answer="y\n")
+    page.run("darkroom-client expire", ending="--commit", answer="y\n")
+    keys = {"SITE_KEY": public_key(life), "COORDINATOR_KEY": life.federation.identity().public.hex()}
+    assert "heads" in page.run("darkroom-client log verify", **keys)
+    assert "heads" in page.run("darkroom-server log verify", **keys)
+
+
+def public_key(life: Life) -> str:
+    found = re.search(r"^public key: ([0-9a-f]{64})$", (life.root / "pilot.said").read_text(), re.MULTILINE)
+    assert found
+    return found.group(1)
