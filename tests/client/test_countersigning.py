@@ -479,7 +479,11 @@ def test_an_adapter_that_the_site_was_sent_is_compared(world: World, tmp_path: P
 
 
 def test_a_folder_that_changes_between_look_and_signature_is_not_signed(world: World, plain: ReleaseFolder) -> None:
-    found = examine(plain, world.site())
+    found, statement = examine(plain, world.site()), (plain.root / "release.json").read_bytes()
+    restated(plain, time="2026-03-02T12:00:00+00:00")
+    with pytest.raises(ReleaseError, match="changed while"):
+        countersign(plain, world.site(), found)
+    (plain.root / "release.json").write_bytes(statement)
     append("README.md")(plain.root)
     with pytest.raises(ReleaseError, match="changed while"):
         countersign(plain, world.site(), found)
