@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from client.ledger_store import chain_of, connection, read_rows
 from client.vault.records import VaultState
-from common.audit_log import read_entries, verify_log
-from common.errors import LedgerError
+from common.audit_log import AuditLog, read_entries, verify_log
+from common.errors import AuditLogError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from common.audit_log import Detail, Entry
+    from common.crypto import Identity
 
 CHARGED: Final = "charged"
 """Kind of the entry that follows each row of the ledger."""
@@ -71,6 +72,20 @@ class Noted:
     """32 bytes that stand for these rows."""
     vault: VaultState | None = None
     uses: frozenset[Use] = frozenset()
+
+
+def open_log(path: Path, identity: Identity) -> AuditLog:
+    """A site's log for writing; never a new one, beside which an older ledger or vault would not be noticed.
+
+    Raises:
+        AuditLogError: The log is missing or damaged.
+
+    """
+    if not path.is_file():
+        raise AuditLogError(
+            f"{path}: missing; restore it, for without it nobody knows which ledger and vault are the last"
+        )
+    return AuditLog(path=path, identity=identity)
 
 
 def read_noted(path: Path, owner: bytes, *, unfinished: Literal["refuse", "leave"] = "leave") -> Noted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.books import open_log
 from client.condition import BooksCondition
 from client.membership import SiteRecords
 from client.retention import Retention
@@ -12,7 +13,6 @@ from client.secure_steward import SecureSteward
 from client.steward_process import StewardProcess
 from client.training_room import TrainingRoom
 from client.vault_records import VaultRecords
-from common.audit_log import AuditLog
 
 if TYPE_CHECKING:
     from client.open_site import OpenSite
@@ -29,7 +29,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         LedgerError: The vault's pictures were charged under another name.
 
     """
-    audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+    audit = open_log(Path(site.config.audit_log), site.identity)
     of_vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
     room = TrainingRoom.of_site(site.config, records or of_vault)
     room.open_base()

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.books import VAULT, noted_in
+from client.books import VAULT, noted_in, open_log
 from client.service_socket import held
 from client.site import read_site
 from client.site_vault import master_key, open_vault
 from client.steward_process import socket_place
 from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
-from common.audit_log import AuditLog, read_entries
+from common.audit_log import read_entries
 from common.errors import ConfigError, DarkroomError, VaultError
 from common.identity_file import read_identity_file
 
@@ -49,7 +49,7 @@ def rotate_key(site_file: Path, line: str) -> None:
     beside = site_file.with_suffix(".new.toml")
     with ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
-        audit = AuditLog(path=Path(site.audit_log), identity=read_identity_file(Path(site.identity)))
+        audit = open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
         noted = noted_in(read_entries(audit.path)).vault
         vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
         try:

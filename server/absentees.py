@@ -25,8 +25,10 @@ UNWELL: Final = frozenset(
 )
 """Reasons of a failure after which nobody knows whether the institution is there. To ask it for a vector would risk an
 attempt, which everybody pays for; a proposal costs nothing."""
-ASK_AGAIN_SECONDS: Final = 300.0
-"""After which one that does not take part is asked again although enough others do."""
+ASK_AGAIN_SECONDS: Final = 60.0
+"""After which one that does not take part is asked again although enough others do; twice as long after each time."""
+LONGEST_SECONDS: Final = 600.0
+"""One that hangs holds a round up for as long as a proposal may take; it must not do so often."""
 _log = logging.getLogger("server.coordinator")
 
 
@@ -37,12 +39,14 @@ class Absentees:
     now: Callable[[], float] = time.monotonic
     _reasons: dict[int, str] = field(default_factory=dict)
     _until: dict[int, float] = field(default_factory=dict)
+    _times: dict[int, int] = field(default_factory=dict)
 
     def note(self, node: int, reason: str) -> None:
         """It does not take part."""
         _log.warning("node=%d does not take part: %s", node, reason)
         self._reasons[node] = reason
-        self._until[node] = self.now() + ASK_AGAIN_SECONDS
+        self._times[node] = self._times.get(node, 0) + 1
+        self._until[node] = self.now() + min(LONGEST_SECONDS, ASK_AGAIN_SECONDS * 2 ** (self._times[node] - 1))
 
     def __contains__(self, node: int) -> bool:
         """Whether it is not to be asked yet."""
@@ -56,6 +60,7 @@ class Absentees:
         """It takes part again."""
         self._reasons.pop(node, None)
         self._until.pop(node, None)
+        self._times.pop(node, None)
 
     def reasons(self) -> str:
         """Every reason once, for people."""

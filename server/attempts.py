@@ -6,6 +6,7 @@ would cost twice and be counted once, and a resumed run would not know of the fi
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "attempts.json"
+_log = logging.getLogger("server.coordinator")
 
 
 class AttemptJournal:
@@ -35,6 +37,19 @@ class AttemptJournal:
     def sent(self) -> int:
         """Attempts that were sent, or may have been."""
         return sum(self._sent.values())
+
+    def next_round(self, completed: int) -> int:
+        """The round to go on with after a checkpoint of this many, which may be an earlier one than the last.
+
+        An institution gives no masked vector for a round before one that it has answered, so rounds that were lost with
+        a checkpoint stay lost.
+        """
+        following = completed + 1
+        last = max(self._sent, default=0)
+        if last <= following:
+            return following
+        _log.warning("rounds %d to %d are lost with a checkpoint; going on with round %d", following, last - 1, last)
+        return last
 
     def free_attempt(self, round_number: int) -> int:
         """The least attempt at this round that was never sent."""

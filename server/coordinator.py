@@ -176,9 +176,12 @@ class Coordinator:
     def _restore(self) -> ReadyForRound:
         checkpoint = load_checkpoint(self._checkpoints)
         checkpoint.check_belongs(self._config, spec_digest=self._rules.spec_digest)
+        following = checkpoint.round + 1
+        if self._session is not None and self._journal is not None:
+            following = self._journal.next_round(checkpoint.round)
         return ReadyForRound(
             rules=self._rules,
-            round=checkpoint.round + 1,
+            round=following,
             adapter=checkpoint.adapter,
             optimizer=checkpoint.optimizer,
             average=checkpoint.average,

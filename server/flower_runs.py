@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from server.files import write_atomically
 from server.launch import CONNECTION, parse_flower
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from server.federation import FederationDirectory
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from server.run_files import RunFiles
 
 _ENDED: Final = "finished"
+_NODE: Final = re.compile(r"\bnode=(\d+)")
 
 
 class _Started(msgspec.Struct, frozen=True, rename="kebab"):
@@ -91,34 +96,43 @@ class FlowerRun:
         """
         files = self.files
         files.signed()
-        if not self.has_ended():
-            raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
+        app = KeptBundle(files.federation).app
+        if not app.is_dir():
+            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
+        with self._alone():
+            if not self.has_ended():
+                raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
+            wanted = leadership.is_wanted(files.directory)
+            leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
+            try:
+                number = self._hand_over(app)
+            except ProvisioningError:
+                if not wanted:
+                    leadership.want_no_more(files.directory)
+                raise
+            write_atomically(files.flower_file, number.encode())
+        return number
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One start at a time: ``up`` must not start what a person is just starting, whose number nobody knows yet."""
+        with (self.files.root / "start.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _hand_over(self, app: Path) -> str:
+        files = self.files
         settings = {
             "manifest": str(files.manifest_file),
             "identity": str(files.federation.file("coordinator.key")),
             "spec": str(files.spec_file),
             "directory": str(files.directory),
         }
-        app = KeptBundle(files.federation).app
-        if not app.is_dir():
-            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        wanted = leadership.is_wanted(files.directory)
-        leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
-        try:
-            number = self._hand_over(app, given)
-        except ProvisioningError:
-            if not wanted:
-                leadership.want_no_more(files.directory)
-            raise
-        write_atomically(files.flower_file, number.encode())
-        return number
-
-    def _hand_over(self, app: Path, given: str) -> str:
         said = self.launch.flwr("run", str(app), CONNECTION, "-c", given, "--format", "json")
         started = parse_flower(said, _Started)
         if not started.success or started.run_id is None:
-            raise ProvisioningError(f"{self.files.name}: Flower did not start it: {said.strip()}")
+            raise ProvisioningError(f"{files.name}: Flower did not start it: {said.strip()}")
         return started.run_id
 
     def status(self) -> str:
@@ -145,12 +159,17 @@ class FlowerRun:
         self.launch.flwr("stop", number, CONNECTION)
 
     def log(self) -> str:
-        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept."""
+        """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept.
+
+        The loop knows nodes by Flower's number alone; here each gets its site's name.
+        """
         number = self._started()
         try:
-            return self.files.log_file.read_text()
+            said = self.files.log_file.read_text()
         except FileNotFoundError:
-            return self.launch.flwr("log", number, CONNECTION, "--show")
+            said = self.launch.flwr("log", number, CONNECTION, "--show")
+        names = {self.launch.node_id(site.name): site.name for site in self.files.federation.roster().site}
+        return _NODE.sub(lambda found: f"{found[0]} ({names.get(found[1], 'unknown')})", said)
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 POLL_S: Final = 0.1
 """Seconds between two looks for replies; Flower's own loop waits 3."""
 _PULLED_AT_ONCE: Final = 8
-"""Replies taken out of Flower together. It gives a list with the content of every reply that is there, so asking for
-all of a hundred institutions' vectors at once would hold them all in memory."""
+_PULLED_BYTES: Final = 1 << 25
+"""Replies taken out of Flower together, by number and by the size of the requests, which a vector's answer has, too. It
+gives a list with the content of every reply that is there, so asking for all of a hundred institutions' vectors at once
+would hold them all in memory."""
 _GRACE_S: Final = 30.0
 """Seconds that Flower keeps a request beyond our deadline, so that only our own deadline counts."""
 _UNAVAILABLE: Final = frozenset({3, 4, 5})
@@ -112,6 +114,8 @@ class GridTransport:
         is_late = self._deadline(timeout_s)
         waiting: dict[str, int] = {}
         addresses = self._addresses()
+        largest = max(map(len, requests.values()), default=1)
+        at_once = max(1, min(_PULLED_AT_ONCE, _PULLED_BYTES // max(1, largest)))
         for node, request in requests.items():
             message_id = self._push(addresses.get(node), request, timeout_s)
             if message_id is None:
@@ -120,7 +124,7 @@ class GridTransport:
                 waiting[message_id] = node
         while waiting and not is_late():
             before = len(waiting)
-            for asked in _in_parts(list(waiting)):
+            for asked in _in_parts(list(waiting), at_once):
                 for reply in self._grid.pull_messages(asked):
                     # by message id: an error reply carries the coordinator's own node id as its source
                     node_or_none = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -146,9 +150,9 @@ class GridTransport:
         time.sleep(POLL_S)
 
 
-def _in_parts(message_ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(message_ids), _PULLED_AT_ONCE):
-        yield message_ids[start : start + _PULLED_AT_ONCE]
+def _in_parts(message_ids: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(message_ids), size):
+        yield message_ids[start : start + size]
 
 
 def wall_clock_deadline(seconds: float) -> Callable[[], bool]:

@@ -75,7 +75,7 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
     with ProcessWatch() as watch:
         stage.lead((rounds + 4) * (60.0 + 10.0 * sites), light=light)
     rows = [row for row in read_metrics(stage.files.directory) if row["kind"] == "round"]
-    idle = 0 if light else watch.share["supernode_process.py"] + watch.share["flower-superexec"]
+    idle = 0 if light else watch.share["supernode"] + watch.share["superexec"]
     return Report(
         machine=platform.machine(),
         cores=os.cpu_count() or 0,
@@ -87,13 +87,13 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
         split=_split(stage, watch, rows),
         peak_mib={name: round(size / 2**20, 1) for name, size in sorted(watch.peak.items())},
         site_mib=round(idle / sites / 2**20, 1),
-        server_mib=round((watch.peak["flower-superlink"] + watch.peak["flwr-serverapp"]) / 2**20, 1),
+        server_mib=round((watch.peak["superlink"] + watch.peak["serverapp"]) / 2**20, 1),
     )
 
 
 def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Split:
     requested, summed = _step_times(stage.files.directory / "audit.log")
-    starts = sorted(each.started for each in watch.seen.values() if each.program == "flwr-clientapp")
+    starts = sorted(each.started for each in watch.seen.values() if each.program == "clientapp")
     parts: dict[str, list[float]] = {name: [] for name in ("dispatch", "process_start", "steward", "give_back")}
     for index, (asked, done) in enumerate(zip(requested, summed, strict=True)):
         if index == 0:

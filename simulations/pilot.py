@@ -20,12 +20,12 @@ from common.errors import DarkroomError
 from common.flower_commands import program
 from common.supervision import Supervisor
 from server.federation import FederationDirectory
-from server.leadership import is_led
 from server.run_files import RunFiles
 from server.run_status import run_status
 from simulations.institutions import build_institutions
 from simulations.pilot_site import PilotSite, Sent, SiteUsers
 from simulations.processes import ROOT, call, client, free_ports, server, server_command
+from simulations.run_watch import RunWatch
 from simulations.scenario import load_scenario
 from simulations.users import why_not_separate
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _UP_SECONDS: Final = 180.0
 _ROUND_SECONDS: Final = 300.0
-_LEADERLESS_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 60.0
 """``up`` and ``join`` end processes of their own first."""
 
@@ -203,16 +202,14 @@ class Pilot:
         place = ("--directory", str(self._federation.root))
         server(self._log, "run", "start", files.name, *place)
         self._tell("the run is started; rounds follow")
-        seen, led = 0, _Led(files)
+        seen, watch = 0, RunWatch(files)
 
         def finished() -> bool:
             nonlocal seen
             for each in processes:
                 _check(each)
             status = run_status(files)
-            if status.standing is not None and status.standing.state == "stopped":
-                raise DarkroomError(f"the run has ended early: {status.standing.reason}")
-            led.check()
+            watch.check(status.standing)
             if status.round > seen:
                 seen = status.round
                 self._tell(f"round {status.round} of {status.rounds}: {status.sites} sites, {status.seconds:.1f} s")
@@ -263,24 +260,6 @@ class Pilot:
 
     def _tell(self, what: str) -> None:
         self._say(f"[{time.monotonic() - self._start:5.0f} s] {what}")
-
-
-class _Led:
-    """Notices that no process leads the run: its server app fails before it can say why."""
-
-    def __init__(self, files: RunFiles) -> None:
-        self._files = files
-        self._last = time.monotonic()
-
-    def check(self) -> None:
-        now = time.monotonic()
-        if is_led(self._files.directory):
-            self._last = now
-        elif now - self._last > _LEADERLESS_SECONDS:
-            log = self._files.federation.root / "logs" / "superexec.log"
-            raise DarkroomError(
-                f"nobody has led the run for {_LEADERLESS_SECONDS:.0f} s; its server app's log is {log}"
-            )
 
 
 def _check(processes: Supervisor) -> None:

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAMS: Final = ("flower-superlink", "flwr-serverapp", "supernode_process.py", "flower-superexec", "flwr-clientapp")
-"""Among the first words of a command line."""
+PROGRAMS: Final = {
+    "flower-superlink": "superlink",
+    "flwr-serverapp": "serverapp",
+    "supernode_process.py": "supernode",
+    "flower-superexec": "superexec",
+    "bundle_gate.py": "clientapp",
+}
+"""What a process is called here, by a name among the first words of its command line."""
 _LOOK_SECONDS: Final = 0.05
 _MEMORY_LOOKS: Final = 20
 """Looks between two at memory, which costs more."""
@@ -70,7 +76,7 @@ class ProcessWatch:
             return self.seen[pid]
         with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
             line = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            program = next((Path(part).name for part in line[:3] if Path(part).name in PROGRAMS), None)
+            program = next((PROGRAMS[name] for part in line[:3] if (name := Path(part).name) in PROGRAMS), None)
             if program is not None:
                 ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
                 self.seen[pid] = Sighting(pid=pid, program=program, started=self._boot + ticks / _TICK)

@@ -88,11 +88,11 @@ def _pseudonym(subject: str, site: OpenSite) -> str:
 
 def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
     """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
+    from client.books import open_log
     from client.erasure import erase_noted, runs_of
     from client.open_site import open_site
     from client.service_socket import held
     from client.steward_process import socket_place
-    from common.audit_log import AuditLog
 
     site = open_site(config)
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
         used = runs_of(plan, site)
         if not _agreed(plan, used, commit=commit, yes=yes):
             return
-        audit = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+        audit = open_log(Path(site.config.audit_log), site.identity)
         erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
         typer.echo(f"done; signed entries are in {site.config.audit_log}")
 

@@ -111,28 +111,34 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     """With the steward's place held, because the audit log has one writer."""
-    from client.books import noted_in
+    from client.books import VAULT, noted_in, open_log
     from client.service_socket import held
     from client.site import read_site
     from client.site_vault import forget_passphrase
     from client.steward_process import socket_place
     from client.vault.receipt import make_receipt, write_receipt
     from client.vault.subjects import IntakeKey
-    from common.audit_log import AuditLog, read_entries
+    from common.audit_log import read_entries
+    from common.errors import ConfigError
     from common.identity_file import read_identity_file
 
     site = read_site(config)
     identity = read_identity_file(Path(site.identity))
+    path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
+    if path.exists() or path.is_symlink():  # told before anything is added, else pictures would have no receipt
+        raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
     with ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
-        audit = AuditLog(path=Path(site.audit_log), identity=identity)
+        audit = open_log(Path(site.audit_log), identity)
         vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
         forget_passphrase(site.vault)
+        audit.append(
+            "ingesting", {VAULT: vault.state().text()}
+        )  # an intake that is stopped leaves no receipt, but this
         found = intake.run(IntakeKey.of(identity), vault)
         signed = make_receipt(found, intake.rules, identity, now=datetime.now(UTC))
-        path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
         write_receipt(signed, path)
-        audit.append("ingested", {"receipt": signed.digest().hex(), "vault": found.state_after})
+        audit.append("ingested", {"receipt": signed.digest().hex(), VAULT: found.state_after})
     typer.echo(f"receipt: {path}")
     return found
 

@@ -56,10 +56,10 @@ def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
 
 def _audit(site: SiteConfig, stack: ExitStack) -> AuditLog:
     """The site's log, with the steward's place held, because it has one writer."""
+    from client.books import open_log
     from client.service_socket import held
     from client.steward_process import socket_place
-    from common.audit_log import AuditLog
     from common.identity_file import read_identity_file
 
     stack.enter_context(held(socket_place(site.service)))
-    return AuditLog(path=Path(site.audit_log), identity=read_identity_file(Path(site.identity)))
+    return open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))

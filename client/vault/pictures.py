@@ -7,6 +7,7 @@ what is kept is a new PNG made from the pixels. What the decoders say of a file 
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from client.vault.intake_rules import FileRules
 
 PNG_COMPRESSION: Final = 1
-"""zlib's quickest: on photographs level 6 takes five times as long for a few per cent."""
+"""zlib's quickest, with run lengths alone: a fifth less time for three per cent more bytes than its own matching, which
+at level 6 takes four times as long for a tenth fewer."""
 WIDE_PERCENTILES: Final = (0.5, 99.5)
 """Of pixels with more than 8 bits: what becomes black and white where nothing says which window is meant."""
 _ANY_DECODER_ERROR: Final = (*DECODER_ERRORS, AttributeError, RuntimeError)
@@ -81,7 +83,7 @@ def decode_picture(data: bytes, rules: FileRules) -> Decoded | Refused:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """A PNG of RGB pixels with the chunks IHDR, IDAT and IEND alone."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_COMPRESSION)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_COMPRESSION, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,3 +89,18 @@ def test_without_an_installed_bundle_nothing_runs(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         bundle_gate.main()
+
+
+def test_the_way_to_the_client_app_leads_past_the_supernode() -> None:
+    """Half of the time that a message's process takes to start."""
+    code = """
+import sys
+from importlib import import_module
+from client.bundle_gate import leave_supernode_out
+leave_supernode_out(sys.modules)
+import_module("flwr.supernode.runtime.run_clientapp")
+assert callable(import_module("flwr.supernode.cli").flwr_clientapp)
+sys.exit("alembic" in sys.modules or "flwr.supernode.start_client_internal" in sys.modules)
+"""
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

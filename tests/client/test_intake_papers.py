@@ -25,7 +25,7 @@ from client.vault.master_key import KeyFile
 from client.vault.outcomes import Accepted, Duplicate, Reason, Refused
 from client.vault.receipt import Receipt, make_receipt, verify_receipt, write_receipt
 from client.vault.store import Vault
-from common.audit_log import verify_log
+from common.audit_log import read_entries, verify_log
 from common.crypto import Identity, Label
 from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 from common.identity_file import read_identity_file
@@ -252,6 +252,21 @@ def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> No
     assert re.search(r"duplicate.*in the vault.*2", again.output)
     assert (place / "again.json").exists()
     assert re.search(r"duplicate.*in the vault.*2", run(place).output)
+
+
+def test_an_intake_without_a_receipt_adds_nothing_and_one_that_is_stopped_is_seen(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "there.json").write_text("kept")
+    ended = run(place, "--commit", "--yes", "--receipt", str(place / "there.json"))
+    assert isinstance(ended.exception, ConfigError)
+    assert (place / "there.json").read_text() == "kept"
+    assert not list(read_entries(place / "site/audit.log"))
+    monkeypatch.setattr("client.vault.ingest.Intake.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    run(place, "--commit", "--yes")
+    assert [entry.kind for entry in read_entries(place / "site/audit.log")] == ["ingesting"]
+    with opened(place) as vault:
+        assert vault.infos() == ()
 
 
 def test_no_decoder_inherits_the_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def test_a_private_file_of_another_user_fails(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.touch(mode=0o600)
     os.chown(path, 12345, -1)
-    assert "12345" in finding(private_file_check(path, "key")).got
+    found = finding(private_file_check(path, "key"))
+    assert not found.passed
+    assert "12345" in found.got
 
 
 def test_a_missing_file_fails_and_is_named(tmp_path: Path) -> None:

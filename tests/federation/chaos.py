@@ -35,7 +35,7 @@ _PROGRAMS = {
     "superexec": "flower-superexec",
     "serverapp": "flwr-serverapp",
     "supernode": "supernode_process.py",
-    "clientapp": "flwr-clientapp",
+    "clientapp": "bundle_gate.py",
 }
 """Name of the program, among the first words of its command line."""
 

@@ -126,8 +126,10 @@ def test_every_command_of_the_guides_works(life: Life) -> None:
     for site in SITES:
         furnish(life, site)
     connect(life, fingerprint)
+    serve_at_boot(life, fingerprint)
     agree(life)
     lead(life)
+    release(life)
     look_after(life)
     forget_and_prove(life)
     assert life.pilot.left() == []
@@ -169,6 +171,7 @@ def connect(life: Life, fingerprint: str) -> None:
         life.pilot.run("darkroom-server approve", answer="y\n", **life.names(site))
         (life.root / f"{site}.join").write_bytes((life.root / "federation" / "join" / f"{site}.join").read_bytes())
     (life.root / "bundle.fab").write_bytes((life.root / "federation" / "bundle.fab").read_bytes())
+    look_before(life)
     life.running.append(life.pilot.start("darkroom-server up"))
     for site in SITES:
         life.running.append(life.pilot.start("darkroom-client steward", **life.names(site)))
@@ -178,6 +181,38 @@ def connect(life: Life, fingerprint: str) -> None:
         port = ("--port", str(life.ports[site]))
         names = life.names(site)
         life.running.append(life.pilot.start("darkroom-client join", *port, *more, answer=fingerprint + "\n", **names))
+
+
+def look_before(life: Life) -> None:
+    """Nothing runs yet, so every port is free."""
+    assert "policy" in life.operations.run("darkroom-client preflight", ending="site")
+    assert "port" in life.operations.run("darkroom-server preflight")
+
+
+def serve_at_boot(life: Life, fingerprint: str) -> None:
+    """What an administrator would install; the connection's checks want the listener up, and a port of their own."""
+    page, words = life.operations, {"FINGERPRINT": f'"{fingerprint}"'}
+    page.run("darkroom-server units")
+    page.run("darkroom-server nginx")
+    assert (life.root / "darkroom.conf").read_text().count("location") >= 2
+    page.run("darkroom-client units", **words)
+    assert len(list((life.root / "units").glob("*.service"))) == 3
+    free = str(free_ports(1)[0])
+    assert "clock" in page.run("darkroom-client preflight", "--port", free, ending="FINGERPRINT", **words)
+
+
+def release(life: Life) -> None:
+    """Made, signed by everybody, checked, and a picture that says where it comes from."""
+    page = life.operations
+    page.run("darkroom-server release make")
+    for site in SITES:
+        names = {} if site == SITES[0] else {"site/": f"{site}/"}
+        page.run("darkroom-client countersign", answer="y\n", **names)
+    page.run("darkroom-server release verify")
+    page.run("darkroom-client release verify")
+    page.run("darkroom-client picture key")
+    page.run("darkroom-client generate", "--steps", "2")
+    page.run("darkroom-client picture verify")
 
 
 def agree(life: Life) -> None:
@@ -228,6 +263,10 @@ def look_after(life: Life) -> None:
 
 def forget_and_prove(life: Life) -> None:
     page = life.operations
+    fingerprint = life.said("pilot", "coordinator's fingerprint:")
+    page.run("darkroom-client install", FINGERPRINT=f'"{fingerprint}"')
+    page.run("darkroom-client accept-vault", answer="y\n")
+    page.run("darkroom-client accept-clock", answer="y\n")
     page.run("darkroom-client rotate-key")
     assert "pictures destroyed: 2" in page.run("darkroom-client erase", ending="site.toml")
     page.run("darkroom-client expire", ending="site.toml")

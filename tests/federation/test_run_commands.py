@@ -85,7 +85,7 @@ def test_an_operator_leads_a_run(federation: Federation) -> None:
     assert "epsilon" in said
 
     # one site's policy forbids the run; both ends say so, and the others go on
-    assert "does not take part: refused_not_allowed" in command(federation, "logs")
+    assert f"({UNWILLING}) does not take part: refused_not_allowed" in command(federation, "logs")
     assert "epsilon" in site_log(federation, UNWILLING)
     assert ("refused", "not_allowed") in [(k, d.get("code")) for k, d in audit(lab.root(UNWILLING) / "audit.log")]
 
@@ -98,9 +98,9 @@ def test_an_operator_leads_a_run(federation: Federation) -> None:
     assert ", paused" in command(federation, "status")
     command(federation, "resume")
     federation.wait_for(lambda: rounds(federation) > before, 120)
-    # the one that came late has entered with the next round
+    # the one that came late has entered between two rounds, as soon as it had the base and its pictures ready
     sessions = [d["institutions"] for kind, d in audit(lab.files.directory / "audit.log") if kind == "session"]
-    federation.wait_for(lambda: "institutions=4" in lab.files.log_file.read_text(), 120)
+    federation.wait_for(lambda: "institutions=4" in lab.files.log_file.read_text(), 300)
     assert sessions[0] == 3
 
     command(federation, "stop")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.messages import ContributeMasked, Propose, Refusal, RefusalCode
-from server.absentees import ASK_AGAIN_SECONDS, Absentees
+from server.absentees import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Absentees
 from server.coordinator import Coordinator
 from server.errors import TooFewInstitutions
 from server.secure_session import SecureSession
@@ -43,6 +43,16 @@ def test_one_is_absent_for_a_while_or_until_it_is_needed() -> None:
     absent.note(2, "timeout")
     absent.let_all_be_asked()
     assert 2 not in absent
+    for _ in range(20):
+        absent.note(1, "timeout")
+    time[0] += LONGEST_SECONDS - 0.1
+    assert 1 in absent
+    time[0] += 0.1
+    assert 1 not in absent
+    absent.back(1)
+    absent.note(1, "timeout")
+    time[0] += ASK_AGAIN_SECONDS
+    assert 1 not in absent
     absent.back(1)
     absent.back(2)
     assert absent.reasons() == "no answer"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.errors import CheckpointError, RoundFailed
-from server.attempts import AttemptJournal
+from server.attempts import FILE, AttemptJournal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +45,15 @@ def test_a_damaged_journal_stops_the_run(tmp_path: Path, content: bytes) -> None
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="nobody knows what was asked"):
         AttemptJournal(path, most=3)
+
+
+def test_no_round_before_one_that_was_asked_for_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = AttemptJournal(tmp_path / FILE, most=10)
+    assert journal.next_round(0) == 1
+    for number in (1, 2, 3):
+        journal.record(number, 0)
+    assert journal.next_round(3) == 4
+    assert journal.next_round(2) == 3
+    assert not caplog.text
+    assert AttemptJournal(tmp_path / FILE, most=10).next_round(1) == 3
+    assert "rounds 2 to 2 are lost" in caplog.text

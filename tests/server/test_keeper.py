@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from server.flower_runs import FlowerRun
 from server.keeper import GRACE_SECONDS, RunKeeper
 from server.launch import Launch
 from server.leadership import leading, want, want_no_more
+from server.run_files import RunFiles
 from tests.federation.live_federation import federation_on_disk
 
 if TYPE_CHECKING:
@@ -120,3 +123,34 @@ def test_a_flower_that_does_not_answer_is_asked_again(
     clock.time += 100
     keeper.look()
     assert flower.starts == ["ct"]
+
+
+def test_what_a_person_is_just_starting_is_not_started_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower answers slowly, and until it has, nobody knows the number of the run that it starts."""
+    federation = federation_on_disk(tmp_path / "coordinator")
+    files = RunFiles(federation, "ct")
+    files.directory.mkdir(parents=True)
+    (federation.root / "app").mkdir()
+    handed: list[str] = []
+
+    def hand_over(run: FlowerRun, _app: Path) -> str:
+        handed.append(run.files.name)
+        time.sleep(0.5)
+        return "17"
+
+    monkeypatch.setattr(RunFiles, "signed", lambda _files: None)
+    monkeypatch.setattr(FlowerRun, "_hand_over", hand_over)
+    monkeypatch.setattr(FlowerRun, "status", lambda run: "starting" if run.number() else "")
+    launch = Launch(federation, federation.config())
+    person = threading.Thread(target=FlowerRun(launch, files).start)
+    person.start()
+    while not handed:
+        time.sleep(0.01)
+    clock = Clock()
+    keeper = RunKeeper(launch, now=clock)
+    keeper.look()
+    clock.time += GRACE_SECONDS
+    keeper.look()
+    person.join()
+    assert handed == ["ct"]
+    assert files.flower_file.read_text() == "17"

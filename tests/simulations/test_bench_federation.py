@@ -36,7 +36,7 @@ def test_rounds_complete_and_are_measured(tmp_path: Path, kind: str) -> None:
 
 
 def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) -> None:
-    program = tmp_path / "flwr-clientapp"
+    program = tmp_path / "bundle_gate.py"
     program.write_text("import time; time.sleep(60)")
     before = time.time()
     with ProcessWatch() as watch:
@@ -44,13 +44,13 @@ def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) ->
         try:
             assert child.pid in set(descendants(os.getpid()))
             for _ in range(600):
-                if watch.count["flwr-clientapp"]:
+                if watch.count["clientapp"]:
                     break
                 time.sleep(0.05)
         finally:
             child.kill()
             child.wait()
-    assert watch.peak["flwr-clientapp"] > 2**20
-    assert watch.share["flwr-clientapp"] > 0
+    assert watch.peak["clientapp"] > 2**20
+    assert watch.share["clientapp"] > 0
     assert before - 1 < watch.seen[child.pid].started < before + 30
     assert memory(os.getpid())["Rss"] > 2**20

@@ -6,6 +6,7 @@ Looked at from the SuperNode's user, because the coordinator chooses what runs t
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def test_the_supernodes_user_reads_nothing_of_its_steward_nor_of_another(two: Tw
 
 def test_a_token_is_for_its_own_site_alone(two: Two) -> None:
     token = two.ours.layout.run / "token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o640  # in itself, not only for want of a way to it
     assert two.reads(users_of(two.ours).supernode, token)
     assert two.reads(users_of(two.ours).steward, token)
     for user in (users_of(two.theirs).supernode, users_of(two.theirs).steward):

@@ -139,7 +139,7 @@ def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_pat
     with pytest.raises(VaultRolledBack):
         records.encoded(base_of(sites), open_manifest(sites.signed)[0], device="cpu")
     with pytest.raises(VaultRolledBack):
-        Retention(vault=site.config.vault, audit=audit, forget=lambda: forgot.append(1)).look()
+        Retention(vault=site.config.vault, audit=audit, releases=site.releases, forget=lambda: forgot.append(1)).look()
     assert forgot == [1]
     assert kinds(sites) == ["ingested"]
 
