@@ -18,6 +18,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,6 +32,7 @@ from client.site_vault import open_vault
 from client.training_room import TrainingRoom
 from client.vault_records import VaultRecords
 from common.adapter.spec import Family
+from common.audit_log import AuditLog
 from common.messages import Accepted, MaskedAnswer, SecureReply, SessionKeyAdvert, SessionReady
 from common.privacy.mechanisms import dequantise
 from common.privacy.run_plan import private_plan
@@ -51,7 +53,6 @@ from tests.simulations.test_canaries import Planted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -180,7 +181,9 @@ def work_out(lab: Laboratory, planted: Planted) -> Truth:
     sides = []
     for name in PICTURES:
         site = open_site(lab.root(name) / "site.toml")
-        room = TrainingRoom.of_site(site.config, VaultRecords(config=site.config.vault))
+        log = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+        vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=log)
+        room = TrainingRoom.of_site(site.config, vault)
         sides.append(room.prepare(manifest))
         for part in (sides[-1].shard.mean, sides[-1].shard.std, sides[-1].shard.captions.embeddings):
             for row in part.numpy():
