@@ -268,9 +268,9 @@ def forget_and_prove(life: Life) -> None:
     page.run("darkroom-client accept-vault", answer="y\n")
     page.run("darkroom-client accept-clock", answer="y\n")
     page.run("darkroom-client rotate-key")
-    assert "pictures destroyed: 2" in page.run("darkroom-client erase", ending="site.toml")
+    assert "pictures destroyed: 2" in page.run("darkroom-client erase", ending="site.toml", answer=f"{FAMILY}\n")
     page.run("darkroom-client expire", ending="site.toml")
-    assert "done" in page.run("darkroom-client erase", ending="--commit", answer="y\n")
+    assert "done" in page.run("darkroom-client erase", ending="--commit", answer=f"{FAMILY}\ny\n")
     page.run("darkroom-client expire", ending="--commit", answer="y\n")
     keys = {"SITE_KEY": public_key(life), "COORDINATOR_KEY": life.federation.identity().public.hex()}
     assert "heads" in page.run("darkroom-client log verify", **keys)
