@@ -135,9 +135,10 @@ class Chaos:
                 self._thaw.remove((at, mend))
         if now < self._next:
             return
-        self._next = now + self.random.uniform(8.0, 20.0)
-        what, kind = self._plan.pop() if self._plan else self._draw()
-        if not self._act(what, kind, now):
+        self._next = now + self.random.uniform(5.0, 12.0)
+        is_planned = bool(self._plan)
+        what, kind = self._plan.pop() if is_planned else self._draw()
+        if not self._act(what, kind, now) and is_planned:
             self._plan.insert(0, (what, kind))
 
     def _draw(self) -> tuple[str, str]:

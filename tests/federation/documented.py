@@ -51,8 +51,10 @@ class Page:
         name, *arguments = shlex.split(text)
         return ["sh", "-c", text] if name == "mv" else [*_program(name), *arguments]
 
-    def run(self, beginning: str, *more: str, ending: str = "", answer: str = "", **names: str) -> str:
-        """Execute it to its end; what it said."""
+    def run(
+        self, beginning: str, *more: str, ending: str = "", answer: str = "", refused: str = "", **names: str
+    ) -> str:
+        """Execute it to its end; what it said. ``refused``: it must fail, and say this."""
         line = [*self.line(beginning, ending=ending, **names), *more]
         done = subprocess.run(
             line,
@@ -66,7 +68,8 @@ class Page:
         )
         with self.said.open("a") as file:
             file.write(f"$ {shlex.join(line)}\n{done.stdout}{done.stderr}")
-        assert done.returncode == 0, f"{shlex.join(line)}: {done.stdout}{done.stderr}"
+        assert (done.returncode != 0) == bool(refused), f"{shlex.join(line)}: {done.stdout}{done.stderr}"
+        assert refused in done.stderr
         return done.stdout
 
     def start(self, beginning: str, *more: str, answer: str = "", **names: str) -> subprocess.Popen[bytes]:
