@@ -65,13 +65,14 @@ def test_a_run_comes_through(tmp_path: Path) -> None:
     said = standing(lab.files.directory)
     status = run_status(lab.files)
     print("\n".join(status.lines()))  # noqa: T201 - the same
-    assert chaos.has_tried_everything
+    assert chaos.has_tried_everything or status.round == ROUNDS  # a quick machine may be done before
     if status.round < ROUNDS:
         assert said is not None, "neither finished nor paused with a reason"
         assert said.reason
         return
     assert finished(iter(read_metrics(lab.files.directory))) == list(range(1, ROUNDS + 1))
-    assert "damaged: its content is not what was written; going on from round" in lab.files.log_file.read_text()
+    if "damage serverapp" in chaos.done:
+        assert "damaged: its content is not what was written; going on from round" in lab.files.log_file.read_text()
     assert load_checkpoint(lab.files.directory / CHECKPOINTS).round == ROUNDS
     assert write_adapter(lab.files, plan.base, tmp_path / "adapter") == ROUNDS
     stock = diffusers.StableDiffusionPipeline.from_pretrained(plan.base)
