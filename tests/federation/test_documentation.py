@@ -192,7 +192,7 @@ def look_before(life: Life) -> None:
 
 def serve_at_boot(life: Life, fingerprint: str) -> None:
     """What an administrator would install; the connection's checks want the listener up, and a port of their own."""
-    page, words = life.operations, {"FINGERPRINT": f'"{fingerprint}"'}
+    page, words = life.operations, {"FINGERPRINT": fingerprint}
     # services do not see home directories, where a developer's Python may lie
     hidden = [path for path in (Path(sys.base_prefix), Path(sys.prefix), ROOT) if _is_at_home(path)]
     refused = "is in a home directory" if hidden else ""
@@ -206,7 +206,7 @@ def serve_at_boot(life: Life, fingerprint: str) -> None:
     settings.write_text(before)
     assert len(list((life.root / "units").glob("*.service"))) == (0 if hidden else 3)
     free = str(free_ports(1)[0])
-    assert "clock" in page.run("darkroom-client preflight", "--port", free, ending="FINGERPRINT", **words)
+    assert "clock" in page.run("darkroom-client preflight", "--port", free, ending='FINGERPRINT"', **words)
 
 
 def _is_at_home(path: Path) -> bool:
@@ -276,7 +276,7 @@ def look_after(life: Life) -> None:
 def forget_and_prove(life: Life) -> None:
     page = life.operations
     fingerprint = life.said("pilot", "coordinator's fingerprint:")
-    page.run("darkroom-client install", FINGERPRINT=f'"{fingerprint}"')
+    page.run("darkroom-client install", FINGERPRINT=fingerprint)
     page.run("darkroom-client accept-vault", answer="y\n")
     page.run("darkroom-client accept-clock", answer="y\n")
     page.run("darkroom-client rotate-key")
