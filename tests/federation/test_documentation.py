@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
-ROUNDS = 3
+ROUNDS = 5
 FAMILY = "patient-17"
 TRIAL = {
     "name": "trial",
@@ -247,6 +247,7 @@ def lead(life: Life) -> None:
     wait_for(lambda: "running" in life.operations.run("darkroom-server run status").lower(), 60, "the run begins")
     page.run("darkroom-server run resume")
     wait_for(lambda: run_status(files).round >= 1, 180, "the first round")
+    page.run("darkroom-server run pause")  # so that it does not end before it is stopped
     page.run("darkroom-server run stop")
     page.run("darkroom-server run start")
     page.run("darkroom-server run status", ending="--watch")
