@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = ("ash", "birch", "cedar", "dogwood", "elm")
-ROUNDS = int(os.environ.get("DARKROOM_CHAOS_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("DARKROOM_CHAOS_ROUNDS", "4"))
 """Each takes about a minute while faults go on."""
 SEED = int(os.environ.get("DARKROOM_CHAOS_SEED", "1"))
 QUIET_ROUNDS = 2
