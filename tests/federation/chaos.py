@@ -111,14 +111,16 @@ class Chaos:
     federation: Federation
     proxies: dict[str, Proxy]
     seed: int
+    whats: tuple[str, ...] = ("kill", "freeze")
+    """What is done to each kind of process once."""
     done: list[str] = field(default_factory=list)
     _thaw: list[tuple[float, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)  # noqa: S311 - which process to kill is no secret
         self._next = 0.0
-        # every kind once, killed and frozen, and every line cut; then at random
-        self._plan = [(what, kind) for what in ("kill", "freeze") for kind in KINDS]
+        # every kind once, and every line cut; then at random
+        self._plan = [(what, kind) for what in self.whats for kind in KINDS]
         self._plan += [("cut", name) for name in self.proxies]
         self._plan += [("damage", "serverapp")]
         self.random.shuffle(self._plan)
