@@ -15,7 +15,7 @@ from server.secure_session import COUNTERSIGNATURES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from common.privacy.run_plan import PrivacyReport
+    from common.privacy.run_plan import PrivacyReport, PrivatePlan
     from server.leadership import Standing
     from server.run_files import RunFiles
 
@@ -43,8 +43,13 @@ class RunStatus:
     """Sent so far; every one of them is paid for."""
     seconds: float
     """Of a round, the recent median; 0 before the first."""
-    privacy: PrivacyReport | None
-    """As of the attempts so far; None before the first and without privacy."""
+    plan: PrivatePlan | None
+    """None without privacy."""
+
+    @property
+    def privacy(self) -> PrivacyReport | None:
+        """As of the attempts so far; None before the first and without privacy. Half a second's work, so on demand."""
+        return None if self.plan is None or not self.attempts else self.plan.report(self.attempts)
 
     @property
     def left(self) -> dt.timedelta:
@@ -61,9 +66,9 @@ class RunStatus:
         if self.round:
             yield f"sites in the last round: {self.sites}; {self.seconds:.1f} s a round; about {self.left} left"
         yield f"attempts sent: {self.attempts}"
-        if self.privacy is not None:
+        if (privacy := self.privacy) is not None:
             yield "known so far, if the run ended now:"
-            yield self.privacy.as_text()
+            yield privacy.as_text()
 
 
 def run_status(files: RunFiles) -> RunStatus:
@@ -92,5 +97,5 @@ def run_status(files: RunFiles) -> RunStatus:
         roster=len(manifest.roster),
         attempts=sent,
         seconds=median(row["seconds"] for row in rows[-_RECENT:]) if rows else 0.0,
-        privacy=None if plan is None or not sent else plan.report(sent),
+        plan=plan,
     )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from common.release_command import verify
+
 app = typer.Typer(help="Releases of adapters.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -36,19 +38,4 @@ def countersign(
     typer.echo(f"wrote {sign(release, site, found)}; send it to the coordinator")
 
 
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="The run's signed manifest; needed unless it is inside.")
-    ] = None,
-    coordinator: Annotated[str | None, typer.Option(help="The key that must have signed, 64 digits.")] = None,
-    signatures: Annotated[
-        int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
-    ] = None,
-) -> None:
-    """Check every file, figure and signature of a release, and say each fault."""
-    from common.release_check import verify_release
-
-    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures):
-        typer.echo(line)
+app.command()(verify)

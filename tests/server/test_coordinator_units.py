@@ -53,7 +53,7 @@ def test_behind_nginx_it_speaks_to_loopback_alone(tmp_path: Path) -> None:
 
 def test_a_directory_in_a_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="home directory"):
-        service(tmp_path, root="/root/federation")
+        service(tmp_path, root="/home/me/federation")
 
 
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
