@@ -148,7 +148,10 @@ class ApprovalStore:
 
         """
         if not re.fullmatch(r"[0-9a-f]{4,64}", beginning):
-            raise ApprovalError(f"wanted at least 4 hexadecimal digits of a run's digest, or a file; got {beginning!r}")
+            raise ApprovalError(
+                f"{beginning!r} is no file here, nor the beginning of a run's digest, 4 to 64 of its hexadecimal "
+                "digits; darkroom-client approvals lists the runs that were proposed"
+            )
         places = (self.folder / "pending", self.folder / "decided")
         found = sorted({path.name: path for place in places for path in place.glob(f"{beginning}*.manifest")}.items())
         if len(found) != 1:

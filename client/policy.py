@@ -54,9 +54,10 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
 class SitePolicy(Config, frozen=True, kw_only=True):
     """What this site takes part in."""
 
-    coordinators: Annotated[tuple[PublicKeyHex, ...], Meta(min_length=1)]
-    """Ed25519 keys, compared with their owners by another channel."""
-    base_digests: Annotated[tuple[Digest, ...], Meta(min_length=1)]
+    coordinators: tuple[PublicKeyHex, ...]
+    """Ed25519 keys, compared with their owners by another channel. None: no run is taken part in."""
+    base_digests: tuple[Digest, ...]
+    """None: no run is taken part in."""
     adapter_kinds: Annotated[tuple[Literal["B", "AB", "core"], ...], Meta(min_length=1)] = ("B", "core")
     minimum_cohort: Annotated[int, Meta(ge=2)] = 3
     """Fewest institutions, this one included, in any sum that it adds to."""

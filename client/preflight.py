@@ -17,7 +17,7 @@ from common.adapter.model import open_base
 from common.certificates import read_node_key
 from common.errors import ProvisioningError
 from common.identity_file import read_identity_file
-from common.preflight import Check, NotAsWanted, disk_check, port_check, private_file_check, version_checks
+from common.preflight import Check, NotAsWanted, NotLookedAt, disk_check, port_check, private_file_check, version_checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,6 +102,7 @@ def _handshake_checks(joining: Joining) -> Iterator[Check]:
     limits = joining.limits
     # asked once: three checks look at one answer
     shown = _once(lambda: shake_hands(joining.join.address, joining.join.authority))
+    seen = _after(shown)
     yield Check(
         name="coordinator",
         wanted=f"{joining.join.address} answers over TLS by the join file's authority",
@@ -112,13 +113,13 @@ def _handshake_checks(joining: Joining) -> Iterator[Check]:
         name="certificate",
         wanted=f"valid for {limits.certificate_days} days more",
         remedy="have the coordinator run: darkroom-server renew",
-        look=lambda: _days_left(shown, limits),
+        look=lambda: _days_left(seen, limits),
     )
     yield Check(
         name="clock",
         wanted=f"within {limits.clock_skew_seconds:g} s of the coordinator's",
         remedy="set the clock by NTP (timedatectl set-ntp true), or have the coordinator do so",
-        look=lambda: check_clock(shown(), limits),
+        look=lambda: check_clock(seen(), limits),
     )
 
 
@@ -138,8 +139,22 @@ def _once(ask: Callable[[], Handshake]) -> Callable[[], Handshake]:
     return answer
 
 
+def _after(shown: Callable[[], Handshake]) -> Callable[[], Handshake]:
+    """For checks of what was shown: where nothing was, setting a clock or renewing a certificate is no remedy."""
+
+    def answer() -> Handshake:
+        try:
+            return shown()
+        except ProvisioningError as error:
+            raise NotLookedAt("not looked at: the coordinator's handshake failed") from error
+
+    return answer
+
+
 def _policy(site: SiteConfig) -> str:
     policy = read_policy(Path(site.policy))
+    if not policy.coordinators or not policy.base_digests:
+        raise NotAsWanted("coordinators and base_digests are to be filled in: as they are, every run is refused")
     return f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models"
 
 

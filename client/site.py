@@ -73,7 +73,13 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     """One institution's site."""
 
     name: InstitutionName
-    population: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}$")]
+    population: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}$",
+            description="1 to 100 small letters, digits, slashes, dots, hyphens and underscores",
+        ),
+    ]
     """Name of the privacy units that the vault holds, e.g. ``ct-archive/subject``: budgets are kept per population."""
     base: PathText
     """The base model: a diffusers directory."""

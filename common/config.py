@@ -187,7 +187,9 @@ class EvaluationConfig(Config, frozen=True, kw_only=True):
 class RunConfig(Config, frozen=True, kw_only=True):
     """One federated run, as in a scenario's or a manifest's TOML file."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    name: Annotated[
+        str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="1 to 64 small letters, digits and hyphens")
+    ]
     title: str = ""
     rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0

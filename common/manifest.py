@@ -134,7 +134,10 @@ class Manifest(Config, frozen=True, kw_only=True):
 
 def _aggregation_faults(terms: SecureAggregationTerms, *, institutions: int) -> Iterator[str]:
     if institutions < terms.minimum_cohort:
-        yield f"secure_aggregation.minimum_cohort: {terms.minimum_cohort}, but the roster holds {institutions}"
+        yield (
+            f"secure_aggregation.minimum_cohort: {terms.minimum_cohort}, but the roster holds {institutions}; approve "
+            "more sites, or lower minimum_institutions in [server] of the run's configuration"
+        )
     if terms.minimum_cohort < terms.colluders + 2:
         # with one honest institution left, the sum less the colluders' own inputs is that institution's update
         yield (

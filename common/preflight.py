@@ -38,6 +38,10 @@ class NotAsWanted(ProvisioningError):
     """What a check found in place of what it wanted."""
 
 
+class NotLookedAt(NotAsWanted):
+    """A check that needs what another one did not find."""
+
+
 class Unreachable(ProvisioningError):
     """The coordinator does not answer at all, which may pass; what it answers wrongly does not."""
 
@@ -90,6 +94,8 @@ def look_at(checks: Iterable[Check]) -> tuple[Finding, ...]:
 def _look(check: Check) -> Finding:
     try:
         got, passed = check.look(), True
+    except NotLookedAt as error:
+        return Finding(name=check.name, wanted=check.wanted, got=str(error), remedy="mend that first", passed=False)
     except DarkroomError as error:
         got, passed = str(error), False
     except OSError as error:
@@ -108,10 +114,13 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     from rich.table import Table  # noqa: PLC0415 - slow to load, and only who shows a table needs it
     from rich.text import Text  # noqa: PLC0415 - as above
 
-    table = Table("", "check", "wanted", "got", "what to do", show_lines=True)
+    table = Table("", "check", "found", show_lines=True)
+    for column in table.columns:
+        column.overflow = "fold"  # a path or digest that is cut cannot be copied
     for each in findings:
         mark = Text("ok", style="green") if each.passed else Text("FAILED", style="bold red")
-        table.add_row(mark, *(Text(text) for text in (each.name, each.wanted, each.got, each.remedy)))
+        found = each.got if each.passed else f"{each.got}\nwanted: {each.wanted}\nwhat to do: {each.remedy}"
+        table.add_row(mark, Text(each.name), Text(found))
     return table
 
 

@@ -34,7 +34,13 @@ Contact = Annotated[
     str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]+$")
 ]
 """No control, zero-width or direction-changing character: a person reads it in a terminal before approving."""
-Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
+Address = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$",
+        description="host:port, such as federation.example.org:443",
+    ),
+]
 
 VersionText = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+!-]{0,63}$")]
 

@@ -93,8 +93,14 @@ def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # 
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        faults.append(f"{key}: {error}; got {value!r}")
+        faults.append(f"{key}: {_said_of(kind) or error}; got {value!r}")
         return None
+
+
+def _said_of(kind: Any) -> str:  # noqa: ANN401 - a type annotation
+    """What is wanted, in the words of the type's own description; empty if it has none."""
+    words = [part.description for part in getattr(kind, "__metadata__", ()) if isinstance(part, msgspec.Meta)]
+    return next((f"wanted {said}" for said in words if said), "")
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type annotation

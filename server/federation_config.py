@@ -22,7 +22,15 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost")
 class FederationConfig(Config, frozen=True, kw_only=True):
     """``federation.toml``."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=54, pattern=r"^[A-Za-z0-9 ._-]+$")]
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=54,
+            pattern=r"^[A-Za-z0-9 ._-]+$",
+            description="1 to 54 letters, digits, spaces, dots, hyphens and underscores",
+        ),
+    ]
     address: Address
     """What sites connect to, host:port."""
     listen: str = "0.0.0.0"  # noqa: S104 - the public listener, which passes the Fleet API alone

@@ -15,7 +15,7 @@ from client.site_layout import SiteLayout
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import RunConfig
 from common.errors import DarkroomError
-from common.flower_commands import program
+from common.flower_commands import POLL_INTERVAL, program
 from common.identity_file import read_identity_file
 from common.provisioning import coordinator_fingerprint
 from common.supervision import Supervisor
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from server.federation import Roster
 
 _BASE_DIGEST: Final = "sha256:" + "0" * 64
+_CROWD: Final = 10
+"""Sites beyond which their executors ask for work as seldom as Flower's own default has it: they share one machine."""
+_CROWDS_POLL_SECONDS: Final = 1.0
+_ASIDE: Final = ("sh", "-c", 'echo 10 > /proc/self/autogroup; exec nice -n 10 "$@"', "sh")
+"""Before a site's command: in a federation, sites take no time from the coordinator's processors. The first half is for
+kernels that share time among sessions, where niceness counts within one only (``sched(7)``)."""
 _UP_SECONDS: Final = 60.0
 """And as much again for every ten sites."""
 
@@ -114,7 +120,10 @@ class Stage:
             node_config = f'steward="unix://{run / "steward.sock"}" token="{run / "token"}"'
             command = site.command(join, port=self._ports[name], node_config=node_config)
             environment = {**first.environment(), "OMP_NUM_THREADS": "1"}
-            commands.append(replace(command, name=f"{name}-supernode", environment=environment))
+            if len(self.names) > _CROWD:
+                environment[POLL_INTERVAL] = str(_CROWDS_POLL_SECONDS)
+            arguments = (*_ASIDE, *command.arguments)
+            commands.append(replace(command, name=f"{name}-supernode", arguments=arguments, environment=environment))
         return commands
 
     def fleet(self) -> Fleet:

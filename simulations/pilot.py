@@ -149,11 +149,8 @@ class Pilot:
                 coordinator=self._federation.identity().public.hex(),
                 unit="image" if privacy == "none" else privacy.unit,
             )
-            count = site.fill_vault(resolution=self._plan.config.training.resolution or self._resolution())
-            self._tell(f"{site.name}: site, keys, request, and a vault of {count} pictures")
-
-    def _resolution(self) -> int:
-        return open_base(str(self._plan.base)).resolution
+            count = site.fill_vault(self._log)
+            self._tell(f"{site.name}: site, keys, request, and a vault of {count} pictures to train with")
 
     def _approve_sites(self) -> Path:
         built = self._plan.directory / "bundle"

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image
-
-from client.imagefolder import load_pixels, read_imagefolder
 from client.joining import steward_node_config
 from client.open_site import link_to_steward
 from client.site import read_site
 from client.site_layout import SiteLayout
-from client.site_vault import open_vault
-from client.vault.records import NewRecord
+from client.site_vault import count_vault, today
 from common.errors import StewardUnavailable
 from simulations.processes import client, client_command
 from simulations.users import FIRST_UID, UnixUser, as_user, give
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from client.imagefolder import Picture
     from common.supervision import Command
 
-_AT_ONCE: Final = 48
+_RULES: Final = """\
+# Neighbouring slices of a scan are nearly equal, and these pictures do not say of whom they are.
+[pixels]
+near_duplicates = "keep"
+"""
+"""``ingest.toml``; all else as :mod:`client.vault.intake_rules` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +97,14 @@ class PilotSite:
         _replace(policy, 'units = ["subject"]', f'units = ["{unit}"]')
         _replace(policy, 'adapter_kinds = ["B", "core"]', 'adapter_kinds = ["AB", "B", "core"]')
 
-    def fill_vault(self, *, resolution: int) -> int:
-        """Put the pictures into the vault; how many."""
-        config = read_site(self.site_file).vault
-        pictures = read_imagefolder(self.pictures)
-        with open_vault(config, access="write") as vault:
-            for part in _parts(pictures):
-                vault.add([_record(self.pictures, picture, resolution) for picture in part])
-        return len(pictures)
+    def fill_vault(self, log: Path) -> int:
+        """Take the pictures into the vault, by the command for that; how many can be trained with."""
+        rules = self.root / "ingest.toml"
+        rules.write_text(_RULES)
+        place = ("--config", str(self.site_file), "--rules", str(rules))
+        client(log, "ingest", str(self.pictures), *place, "--commit", "--yes")
+        counts = count_vault(read_site(self.site_file).vault, day=today(), expected=None)
+        return counts.pictures - counts.held_out
 
     def receive(self, sent: Sent, log: Path) -> Sent:
         """Take in what the coordinator sent, and give the site's things to its users; the copies that it joins with."""
@@ -168,24 +165,3 @@ class PilotSite:
 
 def _replace(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new, 1))
-
-
-def _parts(pictures: tuple[Picture, ...]) -> Iterator[tuple[Picture, ...]]:
-    for start in range(0, len(pictures), _AT_ONCE):
-        yield pictures[start : start + _AT_ONCE]
-
-
-def _record(folder: Path, picture: Picture, resolution: int) -> NewRecord:
-    stream = io.BytesIO()
-    Image.fromarray(load_pixels(folder, picture, resolution)).save(stream, "PNG")
-    image = stream.getvalue()
-    exact = hashlib.sha256(image).digest()
-    return NewRecord(
-        image=image,
-        caption=picture.caption,
-        subject_id=picture.subject_id,
-        label=picture.label,
-        source_name=picture.file_name,
-        exact_hash=exact,
-        perceptual_hash=int.from_bytes(exact[:8], "big"),
-    )

@@ -50,7 +50,10 @@ def approvals(config: Site = Path("site.toml")) -> None:
     """List the runs that this site knows of: pending, approved, revoked."""
     from client.open_site import open_site
 
-    for each in open_site(config).approvals.proposals():
+    known = open_site(config).approvals.proposals()
+    if not known:
+        typer.echo("no run yet: a coordinator proposes one by starting it, or sends a manifest's file to approve")
+    for each in known:
         when = "" if each.word is None else f"  {each.word.time}"
         typer.echo(f"{each.state:<9} {each.digest.hex()}  {each.manifest.config.name}{when}")
 

@@ -30,6 +30,9 @@ def accept_vault(config: Site = Path("site.toml"), yes: Yes = False) -> None:
         noted = noted_in(read_entries(audit.path)).vault
         typer.echo(f"the audit log says: {'no vault yet' if noted is None else noted.text()}")
         typer.echo(f"the vault here is:  {state}")
+        if noted is not None and noted.text() == state:
+            typer.echo("they agree: there is nothing to accept")
+            return
         typer.echo("Whoever was erased, or added, after this copy was made is back, or gone: erase and ingest again.")
         if yes or typer.confirm("Is this the vault to go on with?", default=False):
             audit.append(VAULT_ACCEPTED, {VAULT: state})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common.config import RunConfig
+from common.errors import ProvisioningError
 from common.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest
 from common.manifest_words import privacy_words, terms_words
 from common.toml_config import parse_config, read_toml
@@ -52,6 +53,8 @@ def show(name: Name, directory: Directory = Path("federation")) -> None:
 
 def _show(files: RunFiles) -> None:
     signed = files.manifest_file.exists()
+    if not signed and not files.draft_file.exists():
+        raise ProvisioningError(f"{files.root}: no manifest, signed or drafted; darkroom-server manifest new makes one")
     if signed:
         manifest, digest = open_manifest(files.manifest_file.read_bytes())
     else:

@@ -46,15 +46,22 @@ def certificates(folder: Path, *, issued: dt.timedelta = -DAY, host: str = "127.
 
 
 @contextlib.contextmanager
-def listening(shown: Certificates | None, *, ahead: float = 0.0, status: int = 200) -> Iterator[str]:
-    """``host:port``; without certificates it speaks plain HTTP."""
+def listening(
+    shown: Certificates | None, *, ahead: float = 0.0, status: int = 200, asked: list[str] | None = None
+) -> Iterator[str]:
+    """``host:port``; without certificates it speaks plain HTTP. Whatever is asked for is added to the list."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             self.send_response_only(status)
             self.send_header("Date", email.utils.formatdate(time.time() + ahead, usegmt=True))
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -65,6 +65,21 @@ def test_revoke_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSite
     assert not sites.open(SITE).approvals.is_approved(digest)
 
 
+def test_what_is_neither_file_nor_digest_is_told_so(sites: VaultSites) -> None:
+    done = invoke(sites, "approve", "trial.manifest")
+    assert str(done.exception).startswith("'trial.manifest' is no file here, nor the beginning of a run's digest")
+
+
+def test_a_site_that_names_no_coordinator_yet_can_be_looked_at_and_takes_no_run(sites: VaultSites) -> None:
+    path = sites.root / SITE / "policy.toml"
+    path.write_text(re.sub(r"(?m)^(coordinators|base_digests) = .*$", r"\1 = []", path.read_text()))
+    assert "no run yet" in invoke(sites, "approvals").output
+    assert invoke(sites, "status").exit_code == 0
+    done = invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes")
+    assert "is not in policy.coordinators" in str(done.exception)
+    assert invoke(sites, "approvals").output.startswith("no run yet")
+
+
 def test_a_run_that_the_policy_forbids_cannot_be_approved_even_with_yes(sites: VaultSites) -> None:
     policy = sites.root / SITE / "policy.toml"
     policy.write_text(policy.read_text().replace("epsilon_per_run = 4.0", "epsilon_per_run = 0.5"))

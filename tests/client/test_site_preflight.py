@@ -97,6 +97,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "token": (lambda folder: (folder / "run/token").chmod(0o644), ["token's file"]),
     "vault key": (lambda folder: (folder / "vault.key").chmod(0o640), ["vault key's file", "vault"]),
     "policy": (_edit("policy.toml", "coordinators", "coordinator"), ["policy", "base"]),
+    "no coordinator": (_edit("policy.toml", "coordinators = [", "coordinators = [] #"), ["policy"]),
     "other base": (_edit("policy.toml", "sha256:", "sha256:" + "0" * 8), ["policy", "base"]),
     "no base": (lambda folder: shutil.rmtree(folder / "base"), ["base", "memory"]),
     "damaged base": (_edit("base/unet/config.json", '"sample_size"', '"x"'), ["base", "memory"]),

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.preflight import (
     Check,
     Finding,
+    NotLookedAt,
     PreflightLimits,
     disk_check,
     exit_code,
@@ -120,3 +121,21 @@ def test_one_failure_keeps_no_other_check_from_being_looked_at() -> None:
     Console(file=shown, width=200).print(findings_table(findings))
     assert "[bold]broken[/bold]" in shown.getvalue()  # what a file says is no markup
     assert "FAILED" in shown.getvalue()
+
+
+def test_what_is_to_be_copied_is_not_cut() -> None:
+    path = "/srv/" + "darkroom/" * 12 + "identity.key"
+    shown = io.StringIO()
+    findings = [Finding(name="a", wanted="w", got="g", remedy=f"chmod 600 {path}", passed=False)]
+    Console(file=shown, width=80).print(findings_table(findings))
+    joined = "".join(line.rpartition("│ ")[0].rpartition("│ ")[2].strip() for line in shown.getvalue().splitlines())
+    assert "…" not in shown.getvalue()
+    assert path in joined.replace(" ", "")
+
+
+def test_what_hangs_on_another_check_gives_no_advice_of_its_own() -> None:
+    def fail() -> str:
+        raise NotLookedAt("not looked at: the handshake failed")
+
+    (found,) = look_at([Check(name="clock", wanted="w", remedy="set the clock", look=fail)])
+    assert (found.got, found.remedy) == ("not looked at: the handshake failed", "mend that first")

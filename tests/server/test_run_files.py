@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import AdapterConfig, BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
@@ -13,6 +14,7 @@ from common.errors import ConfigError, ConfigErrors, ManifestError
 from common.manifest import open_manifest
 from server import control
 from server.attempts import FILE, AttemptJournal
+from server.cli import app
 from server.run_files import RunFiles
 from server.run_status import run_status
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
@@ -129,3 +131,16 @@ def test_the_status_counts_rounds_and_every_attempt_that_was_sent(tmp_path: Path
     assert status.privacy is not None
     assert status.privacy.attempts == 2
     assert any("epsilon" in line for line in status.lines())
+
+
+def test_showing_what_was_never_drafted_says_what_makes_one(tmp_path: Path) -> None:
+    run = files(tmp_path)
+    done = CliRunner().invoke(app, ["manifest", "show", "trial", "--directory", str(run.federation.root)])
+    assert "no manifest, signed or drafted; darkroom-server manifest new makes one" in str(done.exception)
+
+
+def test_an_address_without_a_port_is_told_what_one_looks_like(tmp_path: Path) -> None:
+    words = ["init", str(tmp_path / "new"), "--name", "Pilot", "--address", "federation.example.org"]
+    said = str(CliRunner().invoke(app, words).exception)
+    assert "wanted host:port, such as federation.example.org:443; got 'federation.example.org'" in said
+    assert not (tmp_path / "new").exists()
