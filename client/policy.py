@@ -80,6 +80,11 @@ class SitePolicy(Config, frozen=True, kw_only=True):
         if self.repeatable not in {"", REPEATABLE_WORDS}:
             yield f'repeatable: wanted "{REPEATABLE_WORDS}" or nothing, got {self.repeatable!r}'
 
+    def unfinished(self) -> tuple[str, ...]:
+        """What is still to be filled in: until then every run is refused."""
+        lists = {"coordinators": self.coordinators, "base_digests": self.base_digests}
+        return tuple(f"{key}: empty, so every run would be refused" for key, value in lists.items() if not value)
+
     def account(self, population: str, *, private: bool) -> Account:
         """The ledger limits of one population; without limit for runs that are allowed to have no secret noise."""
         limits = self.privacy

@@ -153,8 +153,8 @@ def _after(shown: Callable[[], Handshake]) -> Callable[[], Handshake]:
 
 def _policy(site: SiteConfig) -> str:
     policy = read_policy(Path(site.policy))
-    if not policy.coordinators or not policy.base_digests:
-        raise NotAsWanted("coordinators and base_digests are to be filled in: as they are, every run is refused")
+    if missing := policy.unfinished():
+        raise NotAsWanted("; ".join(missing))
     return f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models"
 
 

@@ -15,6 +15,9 @@ def steward(config: Site = Path("site.toml")) -> None:
     from client.compose import compose_steward
     from client.open_site import open_site
     from client.steward_process import run_until_signal
+    from common.errors import ConfigErrors
 
     site = open_site(config)
+    if missing := site.policy.unfinished():
+        raise ConfigErrors(site.config.policy, missing)
     run_until_signal(site.config.service, lambda: compose_steward(site))
