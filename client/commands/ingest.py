@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -29,6 +29,7 @@ ReceiptPath = Annotated[Path | None, typer.Option(help="Receipt to write; absent
 AcceptText = Annotated[bool, typer.Option("--accept-text", help="Keep pictures with text in them.")]
 Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that decode; absent: one a core.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before adding.")]
+_SPLITS: Final = {"train": "to train with", "holdout": "held out, never trained with"}
 
 
 def ingest(
@@ -171,7 +172,7 @@ def _table(found: IntakeReport, title: str) -> Table:
     for (outcome, why), number in sorted(found.outcomes.items()):
         table.add_row(outcome, why, str(number))
     for split, number in sorted(found.splits.items()):
-        table.add_row("records", split, str(number), style="dim")
+        table.add_row("kept", _SPLITS[split], str(number), style="dim")
     for rule, number in sorted(found.caption_rules.items()):
         table.add_row("captions", Text(f"[{rule}]"), str(number), style="dim")
     return table
