@@ -10,7 +10,6 @@ Guarantee: :meth:`ApprovalStore.is_approved` is true only while the last word in
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from common.crypto import SIGNATURE_BYTES, Label, verify_signature
+from common.durable_file import write_atomically
 from common.errors import ApprovalError, BadSignature, ConfigErrors, ManifestError
 from common.manifest import MAX_MANIFEST_BYTES, open_manifest
 
@@ -104,7 +104,7 @@ class ApprovalStore:
         if len(list(self._place("pending").glob("*.manifest"))) >= MAX_PENDING:
             _log.warning("run %s is proposed but not kept: %d proposals wait already", name[:16], MAX_PENDING)
             return
-        _write(self._place("pending") / f"{name}.manifest", signed)
+        write_atomically(self._place("pending") / f"{name}.manifest", signed, mode=0o600)
         _log.info("run %s is proposed; look at it with: darkroom-client approve %s", name[:16], name[:16])
 
     def approve(self, signed: bytes) -> Proposal:
@@ -135,8 +135,8 @@ class ApprovalStore:
         signature = self.identity.sign(Label.APPROVAL, digest, decision.encode(), time.encode())
         word = Word(digest=digest, decision=decision, time=time, signature=signature)
         decided = self._place("decided")
-        _write(decided / f"{name}.manifest", signed)
-        _write(decided / f"{name}.word", msgspec.msgpack.encode(word))
+        write_atomically(decided / f"{name}.manifest", signed, mode=0o600)
+        write_atomically(decided / f"{name}.word", msgspec.msgpack.encode(word), mode=0o600)
         (self._place("pending") / f"{name}.manifest").unlink(missing_ok=True)
         return Proposal(digest=digest, manifest=manifest, word=word)
 
@@ -223,19 +223,3 @@ def _read(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ApprovalError(f"{path}: more than {most} bytes; this is no such file")
     return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, and on disk."""
-    new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -6,11 +6,11 @@ that is damaged is an error and not an empty answer: the one who asks wants to k
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from common.durable_file import write_atomically
 from common.release import MAX_RELEASE_BYTES, MAX_WORD_BYTES, ReleaseError, file_bytes, parse_release, parse_word
 from common.release_folder import ReleaseFolder
 
@@ -34,8 +34,9 @@ class ReleaseBook:
         """Keep both; noting a release again replaces the word."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = release.digest().hex()
-        _write(self.folder / f"{name}.word", file_bytes(word))
-        _write(self.folder / f"{name}.json", file_bytes(release))  # last: with it the word is there
+        write_atomically(self.folder / f"{name}.word", file_bytes(word), mode=0o600)
+        # last: with it the word is there
+        write_atomically(self.folder / f"{name}.json", file_bytes(release), mode=0o600)
 
     def releases(self, *, run: str) -> tuple[Release, ...]:
         """Every release of this run (the manifest's digest, in hex) that this site signed, oldest first.
@@ -63,14 +64,3 @@ class ReleaseBook:
         if not name == release.digest().hex() == word.release:
             raise ReleaseError(f"{source}: is of another release than its name says; restore the folder from a backup")
         return release
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, and on disk."""
-    new = path.with_name(f".{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from common.durable_file import write_atomically
 from common.errors import CheckpointError, RoundFailed
-from server.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.config import RunConfig
+from common.durable_file import write_atomically
 from common.errors import CheckpointError
-from server.files import write_atomically
 from server.optimizer import OptimizerState
 from server.vectors import Vector, frozen_copy
 from server.versions import package_versions

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from server.files import write_atomically
+from common.durable_file import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable

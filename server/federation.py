@@ -12,13 +12,13 @@ from msgspec import Meta
 
 from common.certificates import check_node_key, create_authority, issue_server_certificate
 from common.config import Config, Digest
+from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from common.identity_file import create_identity_file, read_identity_file
 from common.manifest import InstitutionName, Member, PublicKeyHex
 from common.provisioning import Contact, JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
 from common.toml_config import parse_config, read_toml
 from server.federation_config import FederationConfig
-from server.files import write_atomically
 from server.server_files import ServerFiles, read_server_files
 from server.versions import package_versions
 

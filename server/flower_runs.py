@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import leadership
-from server.files import write_atomically
 from server.launch import CONNECTION, parse_flower
 
 if TYPE_CHECKING:

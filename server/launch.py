@@ -13,10 +13,10 @@ import httpx
 import msgspec
 import uvicorn
 
+from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
 from common.supervision import Command
-from server.files import write_atomically
 from server.guard import Guard
 from server.handshakes import ToldTls
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from common.durable_file import write_atomically
 from common.errors import DarkroomError
 from server.errors import RunBusy
-from server.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from common.durable_file import write_atomically
 from server.checkpoint import plain_values
-from server.files import write_atomically
 from server.versions import package_versions
 
 if TYPE_CHECKING:

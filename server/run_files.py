@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.adapter.spec import encode_spec
+from common.durable_file import write_atomically
 from common.errors import ConfigError, ManifestError
 from common.manifest import canonical_bytes, open_manifest, parse_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
-from server.files import write_atomically
 from server.run_directory import LOG_FILE
 from server.versions import package_versions
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.audit_check import HEADS
+from common.durable_file import write_atomically
 from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
 from common.manifest import open_manifest, verify_countersignature
 from common.messages import (
@@ -32,7 +33,6 @@ from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
 from server.absentees import LOST_SESSION, UNWELL, Absentees
 from server.errors import TooFewInstitutions
-from server.files import write_atomically
 from server.secure_rounds import MaskedCollecting
 from server.transport import Failure
 from server.vectors import to_bytes

@@ -14,6 +14,7 @@ from client.joining import SuperNode, request_to_join
 from client.site_layout import SiteLayout
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import RunConfig
+from common.durable_file import write_atomically
 from common.errors import DarkroomError
 from common.flower_commands import POLL_INTERVAL, program
 from common.identity_file import read_identity_file
@@ -21,7 +22,6 @@ from common.provisioning import coordinator_fingerprint
 from common.supervision import Supervisor
 from server.federation import FederationDirectory
 from server.federation_config import FederationConfig
-from server.files import write_atomically
 from server.flower_runs import FlowerRun, KeptBundle
 from server.launch import Launch
 from server.run_files import RunFiles

@@ -15,11 +15,11 @@ from client.membership import PolicyAlone, SiteRecords, TrainingSide
 from client.policy import PrivacyLimits, SitePolicy
 from client.secure_steward import SecureSteward
 from common.audit_log import AuditLog
+from common.durable_file import write_atomically
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file
 from common.manifest import Member, open_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
-from server.files import write_atomically
 from server.secure_session import SecureRun
 from server.versions import package_versions
 

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
-from common.adapter.tensor_file import in_order, write_whole
+from common.adapter.tensor_file import in_order
 from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
+from common.durable_file import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
     modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
     factors = {f"unet.{name}.{factor}.weight": _plain(unet, name, factor) for name in modules for factor in (A, B)}
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / WEIGHTS_FILE, in_order(save(factors, metadata=_metadata(spec))))
+    write_atomically(directory / WEIGHTS_FILE, in_order(save(factors, metadata=_metadata(spec))))
     if spec.config.train == "core":
         cores = {one.name: _copy(value) for one, value in zip(spec.tensors, parameters, strict=True)}
-        write_whole(directory / CORE_FILE, in_order(save(cores, metadata={SPEC_KEY: spec.digest})))
+        write_atomically(directory / CORE_FILE, in_order(save(cores, metadata={SPEC_KEY: spec.digest})))
     else:
         (directory / CORE_FILE).unlink(missing_ok=True)
-    write_whole(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
+    write_atomically(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
 
 
 def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:

@@ -1,13 +1,8 @@
-"""Safetensors files that are the same bytes for the same tensors, and that appear whole or not at all."""
+"""Safetensors files that are the same bytes for the same tensors."""
 
 from __future__ import annotations
 
 import json
-import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def in_order(data: bytes) -> bytes:
@@ -18,13 +13,3 @@ def in_order(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the values stay aligned
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace the file in one step, its bytes on disk before the name points to them."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.durable_file import write_atomically
 from common.errors import ProvisioningError
-from server.files import write_atomically
 from server.flower_runs import FlowerRun
 from server.launch import Launch
 from server.run_files import RunFiles

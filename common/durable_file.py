@@ -1,0 +1,38 @@
+"""Files that survive a crash: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FOR_ALL: Final = 0o666
+"""Less what the process's umask takes away."""
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = _FOR_ALL) -> None:
+    """Replace the file's content so that a crash, or a power cut, leaves the old content or the new.
+
+    Nobody has more rights than ``mode`` at any moment in between.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)  # what a crash left may have other rights
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make what was renamed or removed in it durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
