@@ -15,7 +15,7 @@ from client.policy import read_policy
 from client.site_vault import count_vault, today
 from common.adapter.model import open_base
 from common.certificates import read_node_key
-from common.errors import ProvisioningError
+from common.errors import BadModelDirectory, ProvisioningError
 from common.identity_file import read_identity_file
 from common.preflight import Check, NotAsWanted, NotLookedAt, disk_check, port_check, private_file_check, version_checks
 
@@ -168,7 +168,11 @@ def _base(site: SiteConfig) -> str:
 def _memory(site: SiteConfig) -> str:
     device = choose_device(site.device)
     limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
-    found = check_memory(open_base(site.base), device=device, limit=limit)
+    try:
+        base = open_base(site.base)
+    except BadModelDirectory as error:
+        raise NotLookedAt("not looked at: there is no base to look at") from error
+    found = check_memory(base, device=device, limit=limit)
     return f"wants about {found.wanted // MIB} MiB on {device}, {found.available // MIB} MiB are there"
 
 

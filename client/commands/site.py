@@ -93,8 +93,9 @@ def _tables(found: SiteStatus, vault: str) -> Group:
     from rich.table import Table
 
     budget = Table(title="Privacy budget", title_justify="left")
-    for heading in ("", "ε spent", "ε left", "ε allowed", "δ", "charged", "round"):
-        budget.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
+    budget.add_column("", overflow="fold", ratio=1)
+    for heading in ("ε spent", "ε left", "limit", "δ", "charges", "round"):
+        budget.add_column(heading, justify="right", no_wrap=True)
     for each in found.populations:
         budget.add_row(f"population {each.name}", *_figures(each))
     for each in found.runs:
