@@ -113,6 +113,8 @@ class Chaos:
     seed: int
     whats: tuple[str, ...] = ("kill", "freeze")
     """What is done to each kind of process once."""
+    pause: tuple[float, float] = (5.0, 12.0)
+    """Seconds between two faults. Flower takes up to a minute to get over some, so many at once leave no round whole."""
     done: list[str] = field(default_factory=list)
     _thaw: list[tuple[float, Any]] = field(default_factory=list)
 
@@ -137,7 +139,7 @@ class Chaos:
                 self._thaw.remove((at, mend))
         if now < self._next:
             return
-        self._next = now + self.random.uniform(5.0, 12.0)
+        self._next = now + self.random.uniform(*self.pause)
         is_planned = bool(self._plan)
         what, kind = self._plan.pop() if is_planned else self._draw()
         if not self._act(what, kind, now) and is_planned:

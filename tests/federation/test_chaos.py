@@ -33,6 +33,8 @@ ROUNDS = int(os.environ.get("DARKROOM_CHAOS_ROUNDS", "4"))
 SEED = int(os.environ.get("DARKROOM_CHAOS_SEED", "1"))
 WHATS = ("kill", "freeze") if ROUNDS > 8 else ("kill",)
 """A short storm leaves out what takes longest."""
+PAUSE = (12.0, 36.0) if ROUNDS > 8 else (5.0, 12.0)
+"""A long storm spreads its faults over the rounds."""
 QUIET_ROUNDS = 2 if ROUNDS > 8 else ROUNDS
 """At the end, without faults; a short run has peace as soon as every fault was tried once."""
 STORM_SECONDS = 500.0 + 40.0 * ROUNDS
@@ -59,7 +61,7 @@ def test_a_run_comes_through(tmp_path: Path) -> None:
         proxies = {name: stack.enter_context(Proxy(port, public)) for name, port in zip(NAMES, ports, strict=True)}
         federation = stack.enter_context(Federation(lab))
         lab.run.start()
-        chaos = Chaos(federation, proxies, SEED, WHATS)
+        chaos = Chaos(federation, proxies, SEED, WHATS, pause=PAUSE)
         starts = lead_through(federation, chaos)
         print(f"faults: {chaos.done}; starts by hand: {starts}")  # noqa: T201 - what to read when it fails
         check_books(lab)
