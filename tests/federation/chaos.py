@@ -114,7 +114,7 @@ class Chaos:
     whats: tuple[str, ...] = ("kill", "freeze")
     """What is done to each kind of process once."""
     pause: tuple[float, float] = (5.0, 12.0)
-    """Seconds between two faults. Flower takes up to a minute to get over some, so many at once leave no round whole."""
+    """Seconds between two faults. Flower takes up to a minute to get over some: many at once leave no round whole."""
     done: list[str] = field(default_factory=list)
     _thaw: list[tuple[float, Any]] = field(default_factory=list)
 
