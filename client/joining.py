@@ -21,7 +21,7 @@ from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
 from common.identity_file import create_identity_file, read_identity_file
 from common.provisioning import JoinFile, SiteRequest, create_request, encode_request, parse_join_file, read_small_file
-from common.supervision import Command
+from common.supervision import Command, ordinary_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,7 @@ class SuperNode:
         copy = self.site.flower_home / "bundle" / bundle_file_name(content)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
-        environment = {**os.environ, **self.environment()}
+        environment = {**ordinary_environment(os.environ), **self.environment()}
         done = subprocess.run(  # noqa: S603 - Flower's program; no shell
             (program("flwr"), "install", str(copy)),
             env=environment,
@@ -161,7 +161,14 @@ class SuperNode:
             *("--auth-supernode-private-key", str(self.site.node_key_file), "--node-config", node_config),
         )
         log = self.site.supernode_log
-        return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+        return Command(
+            name="supernode",
+            arguments=arguments,
+            environment=self.environment(),
+            log=log,
+            # the bundle is the coordinator's code, and reads its environment
+            inherits="ordinary",
+        )
 
 
 def _program_text() -> str:

@@ -14,6 +14,7 @@ from client.handshake import check_clock, shake_hands
 from client.joining import SuperNode, request_to_join, steward_node_config
 from client.site import read_limits, read_site
 from client.site_layout import SiteLayout
+from client.site_vault import forget_passphrase
 from common.errors import ProvisioningError
 from common.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.provisioning import JoinFile
@@ -68,6 +69,9 @@ def join(
             "would run; use another user, or in a container of its own --allow-root"
         )
     layout = SiteLayout(directory.resolve())
+    if os.access(layout.site_file, os.R_OK):
+        # the coordinator's code is started from here
+        forget_passphrase(read_site(layout.site_file).vault)
     node_config = steward or steward_node_config(read_site(layout.site_file))
     supernode = SuperNode(layout)
     joined = supernode.open_join_file(join_file, fingerprint=fingerprint)

@@ -99,3 +99,7 @@ def test_our_gate_comes_before_flowers_own_program(installed: SuperNode) -> None
     first = installed.environment()["PATH"].split(":")[0]
     assert first == str(installed.site.supernode / "bin")
     assert "bundle_gate.py" in (installed.site.supernode / "bin" / "flwr-clientapp").read_text()
+
+
+def test_what_the_coordinator_sends_runs_without_this_processes_secrets(installed: SuperNode) -> None:
+    assert installed.command(JOIN, port=9094, node_config="").inherits == "ordinary"

@@ -261,3 +261,24 @@ def test_join_refuses_a_certificate_that_has_expired(folder: Path, tmp_path: Pat
         done = CliRunner().invoke(app, join_words(folder, _joining(folder, address, old)))
     assert "has expired" in str(done.exception)
     assert not (folder / "supernode" / "flower").exists()
+
+
+def test_join_forgets_the_vaults_passphrase_before_it_starts_anything(
+    folder: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit("site.toml", 'key_file = "vault.key"', 'passphrase_env = "VAULT_WORDS"')(folder)
+    monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+    monkeypatch.setattr("client.joining.SuperNode.is_installed", lambda *_: True)
+    seen: list[str | None] = []
+
+    class Watched:
+        def __init__(self, *_: object) -> None:
+            seen.append(os.environ.get("VAULT_WORDS"))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.commands.joining.Supervisor", Watched)
+    monkeypatch.setattr("client.commands.joining.end_in_order", lambda: None)
+    for more in ([], ["--steward", "elsewhere"]):
+        monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+        CliRunner().invoke(app, [*join_words(folder, sent.joining), *more])
+    assert seen == [None, None]
