@@ -12,6 +12,7 @@ import typer
 
 from client.handshake import check_clock, shake_hands
 from client.joining import SuperNode, request_to_join, steward_node_config
+from client.safe_folder import refuse_others_folder
 from client.site import read_limits, read_site
 from client.site_layout import SiteLayout
 from client.site_vault import forget_passphrase
@@ -43,8 +44,10 @@ def install(
     directory: Directory = Path("site"),
 ) -> None:
     """Install the bundle read-only and start nothing; as root, so that the SuperNode's user cannot undo it."""
-    supernode = SuperNode(SiteLayout(directory.resolve()))
+    layout = SiteLayout(directory.resolve())
+    supernode = SuperNode(layout)
     joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    refuse_others_folder(layout.supernode)
     supernode.install(joined, bundle)
     typer.echo(f"installed {joined.bundle} for {joined.site}; nothing else runs there")
 
