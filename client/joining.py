@@ -32,15 +32,23 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
 
 
-def request_to_join(site: SiteLayout, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
+def request_to_join(
+    site: SiteLayout, *, name: str, contact: str, identity_file: Path | None = None
+) -> tuple[SiteRequest, Path]:
     """Make what keys are missing and write the request file.
+
+    Args:
+        site: Where.
+        name: The site's.
+        contact: Whom the coordinator telephones.
+        identity_file: Of the site's signing key; absent: where a new site has it.
 
     Raises:
         ProvisioningError: A name or contact that cannot be used.
         CryptoError: An identity file that cannot be read.
 
     """
-    identity = _identity(site.identity_file)
+    identity = _identity(identity_file or site.identity_file)
     key = site.node_key_file
     line = read_node_key(key) if key.exists() else create_node_key(key)
     request = create_request(name=name, contact=contact, identity=identity, node_key=line)

@@ -31,8 +31,18 @@ def request(
     contact: Annotated[str, typer.Option(help="Whom the coordinator telephones.")],
     directory: Directory = Path("site"),
 ) -> None:
-    """Make this site's keys, if they are missing, and write the request file for the coordinator."""
-    made, path = request_to_join(SiteLayout(directory), name=name, contact=contact)
+    """Write the request file for the coordinator, and make the key of the site's connection if it is missing."""
+    layout = SiteLayout(directory)
+    if not layout.site_file.exists():
+        # it would make an identity here, and init refuses a folder that has one
+        raise ProvisioningError(
+            f"{directory}: no site's folder, for it has no {layout.site_file.name}; first run: "
+            f"darkroom-client init {directory} --name {name}"
+        )
+    site = read_site(layout.site_file)
+    if name != site.name:
+        raise ProvisioningError(f"--name: {layout.site_file} says that this is {site.name}; got {name}")
+    made, path = request_to_join(layout, name=name, contact=contact, identity_file=Path(site.identity))
     typer.echo(f"wrote {path}; send it to the coordinator. It holds nothing secret")
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
 
