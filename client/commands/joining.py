@@ -88,7 +88,7 @@ def join(
     node_config = steward or steward_node_config(read_site(layout.site_file))
     supernode = SuperNode(layout)
     joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
-    _check_coordinator(joined, read_limits(layout.site_file))
+    _check_coordinator(joined, *read_limits(layout.site_file))
     if not supernode.is_installed(joined):
         supernode.install(joined, bundle)
     end_in_order()
@@ -99,7 +99,7 @@ def join(
             time.sleep(1)
 
 
-def _check_coordinator(joined: JoinFile, limits: PreflightLimits) -> None:
+def _check_coordinator(joined: JoinFile, limits: PreflightLimits, whose: str) -> None:
     """Refuse what would fail later without a clear word; a coordinator that is only away is waited for."""
     try:
         check_clock(shake_hands(joined.address, joined.authority), limits)
@@ -107,6 +107,6 @@ def _check_coordinator(joined: JoinFile, limits: PreflightLimits) -> None:
         _log.warning("%s; the SuperNode goes on trying", error)
     except NotAsWanted as error:
         raise ProvisioningError(
-            f"the clocks differ too much: {error}; this site allows {limits.clock_skew_seconds:g} s. Set the clock by "
-            "NTP, or raise preflight.clock_skew_seconds in site.toml"
+            f"the clocks differ too much: {error}; at most {limits.clock_skew_seconds:g} s are allowed, {whose}. Set "
+            "the clock by NTP, or have the coordinator do so"
         ) from error
