@@ -10,6 +10,7 @@ from client.condition import BooksCondition
 from client.membership import SiteRecords
 from client.retention import Retention
 from client.secure_steward import SecureSteward
+from client.site_vault import hold_vault
 from client.steward_process import StewardProcess
 from client.training_room import TrainingRoom
 from client.vault_records import VaultRecords
@@ -30,7 +31,8 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
 
     """
     audit = open_log(Path(site.config.audit_log), site.identity)
-    of_vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
+    vault = hold_vault(site.config.vault) if records is None else site.config.vault
+    of_vault = VaultRecords(config=vault, population=site.config.population, audit=audit)
     room = TrainingRoom.of_site(site.config, records or of_vault)
     room.open_base()
     if records is None:
@@ -50,7 +52,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         steward.forget()
         room.forget()
 
-    retention = Retention(vault=site.config.vault, audit=audit, releases=site.releases, forget=forget)
+    retention = Retention(vault=vault, audit=audit, releases=site.releases, forget=forget)
 
     def care() -> None:
         books.look()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import email.utils
+import ipaddress
 import ssl
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from common.preflight import PreflightLimits
 
 _SECONDS: Final = 15.0
+_LAST_PORT: Final = 65_535
 _EXPIRED, _NOT_YET = 10, 9
 _SELF_SIGNED: Final = frozenset({18, 19})
 _UNKNOWN_ISSUER: Final = frozenset({2, 20, 21})
@@ -52,12 +54,13 @@ def shake_hands(address: str, authority: str) -> Handshake:
 
     Raises:
         Unreachable: No answer, which may pass.
-        ProvisioningError: Another certificate than wanted, no TLS, or no Darkroom listener.
+        ProvisioningError: Another certificate than wanted, no TLS, no Darkroom listener, or an address, authority or
+            proxy that cannot be used.
 
     """
-    context = ssl.create_default_context(cadata=authority)
+    _check_address(address)
     try:
-        with httpx.Client(verify=context, timeout=_SECONDS) as client:
+        with _client(authority) as client:
             before = time.time()
             with client.stream("GET", f"https://{address}/health") as response:
                 after = time.time()
@@ -73,8 +76,52 @@ def shake_hands(address: str, authority: str) -> Handshake:
     return Handshake(
         expires=dt.datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), dt.UTC),
         # the header drops the fraction of its second: half a one on average
-        skew=email.utils.parsedate_to_datetime(date).timestamp() + 0.5 - (before + after) / 2,
+        skew=_seconds(date, address) + 0.5 - (before + after) / 2,
     )
+
+
+def _check_address(address: str) -> None:
+    """Refuse what no connection can be tried to; the libraries below have an exception of their own for each kind."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(host[1:].removesuffix("]"))
+        else:
+            host.encode("idna")  # as the resolver does
+        usable = host != "" and address.isprintable() and 1 <= int(port) <= _LAST_PORT
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ProvisioningError(
+            f"{address!r}: no address that can be connected to; wanted host:port, such as federation.example.org:443; "
+            "ask the coordinator for another join file"
+        )
+
+
+def _client(authority: str) -> httpx.Client:
+    try:
+        context = ssl.create_default_context(cadata=authority)
+    except ssl.SSLError as error:
+        raise ProvisioningError(
+            "the join file's authority: wanted certificates in PEM form; ask the coordinator for another join file"
+        ) from error
+    try:
+        return httpx.Client(verify=context, timeout=_SECONDS)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        # not quoted: it may hold a password
+        raise ProvisioningError(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names a proxy that cannot be used; wanted http://host:port"
+        ) from error
+
+
+def _seconds(date: str, address: str) -> float:
+    """Since 1970."""
+    try:
+        told = email.utils.parsedate_to_datetime(date)
+        # "-0000" is UTC, too, and not this machine's zone
+        return (told if told.tzinfo is not None else told.replace(tzinfo=dt.UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ProvisioningError(f"{address}: answered /health without a date; somebody else answers there") from error
 
 
 def check_clock(shown: Handshake, limits: PreflightLimits) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client import bundle_gate, supernode_process
+from client.bundle import bundle_file_name, holds_bundle, read_bundle
+from client.safe_folder import SafeFolder, make_read_only, set_folder_mode
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
 from common.identity_file import create_identity_file, read_identity_file
 from common.provisioning import JoinFile, SiteRequest, create_request, encode_request, parse_join_file, read_small_file
-from common.supervision import Command
+from common.supervision import Command, ordinary_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from client.site import SiteConfig
     from client.site_layout import SiteLayout
@@ -35,15 +32,23 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
 
 
-def request_to_join(site: SiteLayout, *, name: str, contact: str) -> tuple[SiteRequest, Path]:
+def request_to_join(
+    site: SiteLayout, *, name: str, contact: str, identity_file: Path | None = None
+) -> tuple[SiteRequest, Path]:
     """Make what keys are missing and write the request file.
+
+    Args:
+        site: Where.
+        name: The site's.
+        contact: Whom the coordinator telephones.
+        identity_file: Of the site's signing key; absent: where a new site has it.
 
     Raises:
         ProvisioningError: A name or contact that cannot be used.
         CryptoError: An identity file that cannot be read.
 
     """
-    identity = _identity(site.identity_file)
+    identity = _identity(identity_file or site.identity_file)
     key = site.node_key_file
     line = read_node_key(key) if key.exists() else create_node_key(key)
     request = create_request(name=name, contact=contact, identity=identity, node_key=line)
@@ -85,38 +90,44 @@ class SuperNode:
             (self._program, _program_text()),
         )
         try:
-            in_place = all(path.read_text() == text for path, text in wanted)
+            in_place = all(path.read_bytes() == text.encode() for path, text in wanted)
+            return in_place and holds_bundle(self._apps, join.bundle) and not os.access(self._apps, os.W_OK)
         except OSError:
             return False
-        return in_place and not os.access(self._apps, os.W_OK)
 
     def install(self, join: JoinFile, bundle: Path) -> None:
         """Put authority and bundle in place and take the right to write bundles away, so that no other one runs.
 
         Run by an administrator, it leaves a bundle that the SuperNode's user could not even give itself the right to
-        change.
+        change. What that user may have left where the bundle goes is removed, and never written to.
 
         Raises:
-            ProvisioningError: The bundle is another than the join file names, or Flower cannot install it.
+            ProvisioningError: The bundle is another than the join file names, Flower cannot install it, or a symbolic
+                link or another user's folder is in the way.
 
         """
-        content = bundle.read_bytes()
-        check_bundle(content, join, source=str(bundle))
-        self.site.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.site.authority_file.write_text(join.authority)
-        self._installed_file.unlink(missing_ok=True)
-        apps = self._apps
-        if apps.exists():
-            _make_writable(apps)
-            shutil.rmtree(apps)
+        content = read_bundle(bundle, join)
+        name = bundle_file_name(content)
+        folder = SafeFolder(self.site.supernode)
+        folder.make()
+        home, programs = (folder.new_folder(path.name) for path in (self.site.flower_home, self._program.parent))
+        folder.write(self.site.authority_file, join.authority, mode=0o644)
         # a copy of the bytes that were hashed: the file could change in between
-        copy = self.site.flower_home / "bundle" / bundle_file_name(content)
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy = home / "bundle" / name
+        copy.parent.mkdir()
         copy.write_bytes(content)
-        environment = {**os.environ, **self.environment()}
+        self._install_with_flower(copy)
+        make_read_only(self._apps)
+        folder.write(self._program, _program_text(), mode=0o755)
+        folder.write(self._installed_file, join.bundle, mode=0o644)
+        for path in (home, programs):
+            set_folder_mode(path, 0o755)
+
+    def _install_with_flower(self, copy: Path) -> None:
         done = subprocess.run(  # noqa: S603 - Flower's program; no shell
             (program("flwr"), "install", str(copy)),
-            env=environment,
+            env={**ordinary_environment(os.environ), **self.environment()},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_INSTALL_SECONDS,
@@ -124,14 +135,6 @@ class SuperNode:
         )
         if done.returncode != 0:
             raise ProvisioningError(f"flwr install: code {done.returncode}: {(done.stderr or done.stdout).strip()}")
-        _make_read_only(apps)
-        self._program.parent.mkdir(exist_ok=True)
-        self._program.write_text(_program_text())
-        self._installed_file.write_text(join.bundle)
-        for path in (self._program, self._program.parent, self.site.flower_home):
-            path.chmod(0o755)
-        for path in (self._installed_file, self.site.authority_file):
-            path.chmod(0o644)
 
     @property
     def _apps(self) -> Path:
@@ -161,42 +164,19 @@ class SuperNode:
             *("--auth-supernode-private-key", str(self.site.node_key_file), "--node-config", node_config),
         )
         log = self.site.supernode_log
-        return Command(name="supernode", arguments=arguments, environment=self.environment(), log=log)
+        return Command(
+            name="supernode",
+            arguments=arguments,
+            environment=self.environment(),
+            log=log,
+            # the bundle is the coordinator's code, and reads its environment
+            inherits="ordinary",
+        )
 
 
 def _program_text() -> str:
     """``-P``: the folder of our own modules must not come first where the bundle's are to be found."""
     return f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(bundle_gate.__file__))} "$@"\n'
-
-
-def check_bundle(content: bytes, join: JoinFile, *, source: str) -> None:
-    """Refuse other bytes than the join file names.
-
-    Raises:
-        ProvisioningError: They are others.
-
-    """
-    got = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    if got != join.bundle:
-        raise ProvisioningError(f"{source}: its digest is {got}; the join file names {join.bundle}")
-
-
-def bundle_file_name(content: bytes) -> str:
-    """The one name under which Flower installs these bytes: publisher, app, version and the digest's first digits.
-
-    Raises:
-        ProvisioningError: Not a bundle.
-
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
-            project = tomllib.loads(bundle.read("pyproject.toml").decode())
-        publisher = str(project["tool"]["flwr"]["app"]["publisher"])
-        name, version = str(project["project"]["name"]), str(project["project"]["version"])
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise ProvisioningError(f"not an app bundle: {error!r}; ask the coordinator for the file again") from error
-    digits = hashlib.sha256(content).hexdigest()[:8]
-    return Path(f"{publisher}.{name}.{version.replace('.', '-')}.{digits}.fab").name
 
 
 def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
@@ -209,14 +189,3 @@ def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
 def steward_node_config(site: SiteConfig) -> str:
     """``--node-config`` of a SuperNode beside the site's steward."""
     return f'steward="unix://{site.service.socket}" token="{site.service.token}"'
-
-
-def _make_read_only(root: Path) -> None:
-    """Files first, then folders from the inside out; readable for all, whatever the administrator's own files are."""
-    for path in (*sorted(root.rglob("*"), reverse=True), root):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-
-
-def _make_writable(root: Path) -> None:
-    for path in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        path.chmod(0o700)

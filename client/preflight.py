@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.books import read_noted
+from client.bundle import read_bundle
 from client.handshake import check_clock, shake_hands
-from client.joining import check_bundle
 from client.memory import MIB, check_memory, choose_device
 from client.policy import read_policy
 from client.site_vault import count_vault, today
@@ -186,7 +186,7 @@ def _vault(site: SiteConfig) -> str:
 
 
 def _bundle(joining: Joining) -> str:
-    check_bundle(joining.bundle.read_bytes(), joining.join, source=str(joining.bundle))
+    read_bundle(joining.bundle, joining.join)
     return joining.join.bundle
 
 

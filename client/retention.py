@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from client.released import ReleaseBook
     from client.site import VaultConfig
+    from client.site_vault import HeldVault
     from common.audit_log import AuditLog
 
 _log: Final = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Retention:
 
     """
 
-    vault: VaultConfig
+    vault: VaultConfig | HeldVault
     audit: AuditLog
     releases: ReleaseBook
     forget: Callable[[], None]

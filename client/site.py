@@ -110,15 +110,18 @@ def read_site(path: Path) -> SiteConfig:
     return _beside(site, path.absolute().parent)
 
 
-def read_limits(path: Path) -> PreflightLimits:
-    """What a site file says on looking before starting; the defaults where this user may not read it.
+def read_limits(path: Path) -> tuple[PreflightLimits, str]:
+    """What a site file says on looking before starting, and whose word that is; the defaults for who may not read it.
 
     Raises:
         ConfigError: Missing or not TOML.
         ConfigErrors: Every fault in it.
 
     """
-    return read_site(path).preflight if os.access(path, os.R_OK) else PreflightLimits()
+    if os.access(path, os.R_OK):
+        return read_site(path).preflight, f"as [preflight] in {path} says"
+    # settings are the steward's: its user's word could not be relied on by another user anyway
+    return PreflightLimits(), f"the default, for this user cannot read {path}"
 
 
 def _beside(site: SiteConfig, folder: Path) -> SiteConfig:

@@ -1,12 +1,16 @@
 """A new site's folder: settings to fill in, and the things that are made once, where they are used, and never sent.
 
 Nothing that is there already is touched: an identity, a ledger or a vault key that is overwritten is lost for ever.
+A folder is made elsewhere and moved into its place when it is whole, so that one that is not can be made again.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,12 +24,12 @@ from client.site_vault import master_key
 from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.store import Vault
 from common.audit_log import AuditLog
+from common.durable_file import sync_folder
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 KEY_FILE: Final = VaultConfig(key_file="vault.key")
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
@@ -134,7 +138,6 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
         *_key_steps(folder, key),
-        Step(path=layout.vault, what="empty vault", make=lambda: _make_vault(folder, key)),
         Step(
             path=folder / "ledger.sqlite",
             what="privacy ledger",
@@ -148,26 +151,61 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
             what="token for the SuperNode",
             make=lambda: create_token_file(layout.run / "token"),
         ),
+        # last: a key in the system's keyring stays there whatever fails after it
+        Step(path=layout.vault, what="empty vault", make=lambda: _make_vault(folder, key)),
     )
 
 
 def make_site(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Step, ...]:
-    """Make a site's folder; returns what was made.
+    """Make a site's folder, or nothing; returns what was made.
 
     Raises:
-        ConfigError: Something of it is there already, or the passphrase is not; then nothing was made.
+        ConfigError: Something of it is there already, the passphrase is not, or the disk does not take it.
         VaultError: The vault cannot be made with this key.
 
     """
     steps = site_steps(folder, name, key)
     if key.key_file is None and key.keyring is None:
         master_key(key).new_slot()  # a passphrase that is missing or too short is told before anything is made
+    _refuse_present(steps)
+    try:
+        _make(folder.absolute(), name, key)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); nothing of it is kept: try again") from error
+    return steps
+
+
+def _make(folder: Path, name: str, key: VaultConfig) -> None:
+    """Beside its place, or in it if it is there: that may be a mount, or its parent another's."""
+    parent = folder if folder.exists() else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    # keys in a folder that was not finished were never shown or used: it can go
+    with TemporaryDirectory(dir=parent, prefix=".init-") as unfinished:
+        made = Path(unfinished) / "site"
+        made.mkdir(mode=0o700)
+        for step in site_steps(made, name, key):
+            step.make()
+        if parent == folder:
+            _move_into(folder, made)
+        else:
+            made.rename(folder)
+    sync_folder(parent)
+
+
+def _move_into(folder: Path, made: Path) -> None:
+    """Settings last: without them nothing takes the folder for a site."""
+    children = sorted(made.iterdir(), key=lambda child: child.name == SiteLayout(made).site_file.name)
+    with ExitStack() as back:
+        for child in children:
+            target = folder / child.name
+            child.rename(target)
+            back.callback(target.rename, child)
+        back.pop_all()
+
+
+def _refuse_present(steps: tuple[Step, ...]) -> None:
     if there := [str(step.path) for step in steps if step.path.exists() or step.path.is_symlink()]:
         raise ConfigError(f"exists, and is not overwritten: {', '.join(there)}; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for step in steps:
-        step.make()
-    return steps
 
 
 def _write(path: Path, text: str) -> None:

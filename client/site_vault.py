@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,31 @@ def master_key(config: VaultConfig) -> MasterKey:
     return Passphrase.of(_passphrase(config))
 
 
-def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultState | None = None) -> Vault:
+@dataclass(frozen=True, slots=True)
+class HeldVault:
+    """A vault whose passphrase this process keeps, for a process that opens it again and again."""
+
+    directory: str
+    key: MasterKey = field(repr=False)
+
+
+def hold_vault(config: VaultConfig) -> VaultConfig | HeldVault:
+    """A vault to be opened later: a passphrase in the environment is taken out of it; other sources stay as they are.
+
+    Raises:
+        ConfigError: The passphrase is not where the site says.
+
+    """
+    if config.passphrase_env is None:
+        return config
+    held = HeldVault(config.directory, master_key(config))
+    forget_passphrase(config)
+    return held
+
+
+def open_vault(
+    config: VaultConfig | HeldVault, *, access: Access = "read", expected: VaultState | None = None
+) -> Vault:
     """The site's vault; ``expected`` is what the audit log says of it (:mod:`client.books`).
 
     Raises:
@@ -49,7 +73,8 @@ def open_vault(config: VaultConfig, *, access: Access = "read", expected: VaultS
         VaultError: See :meth:`client.vault.store.Vault.open`.
 
     """
-    return Vault.open(Path(config.directory), master_key(config), access=access, expected=expected)
+    key = config.key if isinstance(config, HeldVault) else master_key(config)
+    return Vault.open(Path(config.directory), key, access=access, expected=expected)
 
 
 def forget_passphrase(config: VaultConfig) -> None:

@@ -23,14 +23,27 @@ LOST: Final = 75
 
 
 def run_to_the_end(supernode: Callable[[], None]) -> None:
-    """Run it; the process ends when it returns or fails, whatever threads it leaves behind."""
+    """Run it; the process ends when it returns, exits or fails, whatever threads it leaves behind."""
+    code = LOST
     try:
         supernode()
-    except Exception:  # noqa: BLE001 - whatever it is, only a new process helps
+    except SystemExit as ended:  # so Flower ends, on a signal too; an ordinary exit would wait for those threads
+        code = _exit_code(ended)
+    except BaseException:  # noqa: BLE001 - whatever it is, only a new process helps
         traceback.print_exc()
-    sys.stderr.write("the SuperNode has given its connection up and ends, to be started again\n")
-    sys.stderr.flush()
-    os._exit(LOST)
+    if code == LOST:
+        sys.stderr.write("the SuperNode has given its connection up and ends, to be started again\n")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _exit_code(ended: SystemExit) -> int:
+    """As Python itself has it: none is 0, and a text is shown, with code 1."""
+    if ended.code is None or isinstance(ended.code, int):
+        return ended.code or 0
+    sys.stderr.write(f"{ended.code}\n")
+    return 1
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.joining import steward_node_config
+from client.site_places import SitePlaces
 from common.errors import ConfigError
 from common.units import (
     WITHOUT_CAPABILITIES,
@@ -26,6 +26,7 @@ from common.units import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from client.site import SiteConfig
     from client.site_layout import SiteLayout
@@ -60,14 +61,22 @@ class SiteServices:
         """Refuse what cannot run as two services.
 
         Raises:
-            ConfigError: No group, a key in a session's keyring, or something in a home directory.
+            ConfigError: No group, a key in a session's keyring, something in a home directory, or or a place that is
+                too wide to be hidden or written to.
 
         """
         if not self.site.service.group:
             raise ConfigError('service.group: wanted a group of both users for socket and token, as group = "darkroom"')
         if self.site.vault.keyring is not None:
             raise ConfigError("vault.keyring: a service has no session with a keyring; use a key or passphrase file")
-        check_places((self.layout.root, Path(self.site.base), self.installation.programs, self.installation.prefix))
+        programs = (self.installation.programs, self.installation.prefix)
+        check_places((*self.places.all(), *programs))
+        self.places.check(programs)
+
+    @property
+    def places(self) -> SitePlaces:
+        """Where its things lie."""
+        return SitePlaces(self.layout, self.site)
 
     def units(self) -> tuple[Unit, Unit]:
         """Steward, then SuperNode."""
@@ -89,7 +98,8 @@ class SiteServices:
 
     def _steward_settings(self) -> Iterator[Setting]:
         yield from self._shared_settings()
-        yield "ReadWritePaths", path_value(self.layout.root)
+        for path in self.places.written():
+            yield "ReadWritePaths", path_value(path)
         yield "InaccessiblePaths", f"-{path_value(self.layout.supernode)}"
         if self.site.vault.passphrase_env is not None:
             yield "EnvironmentFile", ENVIRONMENT_FILE
@@ -127,16 +137,11 @@ class SiteServices:
     def _supernode_settings(self) -> Iterator[Setting]:
         yield from self._shared_settings()
         yield "ReadWritePaths", path_value(self.layout.supernode_log.parent)
-        for path in self._steward_things():
+        for path in self.places.secrets():
             yield "InaccessiblePaths", f"-{path_value(path)}"
         yield "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"
         yield WITHOUT_DEVICES
         yield WITHOUT_NEW_CODE
-
-    def _steward_things(self) -> Iterator[str]:
-        site, vault = self.site, self.site.vault
-        yield from (site.identity, site.policy, site.ledger, site.audit_log, site.approvals, vault.directory, site.base)
-        yield from (path for path in (vault.key_file, vault.passphrase_file) if path is not None)
 
     def _shared_settings(self) -> Iterator[Setting]:
         yield "WorkingDirectory", escaped(str(self.layout.root))
@@ -145,31 +150,52 @@ class SiteServices:
 
     def steps(self, *, units: Path, join_file: Path, bundle: Path) -> Iterator[str]:
         """Commands for root, which put the units in place; each safe to run again."""
-        layout, users, group = self.layout, self.users, self.site.service.group
-        root, run = shlex.quote(str(layout.root)), shlex.quote(str(layout.run))
-        token, folder = shlex.quote(self.site.service.token), shlex.quote(str(layout.supernode))
+        users, group = self.users, self.site.service.group
         yield f"getent group {group} || groupadd --system {group}"
         for user in (users.steward, users.supernode):
             yield (
                 f"id {user} || useradd --system --user-group --groups {group} --no-create-home "
                 f"--home-dir / --shell /usr/sbin/nologin {user}"
             )
-        yield f"chown -R {users.steward}: {root}"
-        yield f"chgrp {group} {root} {run} {token}; chmod 710 {root} {run}; chmod 640 {token}"
-        # root's own, so that the SuperNode's user puts no other program or home for Flower in their place
-        yield f"chown -R root:{users.supernode} {folder}; chmod 750 {folder}"
-        logs, key = (shlex.quote(str(path)) for path in (layout.supernode_log.parent, layout.node_key_file))
-        yield f"install -d -o {users.supernode} -g {users.supernode} -m 700 {logs}; chown {users.supernode}: {key}"
-        for given, name in ((join_file, _JOIN_FILE), (bundle, _BUNDLE)):
-            target = shlex.quote(str(layout.supernode / name))
-            yield f"install -m 640 -g {users.supernode} {shlex.quote(str(given))} {target}"
-        program = shlex.quote(self.installation.program("darkroom-client"))
-        # as root: the SuperNode's user cannot give itself the right to write bundles
-        yield (
-            f"{program} install {shlex.quote(str(layout.supernode / _JOIN_FILE))} --bundle "
-            f"{shlex.quote(str(layout.supernode / _BUNDLE))} --fingerprint {shlex.quote(self.fingerprint)} "
-            f"--directory {root}"
-        )
-        yield f"cp {shlex.quote(str(units))}/darkroom-*.service /etc/systemd/system/"
+        yield from self._give_to_steward()
+        yield from self._give_to_supernode(join_file, bundle)
+        yield f"cp {_quoted(units)}/darkroom-*.service /etc/systemd/system/"
         yield "systemctl daemon-reload"
         yield "systemctl enable --now darkroom-steward darkroom-supernode"
+
+    def _give_to_steward(self) -> Iterator[str]:
+        places, user, group = self.places, self.users.steward, self.site.service.group
+        yield f"chown -R {user}: {_quoted(self.layout.root)}"
+        for path in filter(places.is_outside, places.folders()):
+            yield f"install -d -m 700 {_quoted(path)}; chown -R {user}: {_quoted(path)}"
+        token = places.token
+        for path in filter(places.is_outside, (*places.files(), token)):
+            yield f"chown -h {user}: {_quoted(path)}"
+        # neither given to it nor closed to others, who may have things there
+        for path in (each for each in places.written()[1:] if each not in places.folders()):
+            words = _quoted(f"{path}: {user} has to be able to make files here")
+            yield f"runuser -u {user} -- test -w {_quoted(path)} || echo {words} >&2"
+        folders = " ".join(_quoted(path) for path in places.doors())
+        yield f"chgrp {group} {folders} {_quoted(token)}; chmod 710 {folders}; chmod 640 {_quoted(token)}"
+
+    def _give_to_supernode(self, join_file: Path, bundle: Path) -> Iterator[str]:
+        layout, user = self.layout, self.users.supernode
+        folder, logs = _quoted(layout.supernode), _quoted(layout.supernode_log.parent)
+        # root's own, so that the SuperNode's user puts no other program or home for Flower in their place
+        owned = f"chown -R root:{user} {folder}; chmod -R go-w {folder}; chmod 750 {folder}"
+        # without the links that it may have left, so that root changes nothing through one
+        yield f"{owned}; find {folder} -type l -delete"
+        yield f"install -d -m 700 {logs}; chown -R {user}: {logs} {_quoted(layout.node_key_file)}"
+        for given, name in ((join_file, _JOIN_FILE), (bundle, _BUNDLE)):
+            yield f"install -T -m 640 -g {user} {_quoted(given)} {_quoted(layout.supernode / name)}"
+        program = _quoted(self.installation.program("darkroom-client"))
+        # as root: the SuperNode's user cannot give itself the right to write bundles
+        yield (
+            f"{program} install {_quoted(layout.supernode / _JOIN_FILE)} --bundle "
+            f"{_quoted(layout.supernode / _BUNDLE)} --fingerprint {_quoted(self.fingerprint)} "
+            f"--directory {_quoted(layout.root)}"
+        )
+
+
+def _quoted(text: str | Path) -> str:
+    return shlex.quote(str(text))

@@ -15,6 +15,7 @@ from common.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from client.site import VaultConfig
+    from client.site_vault import HeldVault
     from client.vault.store import Vault
     from common.adapter.model import BaseModel
     from common.audit_log import AuditLog
@@ -32,7 +33,7 @@ class VaultRecords:
 
     """
 
-    config: VaultConfig
+    config: VaultConfig | HeldVault
     population: str
     audit: AuditLog
 

@@ -43,7 +43,7 @@ def check_server_certificate(chain: bytes, *, authority: bytes, hosts: Sequence[
         _check_dates(checked, name, now)
     store = verification.Store([issuer])
     for host in hosts:
-        verifier = verification.PolicyBuilder().store(store).time(now).build_server_verifier(_subject(host))
+        verifier = _verifier(verification.PolicyBuilder().store(store).time(now), host)
         try:
             verifier.verify(served, between)
         except verification.VerificationError as error:
@@ -99,6 +99,13 @@ def _names(certificate: x509.Certificate) -> set[str]:
         return set()
     addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
     return addresses | set(names.get_values_for_type(x509.DNSName))
+
+
+def _verifier(policy: verification.PolicyBuilder, host: str) -> verification.ServerVerifier:
+    try:
+        return policy.build_server_verifier(_subject(host))
+    except ValueError as error:
+        raise ProvisioningError(f"{host!r}: no name or address that a server certificate can be for") from error
 
 
 def _subject(host: str) -> verification.Subject:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,30 @@ _PR_SET_PDEATHSIG: Final = 1
 """``prctl(2)``: the signal that this process gets when the thread that started it ends."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _log = logging.getLogger(__name__)
+Inherited = Literal["everything", "ordinary"]
+"""Which of this process's variables a new process gets."""
+_ORDINARY: Final = frozenset(
+    (
+        *("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    )
+)
+_ORDINARY_LOWER: Final = frozenset(
+    ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy"),
+)
+"""In either case."""
+
+
+def ordinary_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What any program needs of an environment; a secret has no place under these names.
+
+    A passphrase in a variable must not reach a process that runs somebody else's code.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _ORDINARY or name.startswith("LC_") or name.lower() in _ORDINARY_LOWER
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +63,10 @@ class Command:
     name: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
-    """Added to this process's own."""
+    """Added to what it inherits."""
     log: Path
+    inherits: Inherited = "everything"
+    """Of this process's own environment: "ordinary" for whoever runs code of others."""
     insists: bool = False
     """Whether a second SIGINT has it end at once where the first has it wait for its clients, as uvicorn does."""
 
@@ -157,10 +183,11 @@ def _end_with(supervisor: int) -> Callable[[], None] | None:
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
     command.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    inherited = ordinary_environment(os.environ) if command.inherits == "ordinary" else os.environ
     with command.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own programs; no shell
             command.arguments,
-            env={**os.environ, **command.environment},
+            env={**inherited, **command.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -12,8 +12,10 @@ import typer
 
 from client.handshake import check_clock, shake_hands
 from client.joining import SuperNode, request_to_join, steward_node_config
+from client.safe_folder import refuse_others_folder
 from client.site import read_limits, read_site
 from client.site_layout import SiteLayout
+from client.site_vault import forget_passphrase
 from common.errors import ProvisioningError
 from common.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.provisioning import JoinFile
@@ -29,8 +31,18 @@ def request(
     contact: Annotated[str, typer.Option(help="Whom the coordinator telephones.")],
     directory: Directory = Path("site"),
 ) -> None:
-    """Make this site's keys, if they are missing, and write the request file for the coordinator."""
-    made, path = request_to_join(SiteLayout(directory), name=name, contact=contact)
+    """Write the request file for the coordinator, and make the key of the site's connection if it is missing."""
+    layout = SiteLayout(directory)
+    if not layout.site_file.exists():
+        # it would make an identity here, and init refuses a folder that has one
+        raise ProvisioningError(
+            f"{directory}: no site's folder, for it has no {layout.site_file.name}; first run: "
+            f"darkroom-client init {directory} --name {name}"
+        )
+    site = read_site(layout.site_file)
+    if name != site.name:
+        raise ProvisioningError(f"--name: {layout.site_file} says that this is {site.name}; got {name}")
+    made, path = request_to_join(layout, name=name, contact=contact, identity_file=Path(site.identity))
     typer.echo(f"wrote {path}; send it to the coordinator. It holds nothing secret")
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
 
@@ -42,8 +54,10 @@ def install(
     directory: Directory = Path("site"),
 ) -> None:
     """Install the bundle read-only and start nothing; as root, so that the SuperNode's user cannot undo it."""
-    supernode = SuperNode(SiteLayout(directory.resolve()))
+    layout = SiteLayout(directory.resolve())
+    supernode = SuperNode(layout)
     joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    refuse_others_folder(layout.supernode)
     supernode.install(joined, bundle)
     typer.echo(f"installed {joined.bundle} for {joined.site}; nothing else runs there")
 
@@ -68,10 +82,13 @@ def join(
             "would run; use another user, or in a container of its own --allow-root"
         )
     layout = SiteLayout(directory.resolve())
+    if os.access(layout.site_file, os.R_OK):
+        # the coordinator's code is started from here
+        forget_passphrase(read_site(layout.site_file).vault)
     node_config = steward or steward_node_config(read_site(layout.site_file))
     supernode = SuperNode(layout)
     joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
-    _check_coordinator(joined, read_limits(layout.site_file))
+    _check_coordinator(joined, *read_limits(layout.site_file))
     if not supernode.is_installed(joined):
         supernode.install(joined, bundle)
     end_in_order()
@@ -82,7 +99,7 @@ def join(
             time.sleep(1)
 
 
-def _check_coordinator(joined: JoinFile, limits: PreflightLimits) -> None:
+def _check_coordinator(joined: JoinFile, limits: PreflightLimits, whose: str) -> None:
     """Refuse what would fail later without a clear word; a coordinator that is only away is waited for."""
     try:
         check_clock(shake_hands(joined.address, joined.authority), limits)
@@ -90,6 +107,6 @@ def _check_coordinator(joined: JoinFile, limits: PreflightLimits) -> None:
         _log.warning("%s; the SuperNode goes on trying", error)
     except NotAsWanted as error:
         raise ProvisioningError(
-            f"the clocks differ too much: {error}; this site allows {limits.clock_skew_seconds:g} s. Set the clock by "
-            "NTP, or raise preflight.clock_skew_seconds in site.toml"
+            f"the clocks differ too much: {error}; at most {limits.clock_skew_seconds:g} s are allowed, {whose}. Set "
+            "the clock by NTP, or have the coordinator do so"
         ) from error

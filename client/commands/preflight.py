@@ -44,16 +44,15 @@ def _checks(
 ) -> Iterator[Check]:
     from client.joining import SuperNode
     from client.preflight import Joining, connection_checks, steward_checks
-    from client.site import read_site
+    from client.site import read_limits, read_site
     from client.site_layout import SiteLayout
-    from common.preflight import PreflightLimits
 
     layout = SiteLayout(directory)
-    limits = PreflightLimits()
     if not only:
-        site = read_site(layout.site_file)
-        limits = site.preflight
-        yield from steward_checks(site)
+        yield from steward_checks(read_site(layout.site_file))
+    limits, whose = read_limits(layout.site_file)
+    if only:
+        typer.echo(f"limits of clock, disk and certificate: {whose}", err=True)
     if join_file is not None and bundle is not None and fingerprint is not None:
         join = SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)
         yield from connection_checks(Joining(layout=layout, join=join, bundle=bundle, port=port, limits=limits))

@@ -47,16 +47,24 @@ def certificates(folder: Path, *, issued: dt.timedelta = -DAY, host: str = "127.
 
 @contextlib.contextmanager
 def listening(
-    shown: Certificates | None, *, ahead: float = 0.0, status: int = 200, asked: list[str] | None = None
+    shown: Certificates | None,
+    *,
+    ahead: float = 0.0,
+    status: int = 200,
+    asked: list[str] | None = None,
+    date: str | None = None,
 ) -> Iterator[str]:
-    """``host:port``; without certificates it speaks plain HTTP. Whatever is asked for is added to the list."""
+    """``host:port``; without certificates it speaks plain HTTP. Whatever is asked for is added to the list.
+
+    A ``date`` is sent as it stands, where ``ahead`` has no say.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if asked is not None:
                 asked.append(self.path)
             self.send_response_only(status)
-            self.send_header("Date", email.utils.formatdate(time.time() + ahead, usegmt=True))
+            self.send_header("Date", date or email.utils.formatdate(time.time() + ahead, usegmt=True))
             self.send_header("Content-Length", "0")
             self.end_headers()
 

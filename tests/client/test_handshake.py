@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import socket
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,3 +111,55 @@ def test_nobody_there_is_another_kind_of_trouble_because_it_may_pass(good: Certi
         pass
     with pytest.raises(Unreachable, match="cannot be reached"):
         shake_hands(address, good.authority)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("a..b:443", ".:443", f"{'x' * 64}.example:443", "[::::]:443", "[1.2.3.4]:443", "[]:443", ":443"),
+        *("host.example:0", "host.example:65536", "host.example:99999", "host.example", "host.example:443\n"),
+    ],
+)
+def test_an_address_that_cannot_be(good: Certificates, address: str) -> None:
+    with pytest.raises(ProvisioningError, match="no address that can be connected to") as told:
+        shake_hands(address, good.authority)
+    assert not isinstance(told.value, Unreachable)  # it would be tried for ever
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://me:words@proxy:1080", "ftp://me:words@proxy:21", "http://me:words@proxy:x"]
+)
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_that_cannot_be_used(
+    good: Certificates, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(ProvisioningError, match="names a proxy that cannot be used") as told:
+        shake_hands("host.example:443", good.authority)
+    assert "words" not in str(told.value)
+
+
+@pytest.mark.parametrize("more", ["AAAA", "%"])
+def test_an_authority_with_something_else_behind_it(good: Certificates, more: str) -> None:
+    broken = f"{good.authority}-----BEGIN CERTIFICATE-----\n{more}\n-----END CERTIFICATE-----\n"
+    with listening(good) as address, pytest.raises(ProvisioningError, match="authority: wanted certificates"):
+        shake_hands(address, broken)
+
+
+@pytest.mark.parametrize("date", ["today", "Sat, 99 Foo 2030 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -9959"])
+def test_a_date_that_is_none(good: Certificates, date: str) -> None:
+    with listening(good, date=date) as address, pytest.raises(ProvisioningError, match="without a date"):
+        shake_hands(address, good.authority)
+
+
+def test_a_date_without_a_zone_is_utc(good: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        now = dt.datetime.now(dt.UTC)
+        with listening(good, date=f"{now:%a, %d %b %Y %H:%M:%S} -0000") as address:
+            assert abs(shake_hands(address, good.authority).skew) < 5
+    finally:
+        monkeypatch.undo()
+        time.tzset()

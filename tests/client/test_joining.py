@@ -1,18 +1,14 @@
-"""What a site adds to its environment, and the name under which Flower takes a bundle."""
+"""What a site adds to its environment, and what it takes for an installation."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from client import joining
-from client.joining import SuperNode, bundle_file_name, proxy_exceptions
+from client.joining import SuperNode, proxy_exceptions
 from client.site_layout import SiteLayout
-from common.errors import ProvisioningError
 from common.provisioning import JoinFile
 
 if TYPE_CHECKING:
@@ -24,29 +20,6 @@ def test_a_site_s_own_exceptions_from_the_proxy_stay() -> None:
     assert found["NO_PROXY"] == "intra.example,10.0.0.0/8,localhost,127.0.0.1"
     assert found["no_proxy"] == found["NO_PROXY"]
     assert proxy_exceptions({})["NO_PROXY"] == "127.0.0.1,localhost"
-
-
-def bundle(project: str) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("pyproject.toml", project)
-    return stream.getvalue()
-
-
-def test_a_bundle_is_named_by_publisher_app_version_and_digest() -> None:
-    content = bundle('[project]\nname="app"\nversion="1.2.0"\n[tool.flwr.app]\npublisher="us"')
-    assert bundle_file_name(content) == f"us.app.1-2-0.{hashlib.sha256(content).hexdigest()[:8]}.fab"
-
-
-def test_a_name_in_a_bundle_leads_to_no_other_folder() -> None:
-    content = bundle('[project]\nname="app"\nversion="1"\n[tool.flwr.app]\npublisher="../../us"')
-    assert "/" not in bundle_file_name(content)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", bundle("= ="), bundle("[project]\nname='a'")])
-def test_what_is_no_bundle_is_refused(content: bytes) -> None:
-    with pytest.raises(ProvisioningError, match="not an app bundle"):
-        bundle_file_name(content)
 
 
 JOIN = JoinFile(
@@ -71,6 +44,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperNode:
         path = layout.supernode / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    app = layout.flower_home / "apps" / "us.app.1.33333333"
+    app.mkdir(parents=True)
+    (app / "pyproject.toml").write_text("")
     monkeypatch.setattr("client.joining.os.access", lambda *_: False)
     return SuperNode(layout)
 
@@ -84,8 +60,22 @@ def test_anything_else_than_the_join_files_is_installed_anew(installed: SuperNod
     path = installed.site.supernode / name
     path.write_text("other")
     assert not installed.is_installed(JOIN)
+    path.write_bytes(b"\xff\xfe")
+    assert not installed.is_installed(JOIN)
     path.unlink()
     assert not installed.is_installed(JOIN)
+
+
+def test_a_bundle_that_is_gone_or_is_led_elsewhere_is_installed_anew(installed: SuperNode) -> None:
+    apps = installed.site.flower_home / "apps"
+    for name in ("us.app.1.33333333", "."):
+        (apps / name).rename(apps.parent / "elsewhere")
+        assert not installed.is_installed(JOIN)
+        (apps / name).symlink_to(apps.parent / "elsewhere")
+        assert not installed.is_installed(JOIN)
+        (apps / name).unlink()
+        (apps.parent / "elsewhere").rename(apps / name)
+    assert installed.is_installed(JOIN)
 
 
 def test_a_folder_of_bundles_that_its_user_can_write_to_is_made_anew(
@@ -99,3 +89,7 @@ def test_our_gate_comes_before_flowers_own_program(installed: SuperNode) -> None
     first = installed.environment()["PATH"].split(":")[0]
     assert first == str(installed.site.supernode / "bin")
     assert "bundle_gate.py" in (installed.site.supernode / "bin" / "flwr-clientapp").read_text()
+
+
+def test_what_the_coordinator_sends_runs_without_this_processes_secrets(installed: SuperNode) -> None:
+    assert installed.command(JOIN, port=9094, node_config="").inherits == "ordinary"

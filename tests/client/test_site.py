@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -22,11 +24,13 @@ from client.open_site import link_to_steward, open_site
 from client.site import read_site
 from client.site_directory import make_site, site_steps
 from client.site_status import site_status
-from client.site_vault import today
+from client.site_vault import open_vault, today
 from common.adapter.model import Family
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
+from common.identity_file import read_identity_file
 from common.messages import Refusal, RefusalCode, decode_reply
+from common.provisioning import parse_request
 from common.secagg.messages import Step
 from simulations.tiny import write_tiny_base
 from tests.client.test_policy import COORDINATOR, TOML
@@ -69,6 +73,94 @@ def test_one_thing_that_is_there_already_keeps_all_from_being_made(tmp_path: Pat
     with pytest.raises(ConfigError, match="ledger"):
         make_site(tmp_path, "st-vincent")
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def test_a_site_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for step in make_site(tmp_path, "st-vincent"):
+        assert step.path.exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    open_vault(read_site(tmp_path / "site.toml").vault).close()
+
+
+@pytest.mark.parametrize("place", ["new", "there"])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_site_that_could_not_be_finished_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: BaseException
+) -> None:
+    folder = tmp_path / place
+    (tmp_path / "there").mkdir()
+    for last in ("create_token_file", "_make_vault", "_move_into" if place == "there" else "Vault.create"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"client.site_directory.{last}", Mock(side_effect=fault))
+            with pytest.raises((ConfigError, KeyboardInterrupt)) as told:
+                make_site(folder, "st-vincent")
+        assert isinstance(told.value, KeyboardInterrupt) or "No space left" in str(told.value)
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    make_site(folder, "st-vincent")
+    open_vault(read_site(folder / "site.toml").vault).close()
+
+
+def test_a_move_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if len(moved) == 4:
+            moved.append("")
+            raise OSError(errno.ENOSPC, "No space left")
+        moved.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        make_site(tmp_path, "st-vincent")
+    assert len(moved) == 9
+    assert "site.toml" not in moved
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_init_leaves_is_in_nobodys_way(tmp_path: Path) -> None:
+    code = """
+import os
+from pathlib import Path
+from client import site_directory
+site_directory.create_token_file = lambda _: os._exit(9)
+site_directory.make_site(Path("site"), "st-vincent")
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False).returncode == 9
+    make_site(tmp_path / "site", "st-vincent")
+    open_vault(read_site(tmp_path / "site" / "site.toml").vault).close()
+
+
+def request(folder: Path, name: str) -> Any:
+    return CliRunner().invoke(app, ["request", "--name", name, "--contact", "x", "--directory", str(folder)])
+
+
+def test_a_request_is_made_in_a_sites_own_folder_and_name(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    assert "first run: darkroom-client init" in str(request(folder, "st-vincent").exception)
+    assert not folder.exists()
+    make_site(folder, "st-vincent")
+    before = set(folder.rglob("*"))
+    assert "says that this is st-vincent; got ash" in str(request(folder, "ash").exception)
+    assert set(folder.rglob("*")) == before
+    assert request(folder, "st-vincent").exit_code == 0
+    asked = parse_request((folder / "st-vincent.request").read_bytes(), source="request")
+    assert asked.identity == read_identity_file(folder / "identity.key").public.hex()
+
+
+def test_a_request_names_the_identity_that_the_settings_name(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    make_site(folder, "st-vincent")
+    kept = (folder / "identity.key").rename(tmp_path / "kept.key")
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text().replace('"identity.key"', f'"{kept}"'))
+    assert request(folder, "st-vincent").exit_code == 0
+    asked = parse_request((folder / "st-vincent.request").read_bytes(), source="request")
+    assert asked.identity == read_identity_file(kept).public.hex()
+    assert not (folder / "identity.key").exists()
 
 
 def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:

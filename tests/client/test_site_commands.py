@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
+from client.compose import compose_steward
 from client.memory import MIB, check_memory
+from client.open_site import open_site
 from client.site import read_site
 from client.site_directory import make_site
-from client.site_vault import open_vault
+from client.site_vault import hold_vault, open_vault
 from client.training_room import TrainingRoom
 from client.vault.errors import WrongMasterKey
 from common.adapter.model import Family, open_base
-from common.errors import NotEnoughMemory
+from common.errors import ConfigError, NotEnoughMemory
 from common.manifest import open_manifest
 from simulations.tiny import write_tiny_base
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites
@@ -114,6 +117,25 @@ def test_init_locks_the_vault_by_a_passphrase(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("VAULT_WORDS", "seven other words on paper")
     with pytest.raises(WrongMasterKey):
         open_vault(read_site(folder / "site.toml").vault)
+
+
+def test_a_steward_keeps_its_passphrase_out_of_its_environment_and_opens_its_vault_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+    assert init(tmp_path / "site", "--passphrase-env", "VAULT_WORDS").exit_code == 0
+    site = tmp_path / "site" / "site.toml"
+    write_tiny_base(tmp_path / "site" / "base", Family.SD1)
+    compose_steward(open_site(site))
+    assert "VAULT_WORDS" not in os.environ
+    monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+    held = hold_vault(read_site(site).vault)
+    assert "VAULT_WORDS" not in os.environ
+    assert "seven" not in repr(held)
+    for _ in range(2):
+        open_vault(held).close()
+    with pytest.raises(ConfigError, match="VAULT_WORDS"):
+        open_vault(read_site(site).vault)
 
 
 def test_init_takes_one_key(tmp_path: Path) -> None:

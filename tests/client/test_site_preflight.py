@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -255,9 +256,50 @@ def test_join_refuses_a_clock_that_is_off(folder: Path, shown: Certificates, ahe
     assert not (folder / "supernode" / "flower").exists()  # nothing was installed
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_whose_limits_were_used_is_told(
+    folder: Path, shown: Certificates, monkeypatch: pytest.MonkeyPatch, *, readable: bool
+) -> None:
+    _edit("site.toml", "[vault]", "[preflight]\nclock_skew_seconds = 60\n\n[vault]")(folder)
+    monkeypatch.setattr("client.site.os", SimpleNamespace(access=lambda *_: readable, R_OK=os.R_OK))
+    told = r"at most 60 s are allowed, as \[preflight\] in .*site.toml says"
+    if not readable:
+        told = "at most 30 s are allowed, the default, for this user cannot read .*site.toml"
+    with listening(shown, ahead=120) as address:
+        joining = _joining(folder, address, shown)
+        done = CliRunner().invoke(app, [*join_words(folder, joining), "--steward", "x"])
+        assert re.search(told, str(done.exception))
+        words = ["preflight", *join_words(folder, joining)[1:-1], "--connection-only", "--join-file"]
+        looked = CliRunner().invoke(app, [*words[:1], *words[2:], words[1]])
+    assert ("as [preflight] in" in looked.output) == readable
+    assert ("the default, for this user cannot read" in looked.output) != readable
+    assert f"within {60 if readable else 30}" in " ".join(looked.output.split())
+
+
 def test_join_refuses_a_certificate_that_has_expired(folder: Path, tmp_path: Path) -> None:
     old = certificates(tmp_path / "old", issued=-400 * DAY)
     with listening(old) as address:
         done = CliRunner().invoke(app, join_words(folder, _joining(folder, address, old)))
     assert "has expired" in str(done.exception)
     assert not (folder / "supernode" / "flower").exists()
+
+
+def test_join_forgets_the_vaults_passphrase_before_it_starts_anything(
+    folder: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit("site.toml", 'key_file = "vault.key"', 'passphrase_env = "VAULT_WORDS"')(folder)
+    monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+    monkeypatch.setattr("client.joining.SuperNode.is_installed", lambda *_: True)
+    seen: list[str | None] = []
+
+    class Watched:
+        def __init__(self, *_: object) -> None:
+            seen.append(os.environ.get("VAULT_WORDS"))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.commands.joining.Supervisor", Watched)
+    monkeypatch.setattr("client.commands.joining.end_in_order", lambda: None)
+    for more in ([], ["--steward", "elsewhere"]):
+        monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
+        CliRunner().invoke(app, [*join_words(folder, sent.joining), *more])
+    assert seen == [None, None]

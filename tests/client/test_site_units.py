@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ def site_config(root: str = "/srv/darkroom/ash", **changes: Any) -> SiteConfig:
         ledger=f"{root}/ledger.sqlite",
         audit_log=f"{root}/audit.log",
         approvals=f"{root}/approvals",
+        releases=f"{root}/releases",
         device="cpu",
         vault=VaultConfig(directory=f"{root}/vault", key_file=f"{root}/vault.key"),
         service=ServiceConfig(socket=f"{root}/run/steward.sock", token=f"{root}/run/token", group="darkroom"),
@@ -100,10 +104,109 @@ def test_torch_alone_may_make_new_code(tmp_path: Path) -> None:
 
 def test_the_supernode_does_not_see_what_is_the_stewards(tmp_path: Path) -> None:
     found, root = settings(tmp_path, 1), "/srv/darkroom/ash"
-    names = ("identity.key", "policy.toml", "ledger.sqlite", "audit.log", "approvals", "vault", "vault.key")
+    names = ("site.toml", "identity.key", "policy.toml", "audit.log", "approvals", "releases", "vault", "vault.key")
+    names += ("receipts", *(f"ledger.sqlite{end}" for end in ("", "-wal", "-shm", "-journal")))
     assert set(found["InaccessiblePaths"]) == {f"-{root}/{name}" for name in names} | {"-/srv/base"}
     assert found["ReadWritePaths"] == [f"{root}/supernode/logs"]
     assert settings(tmp_path, 0)["InaccessiblePaths"] == [f"-{root}/supernode"]
+
+
+ELSEWHERE = {"ledger": "/data/books/ledger.sqlite", "audit_log": "/data/log/audit.log", "approvals": "/data/approvals"}
+
+
+def elsewhere() -> SiteConfig:
+    """Nearly all of it outside the site's folder."""
+    vault = VaultConfig(directory="/data/vault", passphrase_file="/keys/words")  # noqa: S106 - a path
+    tcp = TcpConfig(address="10.0.0.5:9443", certificate="/tls/c", key="/tls/k", client_authority="/tls/a")
+    service = ServiceConfig(socket="/data/run/s.sock", token="/data/token/t", group="darkroom", tcp=tcp)  # noqa: S106
+    return site_config(vault=vault, service=service, identity="/keys/identity", releases="/data/releases", **ELSEWHERE)
+
+
+def test_what_lies_outside_the_sites_folder_is_written_by_the_steward_and_hidden_from_the_supernode(
+    tmp_path: Path,
+) -> None:
+    site = elsewhere()
+    assert settings(tmp_path, 0, site)["ReadWritePaths"] == [
+        *("/srv/darkroom/ash", "/data/vault", "/data/approvals", "/data/releases"),
+        *("/data/books", "/data/log", "/data/run"),
+    ]
+    hidden = settings(tmp_path, 1, site)["InaccessiblePaths"]
+    secrets = ("/keys/identity", "/keys/words", "/tls/k", "/data/vault", "/data/receipts", "/data/releases")
+    assert {f"-{path}" for path in (*secrets, *ELSEWHERE.values(), "/data/books/ledger.sqlite-wal")} <= set(hidden)
+    assert "-/srv/darkroom/ash/site.toml" in hidden
+
+
+def test_what_lies_outside_the_sites_folder_is_given_to_the_steward(tmp_path: Path) -> None:
+    steps = list(services(tmp_path, elsewhere()).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    for path in ("/data/vault", "/data/approvals", "/data/releases"):
+        assert f"install -d -m 700 {path}; chown -R darkroom-steward: {path}" in steps
+    for path in ("/keys/identity", "/keys/words", "/tls/k", "/data/token/t", *list(ELSEWHERE.values())[:2]):
+        assert f"chown -h darkroom-steward: {path}" in steps
+    (doors,) = (step for step in steps if step.startswith("chgrp"))
+    assert (
+        doors == "chgrp darkroom /srv/darkroom/ash /data/token/t; chmod 710 /srv/darkroom/ash; chmod 640 /data/token/t"
+    )
+    for path in ("/data/books", "/data/log", "/data/run"):  # which may be others', too
+        assert [step for step in steps if f" test -w {path} ||" in step]
+        assert not [step for step in steps if re.search(rf"ch(own|mod|grp).* {path}(;| |$)", step)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": "/home/me/identity"},
+        {"ledger": "/home/me/ledger"},
+        {"releases": "/root/releases"},
+        {"vault": VaultConfig(directory="/home/me/vault", key_file="/k")},
+        {"vault": VaultConfig(directory="/v", key_file="/home/me/k")},
+        {"vault": VaultConfig(directory="/v", passphrase_file="/home/me/w")},  # noqa: S106 - a path
+        {"service": ServiceConfig(socket="/run/user/1/s", token="/t", group="g")},  # noqa: S106 - a path
+        {
+            "service": ServiceConfig(
+                group="g", tcp=TcpConfig(address="a:1", certificate="/c", key="/home/me/k", client_authority="/a")
+            )
+        },
+    ],
+)
+def test_no_part_of_a_site_is_in_a_home_directory(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is in a home directory"):
+        services(tmp_path, site_config(**changes))
+
+
+def test_what_the_supernode_needs_is_not_in_what_is_hidden_from_it(tmp_path: Path) -> None:
+    for changes in ({"approvals": "/srv/darkroom/ash"}, {"releases": "/srv/darkroom/ash/run"}):
+        with pytest.raises(ConfigError, match="the SuperNode needs"):
+            services(tmp_path, site_config(**changes))
+
+
+def test_a_place_beside_the_sites_folder_is_outside_of_it(tmp_path: Path) -> None:
+    site = site_config(releases="/srv/darkroom/ash/../releases")
+    assert "/srv/darkroom/releases" in settings(tmp_path, 0, site)["ReadWritePaths"]
+    assert "-/srv/darkroom/releases" in settings(tmp_path, 1, site)["InaccessiblePaths"]
+
+
+@pytest.mark.parametrize("ledger", ["/ledger", "/usr/ledger", "/run/ledger", "{tmp_path}/ledger"])
+def test_a_steward_is_not_let_write_where_programs_are(tmp_path: Path, ledger: str) -> None:
+    with pytest.raises(ConfigError, match="folder of their own"):
+        services(tmp_path, site_config(ledger=ledger.format(tmp_path=tmp_path)))
+
+
+def test_root_takes_links_away_before_it_changes_anything_in_the_supernodes_folder(tmp_path: Path) -> None:
+    layout = SiteLayout(tmp_path / "site")
+    (layout.supernode / "flower").mkdir(parents=True)
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    for name in ("logs", "node.key", "flower/apps"):
+        (layout.supernode / name).symlink_to(victim)
+    steps = list(services(tmp_path, root=str(layout.root)).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    (take,) = (step for step in steps if step.startswith("chown -R root:"))
+    assert take.split("; ")[0].endswith("supernode")  # -R without -L or -H changes links themselves
+    subprocess.run(["sh", "-ec", take.split("; ", 1)[1]], check=True)
+    assert not [path for path in layout.supernode.rglob("*") if path.is_symlink()]
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o755
+    following = steps[steps.index(take) + 1 :]
+    assert following[0].startswith("install -d -m 700")
+    assert all("install -T " in step for step in following[1:3])  # -T: a folder there is no target to write into
 
 
 def test_a_passphrase_from_the_environment_comes_from_a_file_of_roots(tmp_path: Path) -> None:

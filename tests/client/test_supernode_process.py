@@ -12,7 +12,7 @@ from client.supernode_process import LOST
 
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = """
-import threading, time
+import sys, threading, time
 from client.supernode_process import run_to_the_end
 def supernode():
     threading.Thread(target=time.sleep, args=(600,)).start()
@@ -21,9 +21,8 @@ run_to_the_end(supernode)
 """
 
 
-@pytest.mark.parametrize("end", ["return", "raise OSError('cut')"])
-def test_no_thread_keeps_a_supernode_alive_that_has_given_up(end: str) -> None:
-    done = subprocess.run(
+def ended(end: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", LEFT_BEHIND.format(end=end)],
         cwd=ROOT,
         capture_output=True,
@@ -31,9 +30,23 @@ def test_no_thread_keeps_a_supernode_alive_that_has_given_up(end: str) -> None:
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize("end", ["return", "raise OSError('cut')", "raise KeyboardInterrupt('cut')"])
+def test_no_thread_keeps_a_supernode_alive_that_has_given_up(end: str) -> None:
+    done = ended(end)
     assert done.returncode == LOST
     assert "to be started again" in done.stderr
     assert ("cut" in done.stderr) == ("cut" in end)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [("sys.exit(0)", 0, ""), ("sys.exit()", 0, ""), ("sys.exit(1)", 1, ""), ("sys.exit('cut')", 1, "cut\n")],
+)
+def test_nor_one_that_exits_as_flower_does(end: str, code: int, words: str) -> None:
+    done = ended(f"print('last words'); {end}")
+    assert (done.returncode, done.stderr, done.stdout) == (code, words, "last words\n")
 
 
 def test_it_is_flowers_program_with_flowers_options() -> None:

@@ -129,3 +129,9 @@ def test_the_key_is_the_certificates_or_refused(tmp_path: Path) -> None:
     for name in ("locked", "missing"):
         with pytest.raises(ProvisioningError, match="without passphrase"):
             check_server_key(served, tmp_path / name)
+
+
+@pytest.mark.parametrize("host", ["a..b", "-", f"{'x' * 64}.example", "a b", "::::", ""])
+def test_what_is_no_host_is_told_and_not_thrown(host: str) -> None:
+    with pytest.raises(ProvisioningError, match="no name or address"):
+        check_server_certificate(ROOT.serve()[0], authority=pem(ROOT.certificate), hosts=[host], now=NOW)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.supervision import Command, Supervisor
+from common.supervision import Command, Supervisor, ordinary_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from common.supervision import Inherited
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
 PARENT = """
@@ -93,3 +96,28 @@ def test_only_who_wants_to_be_asked_twice_is_asked_twice(tmp_path: Path, *, insi
         pid = supervisor.alive()["stubborn"]
     assert is_gone(pid)
     assert log.read_text().count("interrupted") == (2 if insists else 1)
+
+
+@pytest.mark.parametrize("inherits", ["everything", "ordinary"])
+def test_who_runs_code_of_others_inherits_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherits: Inherited
+) -> None:
+    monkeypatch.setenv("VAULT_WORDS", "seven random words")
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    line = (sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)), flush=True)")
+    log = tmp_path / "log"
+    shown = Command(name="shown", arguments=line, environment={"GIVEN": "1"}, log=log, inherits=inherits)
+    with Supervisor([shown], stop_seconds=5):
+        while "\n" not in log.read_text():
+            time.sleep(0.02)
+    found = json.loads(log.read_text())
+    assert found["GIVEN"] == "1"
+    assert found["https_proxy"] == "http://proxy:3128"
+    assert found["PATH"] == os.environ["PATH"]
+    assert ("VAULT_WORDS" in found) == (inherits == "everything")
+
+
+def test_of_an_environment_what_any_program_needs_is_ordinary() -> None:
+    kept = dict.fromkeys(("HOME", "LC_ALL", "TZ", "NO_PROXY", "no_proxy", "ALL_PROXY", "SSL_CERT_FILE"), "x")
+    left = dict.fromkeys(("DARKROOM_PASSPHRASE", "path", "AWS_SECRET_ACCESS_KEY", "PROXY", "LD_PRELOAD"), "x")
+    assert ordinary_environment(kept | left) == kept
