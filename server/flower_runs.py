@@ -174,7 +174,7 @@ class FlowerRun:
     def number(self) -> str:
         """Flower's number of the last start; empty before."""
         try:
-            return self.files.flower_file.read_text()
+            return self.files.flower_file.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return ""
 
