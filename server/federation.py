@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 from dataclasses import dataclass
@@ -193,11 +195,41 @@ class FederationDirectory:
             ProvisioningError: A name, identity or node key is another site's, or was revoked.
 
         """
+        with self._alone():
+            self.write_roster(self._with(requests))
+        return tuple(self._write_join_file(request, bundle) for request in requests)
+
+    def check_requests(self, requests: Sequence[SiteRequest]) -> None:
+        """Refuse what :meth:`approve` would refuse; nothing is changed.
+
+        Raises:
+            ProvisioningError: A name, identity or node key is another site's, or was revoked.
+
+        """
+        self._with(requests)
+
+    def _with(self, requests: Sequence[SiteRequest]) -> Roster:
         roster = self.roster()
         for request in requests:
             roster = _with_site(roster, request)
-        self.write_roster(roster)
-        return tuple(self._write_join_file(request, bundle) for request in requests)
+        return roster
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Between reading and replacing the roster, so that no revocation in between is lost."""
+        with (self.root / "roster.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def sites_with_another_bundle(self, bundle: Digest) -> tuple[str, ...]:
+        """Approved sites whose join file names another bundle, or cannot be read; sorted."""
+        return tuple(site.name for site in self.roster().approved() if self._bundle_of(site.name) != bundle)
+
+    def _bundle_of(self, site: str) -> str:
+        try:
+            return self.join_file(site).bundle
+        except ProvisioningError:  # it has to be sent anew just the same
+            return ""
 
     def join_file(self, site: str) -> JoinFile:
         """What an approved site was sent.
@@ -216,11 +248,12 @@ class FederationDirectory:
             ProvisioningError: No such site.
 
         """
-        roster = self.roster()
-        if name not in {site.name for site in roster.site}:
-            raise ProvisioningError(f"{name}: not in {self.roster_file}")
-        sites = (msgspec.structs.replace(s, status="revoked") if s.name == name else s for s in roster.site)
-        self.write_roster(Roster(site=tuple(sites)))
+        with self._alone():
+            roster = self.roster()
+            if name not in {site.name for site in roster.site}:
+                raise ProvisioningError(f"{name}: not in {self.roster_file}")
+            sites = (msgspec.structs.replace(s, status="revoked") if s.name == name else s for s in roster.site)
+            self.write_roster(Roster(site=tuple(sites)))
 
     def _write_join_file(self, request: SiteRequest, bundle: Digest) -> Path:
         config, identity, versions = self.config(), self.identity(), package_versions()

@@ -15,6 +15,7 @@ from common.errors import ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
+from server.app_bundle import read_bundle
 from server.federation import FederationDirectory
 from server.federation_config import FederationConfig
 from server.server_files import ServerFiles, read_server_files
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from common.provisioning import SiteRequest
+    from server.app_bundle import AppBundle
     from server.launch import Launch
 
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
@@ -76,14 +79,35 @@ def approve(
 
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
+    app = read_bundle(bundle)
+    federation.check_requests(asked)
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
         if not yes and not typer.confirm("did the site read out the same digits by telephone?"):
             raise ProvisioningError(f"{request.name}: not approved; nothing was changed")
+    _tell_of_other_bundles(federation, app, asked, yes=yes)
     kept = KeptBundle(federation)
-    for path in federation.approve(asked, bundle=kept.keep(bundle.read_bytes())):
+    with kept.replacing(app):
+        written = federation.approve(asked, bundle=app.digest)
+    for path in written:
         typer.echo(f"wrote {path}; send it to the site together with {kept.file}")
     typer.echo(f"read out by telephone: coordinator {coordinator_fingerprint(federation.identity().public)}")
+
+
+def _tell_of_other_bundles(
+    federation: FederationDirectory, app: AppBundle, asked: Sequence[SiteRequest], *, yes: bool
+) -> None:
+    """A run's bundle is one: sites that hold another refuse its work until they were sent new join files."""
+    names = {request.name for request in asked}
+    others = [name for name in federation.sites_with_another_bundle(app.digest) if name not in names]
+    if not others:
+        return
+    typer.echo(
+        f"this is another bundle than the join files of {', '.join(others)} name. They can take part in no run until "
+        "you approve their requests again with this bundle, and they have installed it with their new join files"
+    )
+    if not yes and not typer.confirm("keep this bundle in place of the last one?"):
+        raise ProvisioningError("not approved; nothing was changed")
 
 
 def revoke(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from common.crypto import Identity
 from common.errors import ProvisioningError
 from common.provisioning import create_request
+from server.federation import FederationDirectory, Roster
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
 
 if TYPE_CHECKING:
@@ -66,3 +68,25 @@ def test_a_federation_is_not_made_over_another(tmp_path: Path) -> None:
     federation_on_disk(tmp_path / "coordinator")
     with pytest.raises(ProvisioningError, match="exists"):
         federation_on_disk(tmp_path / "coordinator")
+
+
+def test_a_revocation_while_another_site_is_approved_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the roster, change it and write it back."""
+    directory = federation_on_disk(tmp_path / "coordinator")
+    directory.approve([site_request(tmp_path, "aspen")], bundle=BUNDLE)
+    request, write, revoking = site_request(tmp_path, "birch"), FederationDirectory.write_roster, threading.Event()
+    other = threading.Thread(target=lambda: (revoking.set(), directory.revoke("aspen")))
+
+    def slow(federation: FederationDirectory, roster: Roster) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            revoking.wait()
+            other.join(0.5)  # it waits for us; without the lock it has read and written by now
+        write(federation, roster)
+
+    monkeypatch.setattr(FederationDirectory, "write_roster", slow)
+    directory.approve([request], bundle=BUNDLE)
+    other.join()
+    assert {site.name: site.status for site in directory.roster().site} == {"aspen": "revoked", "birch": "approved"}
