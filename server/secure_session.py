@@ -33,6 +33,7 @@ from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
 from server.absentees import LOST_SESSION, UNWELL, Absentees
 from server.errors import TooFewInstitutions
+from server.run_binding import MANIFEST, SESSION
 from server.secure_rounds import MaskedCollecting
 from server.transport import Failure
 from server.vectors import to_bytes
@@ -101,6 +102,7 @@ class SecureSession:
         self._directory = directory
         self._timeout_s = timeout_s
         self.manifest, digest = open_manifest(run.manifest)
+        self.digest = digest.hex()
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
@@ -245,7 +247,8 @@ class SecureSession:
             if not isinstance(reply, SessionReady):
                 self._absent.note(node, _reason(reply))
                 self._places.pop(node, None)
-        self._run.audit.append("session", {"epoch": opening.epoch, "institutions": len(self._places)})
+        said = {"epoch": opening.epoch, "institutions": len(self._places), MANIFEST: self.digest}
+        self._run.audit.append(SESSION, said)
         _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
 
     def _ask(
