@@ -19,8 +19,8 @@ from server.site_nodes import SiteNodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from server.federation import Roster
     from server.launch import Launch
+    from server.roster import Roster
 
 RETRY_SECONDS: Final = 5.0
 """Between two tries at a roster that Flower did not take."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from server.federation import Roster, Site
     from server.launch import Launch
+    from server.roster import Roster, Site
 
 _log = logging.getLogger(__name__)
 _BITS: Final = 64

@@ -15,9 +15,9 @@ from common.certificates import node_key_pem
 from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import launch as launch_module
-from server.federation import Roster
 from server.keeper import RETRY_SECONDS, RosterKeeper
 from server.launch import Launch
+from server.roster import Roster
 from server.site_nodes import SiteNodes, number_by_key
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
 
