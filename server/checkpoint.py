@@ -129,7 +129,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     header = {_DESCRIPTION: description.decode(), _DIGEST: _digest(description, arrays)}
     path = directory / f"round-{checkpoint.round:07d}.safetensors"
     write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
-    for old in checkpoint_files(directory)[:-KEPT]:
+    broken_off = directory.glob(".round-*.partial")  # by a crash: one process alone leads a run
+    for old in (*checkpoint_files(directory)[:-KEPT], *broken_off):
         old.unlink()
     return path
 

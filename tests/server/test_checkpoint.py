@@ -97,8 +97,10 @@ def test_a_cut_file_is_passed_over(tmp_path: Path, length: int) -> None:
 
 def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
-    (tmp_path / ".round-0000002.safetensors.partial").write_bytes(b"half")
+    (tmp_path / ".round-0000002.safetensors.0.partial").write_bytes(b"half")
     assert load_checkpoint(tmp_path).round == 1
+    save_checkpoint(tmp_path, checkpoint(2))
+    assert len(list(tmp_path.iterdir())) == 2  # what crashes leave does not fill the disk
 
 
 def test_all_damaged(tmp_path: Path) -> None:
