@@ -133,7 +133,7 @@ def read_spec(path: Path) -> AdapterSpec:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=AdapterSpec)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: wanted an adapter specification: {error}") from error
 
 

@@ -465,3 +465,12 @@ def test_a_run_does_not_begin_on_another_runs_log(tmp_path: Path) -> None:
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
     with pytest.raises(CheckpointError, match="is of a run with manifest 000"):
         run_deployed(ring.transport, context)
+
+
+@pytest.mark.parametrize("content", [b"-5", b"x", b"\xff", b""])
+def test_a_damaged_session_number_stops_the_run(tmp_path: Path, content: bytes) -> None:
+    """A smaller one than was used would have a session number used twice."""
+    ring = make_ring(tmp_path)
+    (tmp_path / "session.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"session\.json: cannot be read"):
+        ring.coordinator()
