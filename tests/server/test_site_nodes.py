@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from flwr.cli.supernode.register import try_load_public_key
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 
-from common.certificates import node_key_pem
 from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import launch as launch_module
@@ -46,12 +46,12 @@ class Flower:
             self.state.delete_node(OWNER, int(arguments[2]))
             return ""
         try:
-            return json.dumps({"node-id": str(self.register(Path(arguments[2]).read_text().strip()))})
+            return json.dumps({"node-id": str(self.register(Path(arguments[2])))})
         except ValueError as error:
             raise ProvisioningError(f"flwr supernode register: code 1: {error}") from error
 
-    def register(self, line: str) -> int:
-        return self.state.create_node(OWNER, OWNER, node_key_pem(line), 30.0)
+    def register(self, key: Path) -> int:
+        return self.state.create_node(OWNER, OWNER, try_load_public_key(key), 30.0)
 
     def statuses(self) -> list[str]:
         return sorted(str(node.status) for node in self.state.get_node_info())
@@ -143,7 +143,8 @@ def test_an_older_roster_shuts_nobody_out(launch: Launch, flower: Flower, caplog
 
 def test_one_sites_trouble_keeps_no_other_out(launch: Launch, flower: Flower, caplog: pytest.LogCaptureFixture) -> None:
     ash, _ = launch.directory.roster().site
-    number = flower.register(ash.node_key)
+    write_atomically(launch.node_file("ash", "pub"), ash.node_key.encode())
+    number = flower.register(launch.node_file("ash", "pub"))
     flower.state.delete_node(OWNER, number)
     nodes = SiteNodes(launch)
     for _ in range(2):
