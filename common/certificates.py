@@ -199,6 +199,18 @@ def check_node_key(line: str) -> None:
         raise ProvisioningError(f"{wanted}, and nothing after it")
 
 
+def node_key_pem(line: str) -> bytes:
+    """The same public key in the form in which Flower keeps it.
+
+    Raises:
+        ProvisioningError: Not a SuperNode's public line.
+
+    """
+    check_node_key(line)
+    public = serialization.load_ssh_public_key(line.encode())
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, *, now: dt.datetime, days: int
 ) -> x509.CertificateBuilder:

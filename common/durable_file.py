@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,17 +16,22 @@ _FOR_ALL: Final = 0o666
 def write_atomically(path: Path, data: bytes, *, mode: int = _FOR_ALL) -> None:
     """Replace the file's content so that a crash, or a power cut, leaves the old content or the new.
 
-    Nobody has more rights than ``mode`` at any moment in between.
+    Nobody has more rights than ``mode`` at any moment in between. Of several writers at once the last one's content
+    stays, whole. A crash may leave a file beside it whose name begins with a dot and ends in ``.partial``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)  # what a crash left may have other rights
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # a name of its own, and no file that is there already: another writer's must not be renamed half-written
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

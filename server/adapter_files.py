@@ -41,9 +41,9 @@ def write_adapter(files: RunFiles, base: Path, out: Path) -> int:
         ModelError: The base is not the run's.
 
     """
-    manifest, _ = files.signed()
+    manifest, digest = files.signed()
     checkpoint = load_checkpoint(files.directory / CHECKPOINTS)
-    checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest)
+    checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest, manifest=digest.hex())
     if checkpoint.round == 0:
         raise CheckpointError(f"{files.directory}: no round is finished yet, so there is nothing to write")
     save_released(manifest, checkpoint, base=base, out=out)

@@ -21,6 +21,7 @@ from server.checkpoint import checkpoint_files
 from server.coordinator import CHECKPOINTS, Coordinator
 from server.leadership import leading
 from server.patience import WaitsForInstitutions
+from server.run_binding import check_log_belongs
 from server.run_directory import LOG_FILE, RunDirectory
 from server.secure_session import SecureRun
 from server.transport import GridTransport, Transport
@@ -68,6 +69,7 @@ def run_deployed(transport: Transport, context: Context) -> None:
         ConfigError: A key is missing, or a file that it names cannot be used.
         ManifestError: The manifest is not signed, or not of this adapter.
         RunBusy: Another process leads it.
+        CheckpointError: The directory holds another run's log or checkpoints.
         RoundFailed: So many attempts at one round failed; it can be started again.
 
     """
@@ -117,9 +119,9 @@ def _secure_run(context: Context, directory: Path) -> SecureRun:
         raise ConfigError(f"{path}: the manifest cannot be read ({error.strerror})") from error
     identity = read_identity_file(_path(context, IDENTITY_KEY))
     directory.mkdir(parents=True, exist_ok=True)
-    return SecureRun(
-        manifest=manifest, identity=identity, audit=AuditLog(path=directory / AUDIT_FILE, identity=identity)
-    )
+    audit = AuditLog(path=directory / AUDIT_FILE, identity=identity)
+    check_log_belongs(directory / AUDIT_FILE, open_manifest(manifest)[1].hex())
+    return SecureRun(manifest=manifest, identity=identity, audit=audit)
 
 
 def read_spec(path: Path) -> AdapterSpec:
@@ -131,7 +133,7 @@ def read_spec(path: Path) -> AdapterSpec:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=AdapterSpec)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: wanted an adapter specification: {error}") from error
 
 

@@ -7,9 +7,10 @@ would cost twice and be counted once, and a resumed run would not know of the fi
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from common.durable_file import write_atomically
 from common.errors import CheckpointError, RoundFailed
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "attempts.json"
+_Round = Annotated[int, Meta(ge=1)]
+_Attempts = Annotated[int, Meta(ge=1)]
+"""A negative one would make room for more than the noise is sized for."""
 _log = logging.getLogger("server.coordinator")
 
 
@@ -74,10 +78,10 @@ class AttemptJournal:
 
     def _read(self) -> dict[int, int]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[int, int])
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[_Round, _Attempts])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{self._path}: cannot be read ({error}), so nobody knows what was asked already; restore it, or start "
                 "a new run in another directory"

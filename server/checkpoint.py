@@ -53,6 +53,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     round: int
     optimizer_steps: int
     spec_digest: str
+    manifest: str = ""
     config: dict[str, Any]
     versions: dict[str, str]
 
@@ -67,6 +68,8 @@ class Checkpoint:
     config: dict[str, Any]
     """The run configuration as it was at the time, by :func:`plain_values`."""
     spec_digest: str
+    manifest: str = ""
+    """Digest of the run's signed manifest, hex; empty in a run that has none."""
     average: Vector | None = None
     """float32[d]: moving average of the adapters, where the run keeps one."""
 
@@ -75,8 +78,8 @@ class Checkpoint:
         """What is released: the average where there is one."""
         return self.adapter if self.average is None else self.average
 
-    def check_belongs(self, config: RunConfig, *, spec_digest: str) -> None:
-        """Refuse to go on with another run's state.
+    def check_belongs(self, config: RunConfig, *, spec_digest: str, manifest: str) -> None:
+        """Refuse to go on with another run's state; ``manifest`` is its digest in hex, empty where the run has none.
 
         Raises:
             CheckpointError: Names every key that differs, beyond :data:`FREE_KEYS`, or says that the checkpoint is
@@ -88,6 +91,8 @@ class Checkpoint:
         differing = [line for path, line in found if path not in free]
         if self.spec_digest != spec_digest:
             differing.append(f"adapter spec: checkpoint {self.spec_digest}, this run {spec_digest}")
+        if self.manifest != manifest:
+            differing.append(f"manifest: checkpoint {self.manifest or 'none'}, this run {manifest or 'none'}")
         if differing:
             listed = "\n".join(f"  - {line}" for line in differing)
             raise CheckpointError(
@@ -114,6 +119,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             round=checkpoint.round,
             optimizer_steps=checkpoint.optimizer.steps,
             spec_digest=checkpoint.spec_digest,
+            manifest=checkpoint.manifest,
             config=checkpoint.config,
             versions=package_versions(),
         )
@@ -123,7 +129,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     header = {_DESCRIPTION: description.decode(), _DIGEST: _digest(description, arrays)}
     path = directory / f"round-{checkpoint.round:07d}.safetensors"
     write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
-    for old in checkpoint_files(directory)[:-KEPT]:
+    broken_off = directory.glob(".round-*.partial")  # by a crash: one process alone leads a run
+    for old in (*checkpoint_files(directory)[:-KEPT], *broken_off):
         old.unlink()
     return path
 
@@ -180,6 +187,7 @@ def _read(path: Path) -> Checkpoint:
         optimizer=optimizer,
         config=parsed.config,
         spec_digest=parsed.spec_digest,
+        manifest=parsed.manifest,
         average=average,
     )
 

@@ -112,6 +112,7 @@ class Coordinator:
         if secure is not None:
             self._session = SecureSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
             _check_manifest(self._session.manifest, config, spec)
+        self._manifest = "" if self._session is None else self._session.digest
 
     def run(self, *, resume: bool) -> Vector:
         """Run to the last round; the final adapter vector, float32[d].
@@ -175,7 +176,7 @@ class Coordinator:
 
     def _restore(self) -> ReadyForRound:
         checkpoint = load_checkpoint(self._checkpoints)
-        checkpoint.check_belongs(self._config, spec_digest=self._rules.spec_digest)
+        checkpoint.check_belongs(self._config, spec_digest=self._rules.spec_digest, manifest=self._manifest)
         following = checkpoint.round + 1
         if self._session is not None and self._journal is not None:
             following = self._journal.next_round(checkpoint.round)
@@ -196,6 +197,7 @@ class Coordinator:
                 optimizer=ready.optimizer,
                 config=plain_values(self._config),
                 spec_digest=self._rules.spec_digest,
+                manifest=self._manifest,
                 average=ready.average,
             ),
         )

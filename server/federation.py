@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from msgspec import Meta
 
-from common.certificates import check_node_key, create_authority, issue_server_certificate
-from common.config import Config, Digest
-from common.durable_file import write_atomically
+from common.certificates import create_authority, issue_server_certificate
+from common.durable_file import sync_folder, write_atomically
 from common.errors import ProvisioningError
 from common.identity_file import create_identity_file, read_identity_file
-from common.manifest import InstitutionName, Member, PublicKeyHex
-from common.provisioning import Contact, JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
+from common.provisioning import JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
 from common.toml_config import parse_config, read_toml
 from server.federation_config import FederationConfig
+from server.roster import Roster, with_site
 from server.server_files import ServerFiles, read_server_files
 from server.versions import package_versions
 
@@ -27,44 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from common.config import Digest
     from common.crypto import Identity
     from server.server_files import ServerContent
-
-
-class Site(Config, frozen=True, kw_only=True):
-    """One line of the roster."""
-
-    name: InstitutionName
-    contact: Contact
-    identity: PublicKeyHex
-    node_key: Annotated[str, Meta(max_length=400)]
-    status: Literal["approved", "revoked"] = "approved"
-
-
-class Roster(Config, frozen=True, kw_only=True):
-    """``roster.toml``: every site that was ever approved."""
-
-    site: tuple[Site, ...] = ()
-
-    def faults(self) -> Iterator[str]:
-        """Rules that types cannot say."""
-        for what in ("name", "identity", "node_key"):
-            values = [getattr(site, what) for site in self.site]
-            if len(set(values)) < len(values):
-                yield f"site: two sites share one {what}"
-        for site in self.site:
-            try:
-                check_node_key(site.node_key)
-            except ProvisioningError as error:
-                yield f"{site.name}: {error}"
-
-    def approved(self) -> tuple[Site, ...]:
-        """Those that may take part, sorted by name."""
-        return tuple(sorted((site for site in self.site if site.status == "approved"), key=lambda site: site.name))
-
-    def members(self) -> tuple[Member, ...]:
-        """A manifest's roster."""
-        return tuple(Member(name=site.name, key=site.identity) for site in self.approved())
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +92,32 @@ class FederationDirectory:
                 loopback, has one by an authority that is made here either way.
 
         Raises:
-            ProvisioningError: There is a federation already, or sites would refuse the given certificate.
+            ProvisioningError: There is a federation already, or something else, or sites would refuse the given
+                certificate.
 
         """
+        self._check_free()
+        content = None if given is None else read_server_files(given, config, now=now)
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        # beside it, and renamed when whole: one that was broken off half-way must not stand in the next one's way
+        staging = self.root.with_name(f".{self.root.name}.{secrets.token_hex(8)}.partial")
+        try:
+            identity = _fill(FederationDirectory(staging), config, content, now=now)
+            staging.rename(self.root)  # over an empty folder, too
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        sync_folder(self.root.parent)
+        return identity
+
+    def _check_free(self) -> None:
         if self.config_file.exists():
             raise ProvisioningError(f"{self.config_file}: exists; a federation is not made anew over another")
-        content = None if given is None else read_server_files(given, config, now=now)
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if content is not None:
-            self.take(content)
-        create_authority(self.file("ca.crt"), self.file("ca.key"), name=config.name, now=now)
-        identity = create_identity_file(self.file("coordinator.key"))
-        descriptor = os.open(self.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
-        self.issue(config, now=now)
-        self.write_roster(Roster())
-        # last: its presence says that the rest is there
-        write_atomically(self.config_file, msgspec.toml.encode(config))
-        return identity
+        if self.root.exists() and not (self.root.is_dir() and next(self.root.iterdir(), None) is None):
+            raise ProvisioningError(
+                f"{self.root}: exists and is no empty folder, and no whole federation either, for "
+                f"{self.config_file.name} is missing; if it is left over from an init that was broken off, remove it "
+                "and try again; else give another folder"
+            )
 
     def issue(self, config: FederationConfig, *, now: dt.datetime) -> None:
         """A fresh server certificate for the same key.
@@ -193,11 +166,41 @@ class FederationDirectory:
             ProvisioningError: A name, identity or node key is another site's, or was revoked.
 
         """
+        with self._alone():
+            self.write_roster(self._with(requests))
+        return tuple(self._write_join_file(request, bundle) for request in requests)
+
+    def check_requests(self, requests: Sequence[SiteRequest]) -> None:
+        """Refuse what :meth:`approve` would refuse; nothing is changed.
+
+        Raises:
+            ProvisioningError: A name, identity or node key is another site's, or was revoked.
+
+        """
+        self._with(requests)
+
+    def _with(self, requests: Sequence[SiteRequest]) -> Roster:
         roster = self.roster()
         for request in requests:
-            roster = _with_site(roster, request)
-        self.write_roster(roster)
-        return tuple(self._write_join_file(request, bundle) for request in requests)
+            roster = with_site(roster, request)
+        return roster
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Between reading and replacing the roster, so that no revocation in between is lost."""
+        with (self.root / "roster.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def sites_with_another_bundle(self, bundle: Digest) -> tuple[str, ...]:
+        """Approved sites whose join file names another bundle, or cannot be read; sorted."""
+        return tuple(site.name for site in self.roster().approved() if self._bundle_of(site.name) != bundle)
+
+    def _bundle_of(self, site: str) -> str:
+        try:
+            return self.join_file(site).bundle
+        except ProvisioningError:  # it has to be sent anew just the same
+            return ""
 
     def join_file(self, site: str) -> JoinFile:
         """What an approved site was sent.
@@ -216,11 +219,12 @@ class FederationDirectory:
             ProvisioningError: No such site.
 
         """
-        roster = self.roster()
-        if name not in {site.name for site in roster.site}:
-            raise ProvisioningError(f"{name}: not in {self.roster_file}")
-        sites = (msgspec.structs.replace(s, status="revoked") if s.name == name else s for s in roster.site)
-        self.write_roster(Roster(site=tuple(sites)))
+        with self._alone():
+            roster = self.roster()
+            if name not in {site.name for site in roster.site}:
+                raise ProvisioningError(f"{name}: not in {self.roster_file}")
+            sites = (msgspec.structs.replace(s, status="revoked") if s.name == name else s for s in roster.site)
+            self.write_roster(Roster(site=tuple(sites)))
 
     def _write_join_file(self, request: SiteRequest, bundle: Digest) -> Path:
         config, identity, versions = self.config(), self.identity(), package_versions()
@@ -240,16 +244,18 @@ class FederationDirectory:
         return path
 
 
-def _with_site(roster: Roster, request: SiteRequest) -> Roster:
-    added = Site(name=request.name, contact=request.contact, identity=request.identity, node_key=request.node_key)
-    for site in roster.site:
-        keys = (site.name, site.identity, site.node_key)
-        asked = (added.name, added.identity, added.node_key)
-        if keys == asked and site.status == "approved":
-            return roster
-        if any(ours == theirs for ours, theirs in zip(keys, asked, strict=True)):
-            raise ProvisioningError(
-                f"{request.name}: its name or a key is that of {site.name} ({site.status}); a site that lost its keys "
-                "or was revoked asks again under another name and with fresh keys"
-            )
-    return Roster(site=(*roster.site, added))
+def _fill(
+    directory: FederationDirectory, config: FederationConfig, content: ServerContent | None, *, now: dt.datetime
+) -> Identity:
+    directory.root.mkdir(mode=0o700)
+    if content is not None:
+        directory.take(content)
+    create_authority(directory.file("ca.crt"), directory.file("ca.key"), name=config.name, now=now)
+    identity = create_identity_file(directory.file("coordinator.key"))
+    descriptor = os.open(directory.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(32))
+    directory.issue(config, now=now)
+    directory.write_roster(Roster())
+    write_atomically(directory.config_file, msgspec.toml.encode(config))
+    return identity

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import io
 import json
 import re
+import secrets
 import shutil
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,12 +16,14 @@ import msgspec
 from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import leadership
+from server.app_bundle import parse_bundle
 from server.launch import CONNECTION, parse_flower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from server.app_bundle import AppBundle
     from server.federation import FederationDirectory
     from server.launch import Launch
     from server.run_files import RunFiles
@@ -69,14 +69,24 @@ class KeptBundle:
             ProvisioningError: Not a bundle.
 
         """
+        bundle = parse_bundle(content, source="bundle")
+        with self.replacing(bundle):
+            return bundle.digest
+
+    @contextlib.contextmanager
+    def replacing(self, bundle: AppBundle) -> Iterator[None]:
+        """Keep a bundle once all within has succeeded; until then, and if it fails, the last one stays as it is."""
+        staging, old = (self.federation.root / f".app.{secrets.token_hex(8)}.{kind}" for kind in ("partial", "old"))
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as bundle:
-                shutil.rmtree(self.app, ignore_errors=True)
-                bundle.extractall(self.app)  # zipfile drops absolute paths and ..
-        except zipfile.BadZipFile as error:
-            raise ProvisioningError(f"not an app bundle: {error}; make one with: flwr build") from error
-        write_atomically(self.file, content)
-        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+            bundle.unpack(staging)
+            yield
+            if self.app.exists():
+                self.app.rename(old)
+            staging.rename(self.app)
+            write_atomically(self.file, bundle.content)
+        finally:
+            for folder in (staging, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,7 @@ class FlowerRun:
     def number(self) -> str:
         """Flower's number of the last start; empty before."""
         try:
-            return self.files.flower_file.read_text()
+            return self.files.flower_file.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return ""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from server.federation import FederationDirectory, Roster
+    from server.federation import FederationDirectory
     from server.federation_config import FederationConfig
 
 CONNECTION: Final = "darkroom"
@@ -32,7 +32,7 @@ CONNECTION: Final = "darkroom"
 _LOOPBACK: Final = "127.0.0.1"
 _COMMAND_SECONDS: Final = 60.0
 T = TypeVar("T", bound=msgspec.Struct)
-_GONE: Final = "unregistered"
+GONE: Final = "unregistered"
 """Flower lists a node that was unregistered for ever."""
 _log = logging.getLogger(__name__)
 
@@ -46,10 +46,6 @@ class Node(msgspec.Struct, frozen=True, rename="kebab"):
 
 class _Nodes(msgspec.Struct, frozen=True):
     nodes: tuple[Node, ...]
-
-
-class _Registered(msgspec.Struct, frozen=True, rename="kebab"):
-    node_id: str | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +70,12 @@ class Launch:
 
     def _superlink(self) -> Command:
         root = self.directory
-        state = root.root / "state"
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         arguments = (
             *(program("flower-superlink"), "--host", _LOOPBACK, "--port", str(self.config.superlink_port)),
             *("--ssl-ca-certfile", str(root.file("ca.crt")), "--ssl-certfile", str(root.file("server.crt"))),
             *("--ssl-keyfile", str(root.file("server.key")), "--enable-supernode-auth"),
-            *("--database", str(state / "superlink.db"), "--isolation", "process"),
+            *("--database", str(self.database), "--isolation", "process"),
             *("--superexec-auth-secret-file", str(root.superexec_secret)),
             "--disable-runtime-dependency-installation",
         )
@@ -118,41 +113,31 @@ class Launch:
         except httpx.TransportError:
             return False
 
-    def align_nodes(self, roster: Roster) -> None:
-        """Register every approved site's node key, and unregister every other node.
-
-        Raises:
-            ProvisioningError: Flower refused; its words are in the message.
-
-        """
-        approved = {site.name: site for site in roster.approved()}
-        wanted = {self.node_id(name) for name in approved}
-        present = {node.node_id for node in self.nodes()}
-        for node_id in sorted(present - wanted):
-            self.flwr("supernode", "unregister", node_id, CONNECTION)
-            _log.info("unregistered node %s", node_id)
-        for name in sorted(name for name in approved if self.node_id(name) not in present):
-            key = self._node_file(name, "pub")
-            write_atomically(key, approved[name].node_key.encode() + b"\n")
-            said = self.flwr("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
-            node_id = str(parse_flower(said, _Registered).node_id)
-            write_atomically(self._node_file(name, "id"), node_id.encode())
-            _log.info("registered node %s of %s", node_id, name)
-
     def node_id(self, name: str) -> str:
         """Flower's number of a site's node; empty before it is registered."""
         try:
-            return self._node_file(name, "id").read_text()
+            # a damaged one is no node's number either, and is then looked up again
+            return self.node_file(name, "id").read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return ""
 
-    def _node_file(self, name: str, kind: Literal["pub", "id"]) -> Path:
+    def keep_node_id(self, name: str, number: str) -> None:
+        """Note it."""
+        write_atomically(self.node_file(name, "id"), number.encode())
+
+    def node_file(self, name: str, kind: Literal["pub", "id"]) -> Path:
+        """A site's node key or number."""
         return self.directory.root / "nodes" / f"{name}.{kind}"
 
-    def nodes(self) -> tuple[Node, ...]:
-        """Every node that the SuperLink knows and that was not unregistered."""
+    @property
+    def database(self) -> Path:
+        """The SuperLink's memory."""
+        return self.directory.root / "state" / "superlink.db"
+
+    def nodes(self, *, gone: Literal["listed", "left out"] = "left out") -> tuple[Node, ...]:
+        """Every node that the SuperLink knows; those that were unregistered only if wanted."""
         listed = parse_flower(self.flwr("supernode", "list", CONNECTION, "--format", "json"), _Nodes).nodes
-        return tuple(node for node in listed if node.status != _GONE)
+        return tuple(node for node in listed if gone == "listed" or node.status != GONE)
 
     def flwr(self, *arguments: str) -> str:
         """What one of Flower's own commands prints.

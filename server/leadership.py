@@ -64,7 +64,7 @@ def standing(directory: Path) -> Standing | None:
     """What it waits for or ended with; None while it goes on, or where nobody can read what it said."""
     try:
         return msgspec.json.decode((directory / _STANDING).read_bytes(), type=Standing)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -35,7 +35,7 @@ upstream darkroom_superlink {{
 
 server {{
     listen {listen}:{public_port} ssl;
-    server_name _;
+    server_name {host};
     server_tokens off;
     access_log /var/log/nginx/darkroom.log darkroom;
 
@@ -85,6 +85,7 @@ def nginx_configuration(directory: FederationDirectory, config: FederationConfig
         ),
         superlink_port=config.superlink_port,
         listen=listen,
+        host=config.address.rpartition(":")[0],  # an IPv6 address in its brackets, as nginx compares it
         public_port=config.public_port,
         certificate=_path(str(public.certificate)),
         key=_path(str(public.key)),

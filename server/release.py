@@ -35,6 +35,7 @@ from server.attempts import FILE, AttemptJournal
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
 from server.model_card import model_card
+from server.run_binding import check_log_belongs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,7 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
 
     Raises:
         ReleaseError: The folder exists; rounds are left; the run is not private; or what it sent is not known.
-        CheckpointError: There is no usable checkpoint, or it is another run's.
+        CheckpointError: There is no usable checkpoint, or it or the log is another run's.
         ConfigErrors: The card's facts name institutions that may not be named.
         AuditLogError: The coordinator's log is damaged.
         ModelError: The base is not the run's.
@@ -101,9 +102,10 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
         raise ReleaseError(f"{plan.out}: exists; a release is not overwritten: give another folder, or move it away")
     manifest, digest = open_manifest(left.signed)
     checkpoint = load_checkpoint(left.directory / CHECKPOINTS)
-    checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest)
+    checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest, manifest=digest.hex())
     _check_rounds(checkpoint, manifest, plan)
     known = _known(left, checkpoint, manifest)
+    check_log_belongs(left.directory / AUDIT_FILE, digest.hex())
     staging = plan.out.with_name(f".{plan.out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)  # of an attempt that was broken off
     try:

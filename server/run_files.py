@@ -11,7 +11,7 @@ import msgspec
 from common.adapter.spec import encode_spec
 from common.durable_file import write_atomically
 from common.errors import ConfigError, ManifestError
-from common.manifest import canonical_bytes, open_manifest, parse_manifest, sign_manifest
+from common.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
 from server.run_directory import LOG_FILE
 from server.versions import package_versions
@@ -108,10 +108,21 @@ class RunFiles:
         """Sign the draft with the coordinator's identity.
 
         Raises:
-            ManifestError: There is no draft, or it was changed into something else.
+            ManifestError: There is no draft; it was changed into something else, or is another run's; or another one
+                was signed before, which sites may have approved.
 
         """
-        manifest = parse_manifest(_read(self.draft_file, "darkroom-server manifest new"))
+        data = _read(self.draft_file, "darkroom-server manifest new")
+        manifest = parse_manifest(data)
+        if manifest.config.name != self.name:
+            raise ManifestError(f"{self.draft_file}: is of a run {manifest.config.name!r}, not {self.name!r}")
+        if self.manifest_file.exists():
+            if self.signed()[1] != manifest_digest(data):
+                raise ManifestError(
+                    f"{self.manifest_file}: another manifest is signed already, and sites may have approved it; give "
+                    "the run another name"
+                )
+            return manifest
         write_atomically(self.manifest_file, sign_manifest(manifest, self.federation.identity()))
         return manifest
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from common.audit_check import HEADS
 from common.durable_file import write_atomically
@@ -33,6 +34,7 @@ from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
 from server.absentees import LOST_SESSION, UNWELL, Absentees
 from server.errors import TooFewInstitutions
+from server.run_binding import MANIFEST, SESSION
 from server.secure_rounds import MaskedCollecting
 from server.transport import Failure
 from server.vectors import to_bytes
@@ -52,6 +54,7 @@ _log = logging.getLogger(__name__)
 COUNTERSIGNATURES: Final = "countersignatures"
 """Folder of the institutions' acceptances in a run's directory, one file each."""
 _EPOCH: Final = "session.json"
+_Epoch = Annotated[int, Meta(ge=0)]
 _HEADS_PER_ENTRY: Final = 512
 """Some 35 KiB: all of 1024 institutions would pass an entry's limit."""
 _OPTIONAL_SECONDS: Final = 30.0
@@ -101,6 +104,7 @@ class SecureSession:
         self._directory = directory
         self._timeout_s = timeout_s
         self.manifest, digest = open_manifest(run.manifest)
+        self.digest = digest.hex()
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
@@ -245,7 +249,8 @@ class SecureSession:
             if not isinstance(reply, SessionReady):
                 self._absent.note(node, _reason(reply))
                 self._places.pop(node, None)
-        self._run.audit.append("session", {"epoch": opening.epoch, "institutions": len(self._places)})
+        said = {"epoch": opening.epoch, "institutions": len(self._places)}
+        self._run.audit.append(SESSION, {**said, MANIFEST: self.digest})
         _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
 
     def _ask(
@@ -277,8 +282,9 @@ def _step(ready: ReadyForRound) -> Step:
 
 def _read_epoch(path: Path) -> int:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=int)
+        number: int = msgspec.json.decode(path.read_bytes(), type=_Epoch)
     except FileNotFoundError:
         return -1
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run") from error
+    return number

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.supervision import Command
-    from server.federation import Roster
+    from server.roster import Roster
 
 _BASE_DIGEST: Final = "sha256:" + "0" * 64
 _CROWD: Final = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
 import time
@@ -12,15 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from common.errors import ConfigError, ProvisioningError
+from common.errors import ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
+from server.app_bundle import read_bundle
 from server.federation import FederationDirectory
 from server.federation_config import FederationConfig
 from server.server_files import ServerFiles, read_server_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import uvicorn
+
+    from common.provisioning import SiteRequest
+    from server.app_bundle import AppBundle
     from server.launch import Launch
 
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
@@ -73,14 +79,35 @@ def approve(
 
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
+    app = read_bundle(bundle)
+    federation.check_requests(asked)
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")
         if not yes and not typer.confirm("did the site read out the same digits by telephone?"):
             raise ProvisioningError(f"{request.name}: not approved; nothing was changed")
+    _tell_of_other_bundles(federation, app, asked, yes=yes)
     kept = KeptBundle(federation)
-    for path in federation.approve(asked, bundle=kept.keep(bundle.read_bytes())):
+    with kept.replacing(app):
+        written = federation.approve(asked, bundle=app.digest)
+    for path in written:
         typer.echo(f"wrote {path}; send it to the site together with {kept.file}")
     typer.echo(f"read out by telephone: coordinator {coordinator_fingerprint(federation.identity().public)}")
+
+
+def _tell_of_other_bundles(
+    federation: FederationDirectory, app: AppBundle, asked: Sequence[SiteRequest], *, yes: bool
+) -> None:
+    """A run's bundle is one: sites that hold another refuse its work until they were sent new join files."""
+    names = {request.name for request in asked}
+    others = [name for name in federation.sites_with_another_bundle(app.digest) if name not in names]
+    if not others:
+        return
+    typer.echo(
+        f"this is another bundle than the join files of {', '.join(others)} name. They can take part in no run until "
+        "you approve their requests again with this bundle, and they have installed it with their new join files"
+    )
+    if not yes and not typer.confirm("keep this bundle in place of the last one?"):
+        raise ProvisioningError("not approved; nothing was changed")
 
 
 def revoke(
@@ -125,21 +152,46 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
 
 
 async def _run(launch: Launch) -> None:
+    from server.keeper import RosterKeeper, RunKeeper
+
     launch.write_connection()
     # at once: after a minute without a SuperLink, Flower gives its runs up
     with Supervisor(launch.commands(), restart_seconds=_RESTART_SECONDS) as supervisor:
         await _wait_until_up(launch)
-        keeping = [asyncio.create_task(_keep(launch, supervisor)), asyncio.create_task(_keep_runs(launch))]
+        keeping = [
+            asyncio.create_task(_keep_processes(supervisor)),
+            asyncio.create_task(_keep_looking(RosterKeeper(launch).look)),
+            # apart from the rest, because Flower's commands take seconds
+            asyncio.create_task(_keep_looking(RunKeeper(launch).look)),
+        ]
         try:
             if launch.config.front == "nginx":
                 await asyncio.gather(*keeping)  # ends on SIGINT or SIGTERM
             else:
-                await launch.listener().serve()  # the same
+                await _listen(launch.listener(), keeping)  # the same
         finally:
-            for task in keeping:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await _end(keeping)
+
+
+async def _listen(listener: uvicorn.Server, keeping: Iterable[asyncio.Task[None]]) -> None:
+    """Serve sites until told to end, or until nobody looks after the federation any more."""
+
+    def end(_done: object) -> None:
+        listener.should_exit = listener.force_exit = True  # whoever is connected must not hold it up
+
+    for task in keeping:
+        task.add_done_callback(end)
+    await listener.serve()
+
+
+async def _end(keeping: Sequence[asyncio.Task[None]]) -> None:
+    """End what still looks after the federation; what ended by itself ends ``up``, so that systemd starts it again."""
+    for task in keeping:
+        task.cancel()
+    for fault in await asyncio.gather(*keeping, return_exceptions=True):
+        if isinstance(fault, BaseException) and not isinstance(fault, asyncio.CancelledError):
+            _log.critical("up ends, because it can no longer look after the federation: %r", fault)
+            raise fault
 
 
 async def _wait_until_up(launch: Launch) -> None:
@@ -150,28 +202,21 @@ async def _wait_until_up(launch: Launch) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _keep(launch: Launch, supervisor: Supervisor) -> None:
-    """Restart what dies, and follow the roster file."""
-    seen = None
+async def _keep_processes(supervisor: Supervisor) -> None:
+    """Restart what dies."""
+    told = ""
     while True:
-        supervisor.poll()
         try:
-            roster = launch.directory.roster()
-            if roster != seen:
-                await asyncio.to_thread(launch.align_nodes, roster)
-                seen = roster
-        except ConfigError as error:  # an edit that went wrong must not end the supervision, nor change who is in
-            _log.warning("the roster is not read, the last one stays: %s", error)
-        except ProvisioningError as error:  # the SuperLink may be down for a moment
-            _log.warning("the roster is not registered yet: %s", error)
+            supervisor.poll()  # in this thread, whose end is the processes' end
+        except OSError as error:  # such as a full disk, when a log is opened
+            if str(error) != told:
+                _log.warning("a process is not started again yet: %s", error)
+            told = str(error)
         await asyncio.sleep(1)
 
 
-async def _keep_runs(launch: Launch) -> None:
-    """Start runs again that have lost their process; apart from the rest, because Flower's commands take seconds."""
-    from server.keeper import RunKeeper
-
-    keeper = RunKeeper(launch)
+async def _keep_looking(look: Callable[[], None]) -> None:
+    """Look about once a second."""
     while True:
-        await asyncio.to_thread(keeper.look)
+        await asyncio.to_thread(look)
         await asyncio.sleep(1)

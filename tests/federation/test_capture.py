@@ -44,6 +44,7 @@ from server.launch import Launch
 from server.optimizer import initial_state, learning_rate, step
 from server.run_directory import read_metrics
 from server.run_status import run_status
+from server.site_nodes import SiteNodes
 from simulations.laboratory import Laboratory, LaboratoryPlan, laboratory_config, noise_pixels, noise_record
 from simulations.processes import free_ports
 from simulations.tiny import write_tiny_base
@@ -137,7 +138,7 @@ def lead(
             name: enter(Proxy(port, seen_ports[name], folder / f"raw-{name}")) for name, port in raw_ports.items()
         }
         wait_until(lambda: launch.is_up() and all(map(lab.serves, PICTURES)), 180)
-        launch.align_nodes(federation.roster())
+        SiteNodes(launch).align(federation.roster())
         enter(Supervisor([lab.join(name) for name in PICTURES], stop_seconds=20))
         lab.run.start()
         wait_until(lambda: run_status(lab.files).round == ROUNDS, 400)

@@ -39,7 +39,9 @@ def test_skipped_attempts_count_as_sent(tmp_path: Path) -> None:
     assert journal.sent == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"1": "x"}', b"[1]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"1": "x"}', b"[1]", b'{"1": -5, "3": 2}', b'{"1": 0}', b'{"-3": 2}', b'{"1": "\xff"}']
+)
 def test_a_damaged_journal_stops_the_run(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "attempts.json"
     path.write_bytes(content)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+RUN = "ab" * 32
+
+
 def checkpoint(round_number: int = 1, optimizer: str = "adam", **changes: Any) -> Checkpoint:
     config = toy_config(10, server={"optimizer": optimizer}, **changes)
     rng = np.random.default_rng(round_number)
@@ -32,14 +35,15 @@ def checkpoint(round_number: int = 1, optimizer: str = "adam", **changes: Any) -
         optimizer=state,
         config=plain_values(config),
         spec_digest=ToySpec().digest,
+        manifest=RUN,
     )
 
 
 def same(one: Checkpoint, other: Checkpoint) -> bool:
     arrays, others = one.optimizer.to_arrays(), other.optimizer.to_arrays()
     return (
-        (one.round, one.config, one.spec_digest, one.optimizer.steps)
-        == (other.round, other.config, other.spec_digest, other.optimizer.steps)
+        (one.round, one.config, one.spec_digest, one.manifest, one.optimizer.steps)
+        == (other.round, other.config, other.spec_digest, other.manifest, other.optimizer.steps)
         and one.adapter.tobytes() == other.adapter.tobytes()
         and {name: array.tobytes() for name, array in arrays.items()}
         == {name: array.tobytes() for name, array in others.items()}
@@ -93,8 +97,10 @@ def test_a_cut_file_is_passed_over(tmp_path: Path, length: int) -> None:
 
 def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
-    (tmp_path / ".round-0000002.safetensors.partial").write_bytes(b"half")
+    (tmp_path / ".round-0000002.safetensors.0.partial").write_bytes(b"half")
     assert load_checkpoint(tmp_path).round == 1
+    save_checkpoint(tmp_path, checkpoint(2))
+    assert len(list(tmp_path.iterdir())) == 2  # what crashes leave does not fill the disk
 
 
 def test_all_damaged(tmp_path: Path) -> None:
@@ -122,12 +128,12 @@ def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
 def test_its_own_run_may_go_on_and_get_longer() -> None:
     made = checkpoint(5)
     longer = toy_config(99, server={"optimizer": "adam", "round_timeout_s": 5.0, "attempts": 2}, title="another title")
-    made.check_belongs(longer, spec_digest=ToySpec().digest)
+    made.check_belongs(longer, spec_digest=ToySpec().digest, manifest=RUN)
 
 
 def test_its_base_may_have_moved() -> None:
     moved = toy_config(5, server={"optimizer": "adam"}, base={"path": "/elsewhere/base"})
-    checkpoint(5).check_belongs(moved, spec_digest=ToySpec().digest)
+    checkpoint(5).check_belongs(moved, spec_digest=ToySpec().digest, manifest=RUN)
 
 
 @pytest.mark.parametrize(
@@ -142,19 +148,23 @@ def test_its_base_may_have_moved() -> None:
 def test_another_configuration_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
     other = toy_config(10, **({"server": {"optimizer": "adam"}} | changes))
     with pytest.raises(CheckpointError) as caught:
-        checkpoint().check_belongs(other, spec_digest=ToySpec().digest)
+        checkpoint().check_belongs(other, spec_digest=ToySpec().digest, manifest=RUN)
     lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert lines == [f"  - {named}"]
 
 
 def test_another_adapter_spec_is_refused() -> None:
     with pytest.raises(CheckpointError, match="adapter spec"):
-        checkpoint().check_belongs(toy_config(10, server={"optimizer": "adam"}), spec_digest="sha256:" + "0" * 64)
+        checkpoint().check_belongs(
+            toy_config(10, server={"optimizer": "adam"}), spec_digest="sha256:" + "0" * 64, manifest=RUN
+        )
 
 
 def test_a_run_shorter_than_its_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match="raise rounds"):
-        checkpoint(8).check_belongs(toy_config(7, server={"optimizer": "adam"}), spec_digest=ToySpec().digest)
+        checkpoint(8).check_belongs(
+            toy_config(7, server={"optimizer": "adam"}), spec_digest=ToySpec().digest, manifest=RUN
+        )
 
 
 def test_the_average_is_saved_and_what_is_released(tmp_path: Path) -> None:
@@ -171,9 +181,31 @@ def test_a_checkpoint_from_before_an_option_was_there_goes_on_with_its_default()
     made = checkpoint()
     older = {**made.config, "server": {k: v for k, v in made.config["server"].items() if k != "average"}}
     replace(made, config=older).check_belongs(
-        toy_config(10, server={"optimizer": "adam"}), spec_digest=ToySpec().digest
+        toy_config(10, server={"optimizer": "adam"}), spec_digest=ToySpec().digest, manifest=RUN
     )
     with pytest.raises(CheckpointError, match=r"server\.average: checkpoint 0\.0, this run 0\.9"):
         replace(made, config=older).check_belongs(
-            toy_config(10, server={"optimizer": "adam", "average": 0.9}), spec_digest=ToySpec().digest
+            toy_config(10, server={"optimizer": "adam", "average": 0.9}), spec_digest=ToySpec().digest, manifest=RUN
         )
+
+
+def test_another_runs_of_the_same_configuration_is_refused() -> None:
+    made = checkpoint()
+    config = toy_config(10, server={"optimizer": "adam"})
+    for other in ("cd" * 32, ""):
+        with pytest.raises(CheckpointError, match="manifest: checkpoint abab"):
+            made.check_belongs(config, spec_digest=ToySpec().digest, manifest=other)
+    with pytest.raises(CheckpointError, match="manifest: checkpoint none"):
+        replace(made, manifest="").check_belongs(config, spec_digest=ToySpec().digest, manifest=RUN)
+
+
+def test_one_of_an_earlier_version_is_that_of_a_run_without_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def earlier(**values: object) -> dict[str, object]:
+        return {name: value for name, value in values.items() if name != "manifest"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.checkpoint._Description", earlier)
+        save_checkpoint(tmp_path, checkpoint())
+    assert load_checkpoint(tmp_path).manifest == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from common.crypto import Identity
 from common.errors import ProvisioningError
 from common.provisioning import create_request
+from server.federation import FederationDirectory
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.roster import Roster
 
 
 def test_approved_sites_are_the_manifests_roster(tmp_path: Path) -> None:
@@ -66,3 +70,51 @@ def test_a_federation_is_not_made_over_another(tmp_path: Path) -> None:
     federation_on_disk(tmp_path / "coordinator")
     with pytest.raises(ProvisioningError, match="exists"):
         federation_on_disk(tmp_path / "coordinator")
+
+
+def test_a_revocation_while_another_site_is_approved_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the roster, change it and write it back."""
+    directory = federation_on_disk(tmp_path / "coordinator")
+    directory.approve([site_request(tmp_path, "aspen")], bundle=BUNDLE)
+    request, write, revoking = site_request(tmp_path, "birch"), FederationDirectory.write_roster, threading.Event()
+    other = threading.Thread(target=lambda: (revoking.set(), directory.revoke("aspen")))
+
+    def slow(federation: FederationDirectory, roster: Roster) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            revoking.wait()
+            other.join(0.5)  # it waits for us; without the lock it has read and written by now
+        write(federation, roster)
+
+    monkeypatch.setattr(FederationDirectory, "write_roster", slow)
+    directory.approve([request], bundle=BUNDLE)
+    other.join()
+    assert {site.name: site.status for site in directory.roster().site} == {"aspen": "revoked", "birch": "approved"}
+
+
+def test_an_init_that_is_broken_off_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_off(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FederationDirectory, "issue", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            federation_on_disk(tmp_path / "coordinator")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".coordinator.0.partial").mkdir()  # as a power cut would leave it
+    (tmp_path / "coordinator").mkdir()
+    made = federation_on_disk(tmp_path / "coordinator")
+    assert made.config().name == "Pilot"
+    assert made.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_federation_is_not_made_among_other_files(tmp_path: Path) -> None:
+    (tmp_path / "coordinator").mkdir()
+    (tmp_path / "coordinator" / "ca.key").write_text("left by an init that was broken off")
+    with pytest.raises(ProvisioningError, match="remove it and try again"):
+        federation_on_disk(tmp_path / "coordinator")
+    (tmp_path / "file").touch()
+    with pytest.raises(ProvisioningError, match="no empty folder"):
+        federation_on_disk(tmp_path / "file")

@@ -154,3 +154,35 @@ def test_what_a_person_is_just_starting_is_not_started_twice(tmp_path: Path, mon
     person.join()
     assert handed == ["ct"]
     assert files.flower_file.read_text() == "17"
+
+
+def test_a_folder_that_is_no_run_hides_no_other(
+    tmp_path: Path, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    keeper, _ = make(tmp_path, clock, "a.bak", "ct")
+    for _ in range(3):
+        keeper.look()
+        clock.time += GRACE_SECONDS
+    assert "ct" in flower.starts
+    assert len([line for line in caplog.messages if "a.bak" in line]) == 1
+
+
+def test_a_full_disk_hides_no_other_run(
+    tmp_path: Path, flower: Flower, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(run: FlowerRun) -> str:
+        if run.files.name == "ct":
+            raise OSError(28, "No space left on device", "start.lock")
+        return flower.start(run)
+
+    monkeypatch.setattr(FlowerRun, "start", start)
+    clock = Clock()
+    keeper, federation = make(tmp_path, clock, "bo", "ct", "mr")
+    lock = federation.root / "runs" / "bo" / "run" / "lock"
+    lock.mkdir()  # nobody can find out who leads it
+    keeper.look()
+    clock.time += GRACE_SECONDS
+    keeper.look()
+    assert flower.starts == ["mr"]
+    assert "No space left on device" in caplog.text

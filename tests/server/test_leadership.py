@@ -98,3 +98,13 @@ def test_that_enough_are_there_changes_nothing_unless_it_waited(tmp_path: Path) 
 def test_a_simulation_waits_for_nobody() -> None:
     with pytest.raises(TooFewInstitutions):
         WaitsForNobody().wait(TooFewInstitutions("gone"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"state":"waiting","reason":"\xff","since":"x"}'])
+def test_a_damaged_word_is_none_and_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "standing.json").write_bytes(content)
+    assert standing(tmp_path) is None
+    WaitsForInstitutions(tmp_path, sleep=lambda _seconds: None).wait(TooFewInstitutions("one is missing"))
+    said = standing(tmp_path)
+    assert said is not None
+    assert said.reason == "one is missing"

@@ -128,6 +128,7 @@ def test_both_legs_are_tls_and_bodies_have_the_listeners_cap(
 ) -> None:
     server = values(block(blocks, "server")["block"])
     assert server["listen"] == ["0.0.0.0:8443", "ssl"]
+    assert server["server_name"] == ["darkroom.example"]
     assert server["client_max_body_size"] == ["48m"]
     assert server["ssl_protocols"] == ["TLSv1.2", "TLSv1.3"]
     assert server["ssl_certificate"] == [str(directory.file("server.crt"))]
@@ -149,3 +150,8 @@ def test_a_path_that_nginx_reads_otherwise_is_refused(tmp_path: Path, name: str)
     made.create(CONFIG, now=dt.datetime.now(dt.UTC))
     with pytest.raises(ConfigError, match="safely"):
         nginx_configuration(made, CONFIG)
+
+
+def test_an_ipv6_address_is_named_as_clients_name_it(directory: FederationDirectory) -> None:
+    config = msgspec.structs.replace(CONFIG, address="[::1]:8443")
+    assert "    server_name [::1];\n" in nginx_configuration(directory, config)

@@ -15,9 +15,9 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from common.adapter.export import read_adapter_spec, read_adapter_vector
-from common.audit_log import verify_log
+from common.audit_log import AuditLog, verify_log
 from common.errors import AuditLogError, CheckpointError, ConfigErrors, DigestMismatch
-from common.manifest import open_manifest
+from common.manifest import open_manifest, sign_manifest
 from common.privacy.run_plan import private_plan
 from common.release import ReleaseError, parse_release
 from common.release_check import Expected, check_release
@@ -260,3 +260,19 @@ def test_the_file_for_other_programs_says_what_it_is(run: FinishedRun, released:
     config = run.sites.config.adapter
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == (str(config.rank), str(config.alpha))
     assert all(key.startswith("lora_unet_") for key in keys)
+
+
+def test_another_runs_checkpoint_is_not_released(left: RunLeft, run: FinishedRun, tmp_path: Path) -> None:
+    """Same configuration, same roster, another manifest: its attempts, and so its ε, may be others."""
+    manifest, _ = open_manifest(left.signed)
+    other = sign_manifest(msgspec.structs.replace(manifest, run="0" * len(manifest.run)), COORDINATOR)
+    with pytest.raises(CheckpointError, match="manifest: checkpoint"):
+        make_release(replace(left, signed=other), run.plan(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_runs_log_is_not_released(left: RunLeft, run: FinishedRun, tmp_path: Path) -> None:
+    log = AuditLog(path=left.directory / AUDIT_FILE, identity=COORDINATOR)
+    log.append("session", {"epoch": 9, "institutions": 3, "manifest": "0" * 64})
+    with pytest.raises(CheckpointError, match="is of a run with manifest 000"):
+        make_release(left, run.plan(tmp_path / "out"))

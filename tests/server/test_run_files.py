@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import AdapterConfig, BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.errors import ConfigError, ConfigErrors, ManifestError
-from common.manifest import open_manifest
+from common.manifest import canonical_bytes, open_manifest
 from server import control
 from server.attempts import FILE, AttemptJournal
 from server.cli import app
@@ -144,3 +145,26 @@ def test_an_address_without_a_port_is_told_what_one_looks_like(tmp_path: Path) -
     said = str(CliRunner().invoke(app, words).exception)
     assert "wanted host:port, such as federation.example.org:443; got 'federation.example.org'" in said
     assert not (tmp_path / "new").exists()
+
+
+def test_what_was_signed_once_is_not_signed_otherwise(tmp_path: Path) -> None:
+    run = files(tmp_path)
+    drafted = run.draft(config(), spec())
+    run.sign()
+    before = run.manifest_file.read_bytes()
+    run.sign()  # the same again does no harm
+    run.draft_file.write_bytes(canonical_bytes(msgspec.structs.replace(drafted, run="0" * len(drafted.run))))
+    with pytest.raises(ManifestError, match="another manifest is signed already"):
+        run.sign()
+    assert run.manifest_file.read_bytes() == before
+
+
+def test_another_runs_draft_is_not_signed(tmp_path: Path) -> None:
+    run = files(tmp_path)
+    run.draft(config(), spec())
+    other = RunFiles(run.federation, "other")
+    other.root.mkdir()
+    other.draft_file.write_bytes(run.draft_file.read_bytes())
+    with pytest.raises(ManifestError, match="'trial', not 'other'"):
+        other.sign()
+    assert not other.manifest_file.exists()

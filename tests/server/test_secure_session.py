@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 
 from common.audit_check import witnessed_heads
-from common.audit_log import AuditLog, verify_log
+from common.audit_log import AuditLog, read_entries, verify_log
 from common.crypto import Identity, Secret
-from common.errors import RoundFailed
+from common.errors import CheckpointError, RoundFailed
+from common.identity_file import create_identity_file
 from common.manifest import Member, countersign, open_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
 from common.messages import (
@@ -35,7 +37,9 @@ from common.secagg.messages import MaskedContribution, RoundRequest, decode, sig
 from common.secagg.messages import encode as encode_inner
 from common.secagg.participant import enrol
 from common.secagg.quantize import Summand
-from server.coordinator import Coordinator
+from server.app import run_deployed
+from server.checkpoint import load_checkpoint
+from server.coordinator import CHECKPOINTS, Coordinator
 from server.rounds import draw_participants
 from server.secure_session import SecureRun
 from server.transport import Failure, FailureKind
@@ -430,3 +434,43 @@ def _unmasked(site: Site) -> Any:
         return MaskedAnswer(message=encode_inner(signed(message, site.identity)))
 
     return answer
+
+
+def test_log_and_checkpoints_name_the_runs_manifest(tmp_path: Path) -> None:
+    ring = make_ring(tmp_path, count=3)
+    ring.lead()
+    _, digest = open_manifest(ring.secure.manifest)
+    sessions = [entry.details for entry in read_entries(tmp_path / "audit.log") if entry.kind == "session"]
+    assert [details["manifest"] for details in sessions] == [digest.hex()]
+    assert load_checkpoint(tmp_path / CHECKPOINTS).manifest == digest.hex()
+    other = msgspec.structs.replace(ring.manifest, run="0" * len(ring.manifest.run))
+    ring.secure = replace(ring.secure, manifest=sign_manifest(other, ring.secure.identity))
+    with pytest.raises(CheckpointError, match="manifest: checkpoint"):
+        ring.coordinator().run(resume=True)
+
+
+def test_a_run_does_not_begin_on_another_runs_log(tmp_path: Path) -> None:
+    ring = make_ring(tmp_path / "ring")
+    owner = create_identity_file(tmp_path / "coordinator.key")
+    manifest = msgspec.structs.replace(ring.manifest, coordinator=owner.public.hex())
+    (tmp_path / "trial.manifest").write_bytes(sign_manifest(manifest, owner))
+    (tmp_path / "run").mkdir()
+    log = AuditLog(path=tmp_path / "run" / "audit.log", identity=owner)
+    log.append("session", {"epoch": 0, "institutions": 3, "manifest": "0" * 64})
+    settings = {
+        "manifest": str(tmp_path / "trial.manifest"),
+        "identity": str(tmp_path / "coordinator.key"),
+        "directory": str(tmp_path / "run"),
+    }
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
+    with pytest.raises(CheckpointError, match="is of a run with manifest 000"):
+        run_deployed(ring.transport, context)
+
+
+@pytest.mark.parametrize("content", [b"-5", b"x", b"\xff", b""])
+def test_a_damaged_session_number_stops_the_run(tmp_path: Path, content: bytes) -> None:
+    """A smaller one than was used would have a session number used twice."""
+    ring = make_ring(tmp_path)
+    (tmp_path / "session.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"session\.json: cannot be read"):
+        ring.coordinator()
