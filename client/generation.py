@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from client.picture_marks import Origin, labelled, marked_png
 from client.provenance import read_picture_key, signed_png
-from common.adapter.export import WEIGHTS_FILE, check_adapter_weights, read_adapter_spec, read_adapter_vector
+from common.adapter.export import WEIGHTS_FILE, read_adapter_spec, read_adapter_vector
 from common.adapter.model import open_base
 from common.adapter.spec import vector_digest
+from common.adapter.weights_check import check_adapter_weights
 from common.errors import WrongAdapterSpec
 from common.generate import SamplePlan, check_plan, generate
 from common.release import ReleaseError
