@@ -99,7 +99,7 @@ def _word_faults(folder: ReleaseFolder, release: Release) -> Iterator[str]:
             yield f"privacy.{name}: {said}; wanted {due}"
     card = folder.read(CARD_FILE, most=_MAX_CARD_BYTES).decode(errors="replace")
     section = f"{HEADING}{privacy_section(release)}\n"
-    if card.count(section) != 1 or card.count(HEADING.strip()) != 1:
+    if section not in card or card.count(HEADING.strip()) != 1:
         yield f"{CARD_FILE}: does not say of privacy what release.json says, once and under one heading"
     if "<!--" in card:
         yield f"{CARD_FILE}: has a comment (<!--), in which nobody sees what is written"
