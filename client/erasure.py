@@ -16,7 +16,7 @@ from common.privacy.statements import figure
 from common.release import ReleaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from client.open_site import OpenSite
     from client.released import ReleaseBook
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Verb: TypeAlias = Literal["erase", "expire"]
 _log: Final = logging.getLogger(__name__)
+_LIST_CHARACTERS: Final = 8192
 _BEGUN: Final[dict[Verb, str]] = {"erase": "erasing", "expire": "expiring"}
 _DONE: Final[dict[Verb, str]] = {"erase": "erased", "expire": "expired"}
 
@@ -99,7 +100,7 @@ def erase_noted(
     is thrown away, so that a list of known ids cannot be tried; it only tells entries apart.
     """
     pseudonym = digest(Label.ERASED_SUBJECT, secrets.token_bytes(32)).hex()[:32]
-    runs = ",".join(plan.runs)[:8192]
+    runs = _listed(plan.runs)
     noted: dict[str, Detail] = {"pseudonym": pseudonym, "runs": runs, "releases": _release_digests(plan, book)}
     audit.append(_BEGUN[verb], noted)
     erased = act()
@@ -107,10 +108,18 @@ def erase_noted(
     return erased
 
 
+def _listed(names: Sequence[str]) -> str:
+    """For one detail of an entry: whole names, and how many more there are where they do not fit."""
+    kept = len(names)
+    while len(text := ",".join(names[:kept])) > _LIST_CHARACTERS:
+        kept -= 1
+    return text if kept == len(names) else f"{text},and {len(names) - kept} more"
+
+
 def _release_digests(plan: ErasurePlan, book: ReleaseBook) -> str:
     """Of the plan's runs, for the audit log."""
     try:
-        return ",".join(each.digest().hex() for run in plan.runs for each in book.releases(run=run))[:8192]
+        return _listed([each.digest().hex() for run in plan.runs for each in book.releases(run=run)])
     except ReleaseError as error:
         _log.error("releases cannot be told: %s", error)
         return "unreadable"

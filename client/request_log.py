@@ -23,13 +23,13 @@ _BUCKETS: Final = (0.1, 1.0, 10.0, 60.0, 600.0)
 class Heading(msgspec.Struct, frozen=True, kw_only=True):
     """The few fields that a log line shows of any message; others are skipped."""
 
-    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}$")]
+    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")]
     round: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     attempt: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     session: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
     message: bytes | None = None
     """A message of secure aggregation inside this one."""
-    code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}$")] | None = None
+    code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")] | None = None
 
 
 _HEADINGS: Final = msgspec.msgpack.Decoder(Heading)

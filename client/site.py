@@ -21,7 +21,7 @@ from common.toml_config import parse_config, read_toml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
 
@@ -32,7 +32,7 @@ class VaultConfig(Config, frozen=True, kw_only=True):
     directory: PathText = "vault"
     key_file: PathText | None = None
     passphrase_file: PathText | None = None
-    passphrase_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    passphrase_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")] | None = None
     keyring: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     """The operating system's keyring, under this name."""
 
@@ -46,7 +46,7 @@ class VaultConfig(Config, frozen=True, kw_only=True):
 class TcpConfig(Config, frozen=True, kw_only=True):
     """For a SuperNode on another machine: TLS, with certificates on both sides."""
 
-    address: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")]
+    address: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z")]
     certificate: PathText
     key: PathText
     client_authority: PathText
@@ -57,7 +57,7 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
 
     socket: PathText = "run/steward.sock"
     token: PathText = "run/token"  # noqa: S105 - a path
-    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?$")] = ""
+    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?\Z")] = ""
     """Unix group, by name or number, that may connect, for a SuperNode under its own user; empty: nobody else."""
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""
@@ -76,7 +76,7 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     population: Annotated[
         str,
         Meta(
-            pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}$",
+            pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}\Z",
             description="1 to 100 small letters, digits, slashes, dots, hyphens and underscores",
         ),
     ]

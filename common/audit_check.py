@@ -40,6 +40,8 @@ class LogCheck:
 def check_log(check: LogCheck) -> str:
     """Check every line, signature and link, and that every witnessed head is in this history; a sentence for people.
 
+    The witness's own signatures are for a check of that log, with its owner's key.
+
     Raises:
         ConfigError: The key is not 64 hexadecimal digits.
         AuditLogError: What is wrong, and where.
@@ -47,7 +49,10 @@ def check_log(check: LogCheck) -> str:
     """
     witnessed = () if check.witness is None else tuple(witnessed_heads(check.witness, place=check.place))
     verified = verify_log(check.path, _public_key(check.key), witnessed=witnessed)
-    text = f"{check.path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
+    if not verified.entries:
+        text = f"{check.path}: no entry yet, so nothing that could show whose log it is"
+    else:
+        text = f"{check.path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
     if check.witness is None:
         return text
     if not witnessed:

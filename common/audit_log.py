@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 1 << 16
 Detail: TypeAlias = str | int | float | bool
-HexDigest = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
-HexSignature = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}$")]
+HexDigest = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}\Z")]
+HexSignature = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}\Z")]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     index: Annotated[int, Meta(ge=0)]
     previous: HexDigest
     time: str
-    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,40}$")]
+    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,40}\Z")]
     details: dict[str, Detail]
     signature: HexSignature = "0" * 2 * SIGNATURE_BYTES
 

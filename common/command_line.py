@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run_command_line(app: Callable[[], object]) -> None:
-    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt a word on how to go on.
+def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped") -> None:
+    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt the word on how to go on.
 
     So does a file or directory that the system refuses (read-only, full disk, a file where a directory is wanted). An
     ``OSError`` that names no file is no user's mistake and keeps its stack trace.
@@ -24,7 +24,7 @@ def run_command_line(app: Callable[[], object]) -> None:
     try:
         app()
     except DarkroomError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_shown(str(error))}\n")
         raise SystemExit(2) from None
     except OSError as error:
         if error.filename is None or error.strerror is None:
@@ -32,8 +32,13 @@ def run_command_line(app: Callable[[], object]) -> None:
         sys.stderr.write(f"error: {error.filename}: {error.strerror}; give a path that can be read and written\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; a run goes on with --resume\n")
+        sys.stderr.write(f"\n{interrupted}\n")
         raise SystemExit(130) from None
+
+
+def _shown(text: str) -> str:
+    """Without what moves a terminal's cursor or hides words: errors quote files and requests that strangers wrote."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def quiet_libraries() -> None:

@@ -21,7 +21,7 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 MAX_ROUNDS: Final = 100_000
 """The accountant takes some 20 s for so many; a thousand times as many would take all memory of who checks a run."""
 Share = Annotated[float, Meta(ge=0, le=1)]
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 ATTENTION_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -188,7 +188,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
     """One federated run, as in a scenario's or a manifest's TOML file."""
 
     name: Annotated[
-        str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="1 to 64 small letters, digits and hyphens")
+        str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z", description="1 to 64 small letters, digits and hyphens")
     ]
     title: str = ""
     rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]

@@ -30,9 +30,9 @@ VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_INSTITUTIONS: Final = 1024
 
-Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-PublicKeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-InstitutionName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+PublicKeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+InstitutionName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
 Probability = Annotated[float, Meta(gt=0, lt=1)]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 

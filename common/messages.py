@@ -24,7 +24,7 @@ MAX_CONTROL_BYTES: Final = 1 << 18
 
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
 Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
-SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class RefusalCode(StrEnum):

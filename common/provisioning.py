@@ -29,20 +29,20 @@ FINGERPRINT_DIGITS: Final = 30
 """log2(10^30) = 99.6 bits: finding a second key with a given fingerprint takes about 2^99 tries."""
 _GROUP: Final = 5
 T = TypeVar("T", bound=msgspec.Struct)
-SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 Contact = Annotated[
-    str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]+$")
+    str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]+\Z")
 ]
 """No control, zero-width or direction-changing character: a person reads it in a terminal before approving."""
 Address = Annotated[
     str,
     Meta(
-        pattern=r"^(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$",
+        pattern=r"^(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}\Z",
         description="host:port, such as federation.example.org:443",
     ),
 ]
 
-VersionText = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+!-]{0,63}$")]
+VersionText = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+!-]{0,63}\Z")]
 
 
 class SiteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +72,7 @@ class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a site needs to take part."""
 
     version: Annotated[int, Meta(ge=1, le=1)] = 1
-    federation: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9 ._-]+$")]
+    federation: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9 ._-]+\Z")]
     site: InstitutionName
     identity: PublicKeyHex
     """The site's own, so that one site's file is of no use at another."""

@@ -26,12 +26,12 @@ MAX_WORD_BYTES: Final = 4096
 _UNSIGNED: Final = "0" * 2 * SIGNATURE_BYTES
 T = TypeVar("T", "Release", "SiteWord")
 
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """Of a file directly in the release's folder: no name leads elsewhere or is hidden."""
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Place = Annotated[int, Meta(ge=0, lt=MAX_INSTITUTIONS)]
 Epsilon = Annotated[float, Meta(ge=0)]
-Time = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\+00:00$")]
+Time = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\+00:00\Z")]
 RosterKind = Literal["public", "private"]
 
 
@@ -83,7 +83,7 @@ class Release(Config, frozen=True, kw_only=True):
     """``release.json``: digests, public settings and promises; nothing that was measured on anybody's data."""
 
     version: Annotated[int, Meta(ge=1, le=1)] = 1
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
     """The run's."""
     manifest: HexDigest
     """Digest of the run's manifest."""

@@ -27,7 +27,7 @@ class FederationConfig(Config, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=54,
-            pattern=r"^[A-Za-z0-9 ._-]+$",
+            pattern=r"^[A-Za-z0-9 ._-]+\Z",
             description="1 to 54 letters, digits, spaces, dots, hyphens and underscores",
         ),
     ]

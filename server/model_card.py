@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from common.manifest import Manifest
     from common.release import Release
 
-Line = Annotated[str, Meta(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+Line = Annotated[str, Meta(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+\Z")]
 _LIMITS: Final = (
     "Its pictures are made up. They show nobody, prove nothing, and are no basis for a diagnosis.",
     "Differential privacy bounds what can be found out about one unit; what many share is learnt, as it should be.",
@@ -52,9 +52,9 @@ class CardFacts(Config, frozen=True, kw_only=True):
     """The facts file: what a coordinator alone can say. Every key may be absent."""
 
     summary: Line | None = None
-    licence: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,60}$")] | None = None
+    licence: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,60}\Z")] | None = None
     """Hugging Face's identifier of a licence, such as ``cc-by-nc-4.0``; mind the base model's own."""
-    base_model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")] | None = None
+    base_model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")] | None = None
     """The base's hub id."""
     contact: Line | None = None
     data: tuple[DataCategory, ...] = ()

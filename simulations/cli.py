@@ -228,7 +228,7 @@ def _warn(text: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    run_command_line(app)
+    run_command_line(app, interrupted="stopped; a run goes on with --resume")
 
 
 if __name__ == "__main__":

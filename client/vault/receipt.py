@@ -45,7 +45,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     time: str
     signer: str
     """Public key, 64 hexadecimal digits."""
-    salt: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    salt: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     """Random: else whoever reads the digest in an audit log could try out how many pictures there were."""
     vault_before: str
     vault_after: str
@@ -57,7 +57,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     rules_digest: str
     rules: dict[str, str]
     """Version of each rule and library."""
-    signature: Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}$")] = _UNSIGNED
+    signature: Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}\Z")] = _UNSIGNED
 
     def content(self) -> bytes:
         """What the signature covers."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from typer.testing import CliRunner
 
+from client import erasure
 from client.cli import app
 from client.ledger import Event
 from client.open_site import open_site
@@ -114,3 +115,11 @@ def test_the_id_is_asked_for_and_a_patients_number_finds_the_pseudonym(tmp_path:
     assert "are another subject" not in run(folder, "erase", "--commit", "--yes", answer=f"{pseudonym}\n")
     with open_vault(site.config.vault) as vault:
         assert len(vault.infos()) == 1
+
+
+def test_a_list_that_does_not_fit_says_how_many_it_leaves_out() -> None:
+    digests = [f"{number:064x}" for number in range(200)]
+    names = erasure._listed(digests).split(",")
+    assert names[:-1] == digests[: len(names) - 1]
+    assert names[-1] == f"and {200 - len(names) + 1} more"
+    assert erasure._listed(digests[:3]) == ",".join(digests[:3])

@@ -80,3 +80,10 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, module:
     path.write_bytes(b"\n".join(lines) + b"\n")
     bad = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (bad.returncode, "entry 1" in bad.stderr, "Traceback" in bad.stderr) == (2, True, False)
+
+
+def test_an_empty_log_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "audit.log").touch()
+    said = check_log(LogCheck(path=tmp_path / "audit.log", key="ab" * 32))
+    assert "no entry yet" in said
+    assert "signed" not in said
