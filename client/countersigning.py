@@ -1,8 +1,9 @@
 """A site's word on a release: what it can hold against the coordinator's statement from its own books alone.
 
 The site knows which manifest it approved, how often it contributed and was charged, what ε its accountant gives for
-that, every adapter that it was sent, and its audit log's whole history. It does not know whether the coordinator
-computed the last step rightly: that adapter was never sent to it, which it is told.
+that, every adapter that it was sent, its audit log's whole history, and the base model, from which it makes the frozen
+factors of the adapter again. It does not know whether the coordinator computed the last step rightly: that adapter was
+never sent to it, which it is told.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class _Books:
 
 
 def examine(folder: ReleaseFolder, site: OpenSite) -> Examination:
-    """Hold a release against the site's own books; nothing is signed.
+    """Hold a release against the site's own books and base; nothing is signed.
+
+    Guarantee: no fault is found only if what stock loaders put into this site's base is what the vector of the
+    release's digest puts there; without that base there is a fault.
 
     Raises:
         ReleaseError: There is no statement to begin with.
@@ -90,7 +94,7 @@ def examine(folder: ReleaseFolder, site: OpenSite) -> Examination:
     signed = _own_manifest(site, release)
     manifest, digest = open_manifest(signed)
     place = manifest.place_of(site.identity.public)
-    checked = check_release(folder, Expected(manifest=signed, signatures=0))
+    checked = check_release(folder, Expected(manifest=signed, signatures=0, base=Path(site.config.base)))
     books = _read_books(site, release)
     faults = (*checked.faults, *_standing_faults(site, release, digest), *_book_faults(books, site, release, place))
     seen = _seen_adapter(books, release)

@@ -5,6 +5,7 @@ Every picture says in its metadata that it is generated, and with what; on reque
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from client.picture_marks import Origin, labelled, marked_png
 from client.provenance import read_picture_key, signed_png
-from common.adapter.export import WEIGHTS_FILE, check_adapter_weights, read_adapter_spec, read_adapter_vector
+from common.adapter.export import WEIGHTS_FILE, read_adapter_spec, read_adapter_vector
 from common.adapter.model import open_base
 from common.adapter.spec import vector_digest
+from common.adapter.weights_check import check_adapter_weights, compare_with_base
 from common.errors import WrongAdapterSpec
 from common.generate import SamplePlan, check_plan, generate
+from common.manifest_words import printable
 from common.release import ReleaseError
 from common.release_folder import RELEASE_FILE, ReleaseFolder
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.adapter.model import BaseModel
+    from common.release import Release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +55,19 @@ class GenerationRequest:
 def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
     """Write one PNG per prompt; yields their paths.
 
+    Guarantee: a signed picture names a release only if the adapter's folder is that release, file for file, and an
+    adapter's digest only if the weights that are loaded are those of that adapter.
+
     Raises:
         ModelError: The base cannot be used.
         AdapterError: The adapter cannot be used, or is not made for this base.
-        ReleaseError: It came in a release whose statement is altered, or of another adapter.
+        ReleaseError: It came in a release whose statement or files are altered, or of another adapter.
         ConfigErrors: A resolution, seed or number of steps that cannot be drawn.
         ConfigError: Pictures cannot be signed.
 
     """
     base = open_base(request.base, allow_download=request.download)
-    origin = _origin(base, request.adapter)
+    origin = _origin(base, request)
     key = None if request.picture_key is None else read_picture_key(request.picture_key)
     pipeline = base.pipeline()
     plan = SamplePlan(
@@ -90,16 +97,19 @@ def _stem(index: int, prompt: str | None) -> str:
     return f"{index:02d}-{words or 'empty'}"
 
 
-def _origin(base: BaseModel, adapter: Path) -> Origin:
+def _origin(base: BaseModel, request: GenerationRequest) -> Origin:
     """What is drawn with; an adapter on another base than its own would draw noise without a word of warning."""
+    adapter = request.adapter
+    release = _release(adapter)
     spec = read_adapter_spec(adapter)
     if spec.base_digest != base.digest:
         raise WrongAdapterSpec(
             f"{adapter}: made for the base {spec.base_digest}, got the base {base.digest}; give its own base"
         )
     check_adapter_weights(adapter, spec)
+    if request.picture_key is not None and spec.config.train == "core":  # the digest is of another file's values
+        compare_with_base(adapter, spec, base)
     digest = vector_digest(read_adapter_vector(adapter, spec))
-    release = ReleaseFolder(adapter).release() if (adapter / RELEASE_FILE).exists() else None
     if release is not None and release.adapter != digest:
         raise ReleaseError(f"{adapter}: holds adapter {digest}, but its release is of {release.adapter}")
     return Origin(
@@ -108,3 +118,18 @@ def _origin(base: BaseModel, adapter: Path) -> Origin:
         base=base.digest,
         release=None if release is None else release.digest().hex(),
     )
+
+
+def _release(adapter: Path) -> Release | None:
+    """The release that the folder is, every file as it was signed; None: it is none."""
+    if not os.path.lexists(adapter / RELEASE_FILE):
+        return None
+    folder = ReleaseFolder(adapter)
+    release = folder.release()
+    if faults := list(folder.file_faults(release)):
+        listed = "\n".join(f"  - {printable(fault)}" for fault in faults)
+        raise ReleaseError(
+            f"{adapter}: is not the release that its {RELEASE_FILE} states; get it again, or take that file away to "
+            f"draw without naming a release:\n{listed}"
+        )
+    return release

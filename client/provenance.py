@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from client.picture_marks import SOURCE_TYPE
 from common.certificates import create_picture_key
@@ -26,6 +29,7 @@ AUTHORITY_FILE: Final = "picture-authority.crt"
 ASSERTION: Final = "darkroom.generation"
 ACTIONS: Final = "c2pa.actions.v2"
 _FORMAT: Final = "image/png"
+_OTHERS: Final = 0o077
 _OFFLINE: Final = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},
@@ -76,22 +80,29 @@ def read_picture_key(folder: Path) -> PictureKey:
     """Key and certificates from the folder.
 
     Raises:
-        ConfigError: One of them cannot be read.
+        ConfigError: One of them cannot be read, or other users can read the key.
 
     """
+    path = folder / KEY_FILE
     try:
-        return PictureKey(key=(folder / KEY_FILE).read_bytes(), chain=(folder / CHAIN_FILE).read_bytes())
+        with path.open("rb") as file:
+            mode, key = os.fstat(file.fileno()).st_mode, file.read()
+        chain = (folder / CHAIN_FILE).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: cannot be read ({error.strerror}); make it with: darkroom-client picture key {folder}"
         ) from error
+    if mode & _OTHERS:
+        raise ConfigError(f"{path}: other users can read this key, and sign in your name; run: chmod 600 {path}")
+    return PictureKey(key=key, chain=chain)
 
 
 def signed_png(png: bytes, origin: Origin, key: PictureKey) -> bytes:
     """The same picture with Content Credentials.
 
     Guarantee: :func:`read_credentials` gives back adapter, base, release and prompt; and refuses the picture once a
-    pixel, a text in it or the credentials themselves were changed.
+    pixel, a text in it, or a word of the credentials that it gives back was changed. Of the chunk that holds the
+    credentials not every bit is covered: C2PA keeps room for a longer signature, and does not look at what fills it.
 
     Raises:
         ConfigError: The library is not installed, or does not take key and certificate.
@@ -129,22 +140,61 @@ def read_credentials(png: bytes, *, authority: bytes | None = None) -> Credentia
     try:
         context = c2pa.Context(c2pa.Settings.from_dict(_OFFLINE | trust))
         with c2pa.Reader(_FORMAT, io.BytesIO(png), context=context) as reader:
-            state, manifest = reader.get_validation_state(), reader.get_active_manifest() or {}
+            state, manifest = reader.get_validation_state(), reader.get_active_manifest()
     except c2pa.C2paError as error:
-        raise BadImage(f"no Content Credentials can be read: {error}") from error
+        words = " ".join(str(error).splitlines())  # they may quote the file, which must not write a line of its own
+        raise BadImage(f"no Content Credentials can be read: {words}") from error
+    except KeyError as error:  # the library's own, where the store names an active manifest that it does not have
+        raise BadImage("damaged: its Content Credentials name a manifest that they do not hold") from error
     if state not in {"Valid", "Trusted"}:
         raise BadImage("changed after it was signed, or not signed rightly: its Content Credentials do not hold")
-    told = {one["label"]: one["data"] for one in manifest.get("assertions", ())}
-    if ASSERTION not in told:
-        raise BadImage("its Content Credentials are not of a picture that Darkroom drew")
+    told = _told(manifest)
     return Credentials(
         signer="trusted" if state == "Trusted" else "unknown",
-        institution=str(manifest.get("signature_info", {}).get("issuer", "")),
-        adapter=str(told[ASSERTION].get("adapter")),
-        base=str(told[ASSERTION].get("base")),
-        release=told[ASSERTION].get("release"),
-        prompt=told[ASSERTION].get("prompt"),
+        institution=told.signature_info.issuer,
+        **msgspec.structs.asdict(_facts(told)),
     )
+
+
+class _Assertion(msgspec.Struct):
+    label: str
+    data: Any = None
+
+
+class _Signature(msgspec.Struct):
+    issuer: str = ""
+
+
+class _Manifest(msgspec.Struct):
+    """What is read of a manifest: anybody can have written and signed it."""
+
+    assertions: tuple[_Assertion, ...] = ()
+    signature_info: _Signature = msgspec.field(default_factory=_Signature)
+
+
+class _Facts(msgspec.Struct):
+    adapter: str
+    base: str
+    release: str | None = None
+    prompt: str | None = None
+
+
+def _told(manifest: object) -> _Manifest:
+    try:
+        return msgspec.convert(manifest, _Manifest)
+    except msgspec.ValidationError as error:
+        raise BadImage(f"its Content Credentials are in no form that Darkroom reads: {error}") from error
+
+
+def _facts(manifest: _Manifest) -> _Facts:
+    """Darkroom's own assertion."""
+    own = [each.data for each in manifest.assertions if each.label == ASSERTION]
+    if len(own) != 1:
+        raise BadImage("its Content Credentials are not of a picture that Darkroom drew")
+    try:
+        return msgspec.convert(own[0], _Facts)
+    except msgspec.ValidationError as error:
+        raise BadImage(f"its Content Credentials are not of a picture that Darkroom drew: {error}") from error
 
 
 def _manifest(origin: Origin) -> dict[str, Any]:

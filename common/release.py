@@ -246,7 +246,8 @@ def _parse(data: bytes, into: type[T], *, most: int, source: str) -> T:
     try:
         parsed = msgspec.json.decode(data, type=into)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ReleaseError(f"{source}: cannot be read: {error}") from error
+        words = " ".join(str(error).splitlines())  # they quote the file, which must not write a line of its own
+        raise ReleaseError(f"{source}: cannot be read: {words}") from error
     if file_bytes(parsed) != data:
         raise ReleaseError(f"{source}: is not in the form in which it was signed; use the file as it was made")
     return parsed

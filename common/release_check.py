@@ -1,36 +1,47 @@
 """Checking a release: everybody can, with the folder alone where the roster is public, else with the run's manifest.
 
 Guarantee: no fault is found only if ``release.json`` is signed by the coordinator of the manifest; every file is the
-one that it names, and there is no other; both adapter files and the digest hold the same adapter, made for the
-manifest's base and specification; no ε stated is below the one that follows from the manifest for the attempts stated,
-and the card has the section on privacy that follows from these; and as many institutions of the roster as were wanted
-signed this very release with the roster's key. Whether so many attempts were sent is for the sites to say.
+one that it names, and there is no other; the digest is that of the trained values, made for the manifest's base and
+specification; both adapter files hold the same factors, with the specification's rank and α and no other tensor; no ε
+stated is below the one that follows from the manifest for the attempts stated, and the card has, once and under its
+heading, the section on privacy that follows from these; and as many institutions of the roster as were wanted signed
+this very release with the roster's key.
+
+Guarantee, with the base: what stock loaders put into that base is what the vector of the digest puts there.
+
+Without the base the same holds of ``train = "AB"``, where everything is trained, and of ``"B"``, whose frozen factors
+follow from the public seed, if the modules' shapes are the base's (others do not load). Of ``"core"`` it does not hold:
+its frozen factors follow from the base's weights, so whoever signed could have put others into the files that everybody
+loads, and its trained values stand in a file of their own. ``unchecked`` says so; every site that signs compares them.
+
+Without the manifest no site's signature, ε or specification is checked against anything: a file with a site's number
+among the signatures need not be that site's.
+
+A manifest that comes with the release is whatever its coordinator put in, so a public roster is the coordinator's own
+choice of names and keys: who must know that the institutions are real gives the manifest, the coordinator's key, or
+compares the roster's keys, each from another source. Whether so many attempts were sent is for the sites to say.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from common.adapter.export import read_adapter_spec, read_adapter_vector
-from common.adapter.kohya import kohya_bytes
-from common.adapter.spec import vector_digest
-from common.errors import AdapterError, ConfigErrors, DarkroomError, ManifestError
-from common.manifest import open_manifest
+from common.errors import ConfigErrors, DarkroomError, ManifestError
+from common.manifest import MAX_INSTITUTIONS, open_manifest
+from common.manifest_words import printable
 from common.privacy.run_plan import private_plan
 from common.release import MAX_WORD_BYTES, ReleaseError, SiteWord, StatedPrivacy, parse_word, stated_privacy
+from common.release_content import content_faults, not_compared
 from common.release_folder import (
-    CARD_FILE,
     MANIFEST_FILE,
     MAX_SIGNED_BYTES,
     SIGNATURES,
     ReleaseFolder,
-    file_names,
-    kohya_file,
+    numbered_signature,
     signature_file,
 )
-from common.release_words import privacy_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +50,7 @@ if TYPE_CHECKING:
     from common.manifest import Manifest
     from common.release import Release, StatedEpsilon
 
-_MAX_CARD_BYTES: Final = 1 << 20
+_NO_MANIFEST: Final = "the sites' signatures, every ε and the specification, for which the run's manifest is needed"
 _TOLERANCE: Final = 1e-6
 """Share by which two machines' accountants may differ."""
 
@@ -52,11 +63,13 @@ class Expected:
         manifest: the signed manifest's bytes, where they are not to be taken from the release or its roster is private.
         coordinator: public key, hex; None: whoever signed.
         signatures: fewest institutions that must have signed; None: all of the roster.
+        base: the base model's directory, to make the frozen factors again; None: they are not compared.
     """
 
     manifest: bytes | None = None
     coordinator: str | None = None
     signatures: int | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +84,8 @@ class ReleaseCheck:
     """Files of signatures that are in order."""
     unsigned: tuple[str, ...] = ()
     """Those that are missing."""
+    unchecked: tuple[str, ...] = ()
+    """What could not be checked with what was given."""
 
     def lines(self) -> Iterator[str]:
         """For a person."""
@@ -80,6 +95,7 @@ class ReleaseCheck:
         yield f"signed by {len(self.signed)} institutions: {', '.join(self.signed) or 'none'}"
         if self.unsigned:
             yield f"not signed: {', '.join(self.unsigned)}"
+        yield from (f"not checked: {each}" for each in self.unchecked)
         if not self.faults:
             yield "in order: every file, figure and signature that was checked"
 
@@ -106,21 +122,44 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     release = folder.release()
     faults = list(folder.file_faults(release))
     if not faults:  # what is inside an altered file says nothing
-        faults += _content_faults(folder, release)
+        faults += content_faults(folder, release, expected.base)
     if expected.coordinator not in {None, release.coordinator}:
         faults.append(f"signed by coordinator {release.coordinator}, wanted {expected.coordinator}")
     inside = _manifest_inside(folder, faults)
     opened = inside if expected.manifest is None else open_manifest(expected.manifest)
+    unchecked = not_compared(folder) if expected.base is None else ()
     if opened is None:
         if expected.signatures != 0:
             faults.append("the sites' signatures cannot be checked without the run's manifest; give its file")
-        return ReleaseCheck(release=release, manifest=None, faults=tuple(faults))
+        faults += _stray_faults(folder)
+        unchecked += (_NO_MANIFEST,)
+        return ReleaseCheck(release=release, manifest=None, faults=_one_line_each(faults), unchecked=unchecked)
     manifest, digest = opened
     faults += _manifest_faults(release, manifest, digest)
     if inside is not None and inside[1] != digest:
         faults.append(f"{MANIFEST_FILE}: is not the manifest of the run that the release is of")
     words, found = read_words(folder, release, manifest)
-    return _with_words(release, manifest, (*faults, *found), words, due=expected.signatures)
+    checked = _with_words(release, manifest, words, due=expected.signatures)
+    return replace(checked, faults=_one_line_each([*faults, *found, *checked.faults]), unchecked=unchecked)
+
+
+def _one_line_each(faults: list[str]) -> tuple[str, ...]:
+    """Names and words in a release are a stranger's: none may move the cursor, or pass for a line of ours."""
+    return tuple(printable(" ".join(fault.splitlines())) for fault in faults)
+
+
+def _stray_faults(folder: ReleaseFolder) -> Iterator[str]:
+    """Whatever lies among the signatures and cannot be one; whether one is right, only the manifest's keys tell."""
+    numbered = {numbered_signature(place) for place in range(MAX_INSTITUTIONS)}
+    for name in folder.signature_names():
+        source = f"{SIGNATURES}/{name}"
+        if name not in numbered:
+            yield f"{source}: is not part of the release; nobody signed it"
+            continue
+        try:
+            folder.read(source, most=MAX_WORD_BYTES)
+        except ReleaseError as error:
+            yield str(error)
 
 
 def _manifest_inside(folder: ReleaseFolder, faults: list[str]) -> tuple[Manifest, bytes] | None:
@@ -133,14 +172,13 @@ def _manifest_inside(folder: ReleaseFolder, faults: list[str]) -> tuple[Manifest
         return None
 
 
-def _with_words(
-    release: Release, manifest: Manifest, faults: tuple[str, ...], words: tuple[SiteWord, ...], *, due: int | None
-) -> ReleaseCheck:
+def _with_words(release: Release, manifest: Manifest, words: tuple[SiteWord, ...], *, due: int | None) -> ReleaseCheck:
     names = [signature_file(release, manifest, place) for place in range(len(manifest.roster))]
     signers = {names[word.place] for word in words}
     unsigned = tuple(name for name in names if name not in signers)
+    faults: tuple[str, ...] = ()
     if len(words) < (due := len(names) if due is None else due):
-        faults += (f"{len(words)} institutions signed, {due} are wanted; missing: {', '.join(unsigned)}",)
+        faults = (f"{len(words)} institutions signed, {due} are wanted; missing: {', '.join(unsigned)}",)
     return ReleaseCheck(
         release=release,
         manifest=manifest,
@@ -151,7 +189,7 @@ def _with_words(
 
 
 def verify_release(
-    root: Path, *, manifest: Path | None, coordinator: str | None, signatures: int | None
+    root: Path, *, manifest: Path | None, coordinator: str | None, signatures: int | None, base: Path | None
 ) -> Iterator[str]:
     """What both command lines do: say what was found, then refuse what is not in order.
 
@@ -160,7 +198,7 @@ def verify_release(
 
     """
     signed = None if manifest is None else _read_manifest(manifest)
-    expected = Expected(manifest=signed, coordinator=coordinator, signatures=signatures)
+    expected = Expected(manifest=signed, coordinator=coordinator, signatures=signatures, base=base)
     found = check_release(ReleaseFolder(root), expected)
     yield from found.lines()
     found.require_sound()
@@ -174,8 +212,7 @@ def read_words(folder: ReleaseFolder, release: Release, manifest: Manifest) -> t
     """The sites' words that are in order, and a fault for every other thing in the folder of signatures."""
     places = {signature_file(release, manifest, place): place for place in range(len(manifest.roster))}
     words, faults = [], []
-    present = sorted(path.name for path in folder.signatures.iterdir()) if folder.signatures.is_dir() else []
-    for name in present:
+    for name in folder.signature_names():
         source = f"{SIGNATURES}/{name}"
         if name not in places:
             faults.append(f"{source}: of nobody in the run's roster")
@@ -200,35 +237,6 @@ def _word_faults(word: SiteWord, release: Release, manifest: Manifest, place: in
         yield "is of another institution than the file's name says"
     if word.attempts > release.privacy.sent.attempts:
         yield f"contributed {word.attempts} times; the release says that {release.privacy.sent.attempts} were asked for"
-
-
-def _content_faults(folder: ReleaseFolder, release: Release) -> Iterator[str]:
-    """Adapter files and card against the statement; their digests are right already."""
-    try:
-        spec = read_adapter_spec(folder.root)
-        wanted = file_names(release.name, spec, release.roster)
-        if tuple(file.name for file in release.files) != wanted:
-            yield f"wanted the files {', '.join(wanted)}"
-            return
-        if (spec.digest, spec.base_digest, spec.dimension, str(spec.family)) != (
-            release.adapter_spec,
-            release.base,
-            release.dimension,
-            release.family,
-        ):
-            yield "the adapter's specification is not the one that the release names"
-        found = vector_digest(read_adapter_vector(folder.root, spec))
-        if found != release.adapter:
-            yield f"the adapter is {found}; the release says {release.adapter}"
-        theirs = kohya_bytes(folder.root, spec, title=release.name)
-    except AdapterError as error:
-        yield str(error)
-        return
-    if folder.read(kohya_file(release.name), most=len(theirs)) != theirs:
-        yield f"{kohya_file(release.name)}: holds another adapter than diffusers' file"
-    card = folder.read(CARD_FILE, most=_MAX_CARD_BYTES).decode(errors="replace")
-    if privacy_section(release) not in card:
-        yield f"{CARD_FILE}: does not say of privacy what release.json says"
 
 
 def _manifest_faults(release: Release, manifest: Manifest, digest: bytes) -> Iterator[str]:
@@ -265,7 +273,7 @@ def _privacy_faults(stated: StatedPrivacy, manifest: Manifest) -> Iterator[str]:
     if stated.sent.attempts > plan.attempts:
         yield f"attempts: {stated.sent.attempts}; the noise is sized for {plan.attempts}"
     due = stated_privacy(plan.report(stated.sent.attempts), plan.report(plan.attempts))
-    for name in ("unit", "relation", "delta", "secure_aggregation"):
+    for name in ("unit", "delta", "secure_aggregation"):  # the others are the same in every release
         if getattr(stated, name) != getattr(due, name):
             yield f"privacy.{name}: {getattr(stated, name)}; worked out here it is {getattr(due, name)}"
     yield from _epsilon_faults("sent", stated.sent, due.sent)

@@ -17,9 +17,13 @@ def verify(
     signatures: Annotated[
         int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The base model's folder; needed to compare the factors that were never trained."),
+    ] = None,
 ) -> None:
     """Check every file, figure and signature of a release, and say each fault."""
     from common.release_check import verify_release  # noqa: PLC0415 - torch takes seconds to load
 
-    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures):
+    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures, base=base):
         typer.echo(line)

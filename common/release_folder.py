@@ -43,8 +43,12 @@ def file_names(name: str, spec: AdapterSpec, roster: RosterKind) -> tuple[str, .
 
 def signature_file(release: Release, manifest: Manifest, place: int) -> str:
     """Where the word of the institution at this place in the roster lies; only its number where names are private."""
-    name = manifest.roster[place].name if release.roster == "public" else f"institution-{place + 1:04d}"
-    return f"{name}.json"
+    return f"{manifest.roster[place].name}.json" if release.roster == "public" else numbered_signature(place)
+
+
+def numbered_signature(place: int) -> str:
+    """The same where names are private."""
+    return f"institution-{place + 1:04d}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,10 @@ class ReleaseFolder:
     def signatures(self) -> Path:
         """The sites' words."""
         return self.root / SIGNATURES
+
+    def signature_names(self) -> list[str]:
+        """Whatever lies there, sorted."""
+        return sorted(path.name for path in self.signatures.iterdir()) if self.signatures.is_dir() else []
 
     def release(self) -> Release:
         """The statement, signed by the coordinator that it names.

@@ -144,10 +144,11 @@ def _data(release: Release, manifest: Manifest, facts: CardFacts) -> Iterator[st
 
 def _checking(release: Release) -> str:
     roster = f"`{MANIFEST_FILE}`" if release.roster == "public" else "the run's manifest, which is not public"
+    manifest = "" if release.roster == "public" else " --manifest FILE"
     return (
         f"`{RELEASE_FILE}` holds the digest of every file, signed by the coordinator with key `{release.coordinator}`. "
         f"Every institution's own word on it is in `{SIGNATURES}/`; their keys are in {roster}. "
-        "`darkroom-client release verify FOLDER` checks all of it."
+        f"`darkroom-client release verify FOLDER --base MODEL{manifest}` checks all of it."
     )
 
 

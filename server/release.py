@@ -88,7 +88,8 @@ class ReleasePlan:
 def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
     """Write the folder, whole or not at all, and check it as everybody else will.
 
-    Guarantee: what is written passes :func:`common.release_check.check_release`, the sites' signatures apart.
+    Guarantee: what is written passes :func:`common.release_check.check_release` with the base, the sites' signatures
+    apart.
 
     Raises:
         ReleaseError: The folder exists; rounds are left; the run is not private; or what it sent is not known.
@@ -116,7 +117,8 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
         if plan.roster == "public":
             (staging / MANIFEST_FILE).write_bytes(left.signed)
         release = _sign(ReleaseFolder(staging), release, spec, left.identity)
-        check_release(ReleaseFolder(staging), Expected(manifest=left.signed, signatures=0)).require_sound()
+        expected = Expected(manifest=left.signed, signatures=0, base=plan.base)
+        check_release(ReleaseFolder(staging), expected).require_sound()
         _make_durable(staging)
         staging.rename(plan.out)
     finally:

@@ -32,12 +32,15 @@ def verify(
     """Read a picture's Content Credentials; fails if there are none, or if it was changed since."""
     from client.provenance import read_credentials
     from common.errors import BadImage
+    from common.manifest_words import printable
 
     found = read_credentials(picture.read_bytes(), authority=None if authority is None else authority.read_bytes())
     if authority is not None and found.signer != "trusted":
         raise BadImage(f"{picture}: signed by somebody who calls themselves {found.institution!r}, not by {authority}")
     whose = "" if found.signer == "trusted" else ", which nobody has confirmed"
     typer.echo(f"generated picture, not changed since it was signed by {found.institution!r}{whose}")
-    typer.echo(f"adapter {found.adapter}\nbase {found.base}\nrelease {found.release or 'none'}")
+    # whoever signed chose these words: they must not pass for a line of ours
+    typer.echo(f"adapter {printable(found.adapter)}\nbase {printable(found.base)}")
+    typer.echo(f"release {printable(found.release or 'none')}")
     if found.prompt is not None:
-        typer.echo(f"prompt: {found.prompt}")
+        typer.echo(f"prompt: {printable(found.prompt)}")

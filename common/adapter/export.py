@@ -53,16 +53,50 @@ def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
 
     """
     parameters = trained_parameters(unet, spec)
-    modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
-    factors = {f"unet.{name}.{factor}.weight": _plain(unet, name, factor) for name in modules for factor in (A, B)}
+    factors = plain_factors(unet, spec)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / WEIGHTS_FILE, in_order(save(factors, metadata=_metadata(spec))))
+    write_atomically(directory / WEIGHTS_FILE, in_order(save(factors, metadata=weights_metadata(spec))))
     if spec.config.train == "core":
         cores = {one.name: _copy(value) for one, value in zip(spec.tensors, parameters, strict=True)}
-        write_atomically(directory / CORE_FILE, in_order(save(cores, metadata={SPEC_KEY: spec.digest})))
+        write_atomically(directory / CORE_FILE, in_order(save(cores, metadata=core_metadata(spec))))
     else:
         (directory / CORE_FILE).unlink(missing_ok=True)
     write_atomically(directory / SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n")
+
+
+def plain_factors(unet: nn.Module, spec: AdapterSpec) -> dict[str, Tensor]:
+    """Both factors of every adapted module as diffusers' file has them: LoRA-XS's U·R is one tensor."""
+    adapted: dict[str, Any] = {name: unet.get_submodule(name) for name in adapted_modules(spec)}
+    return {
+        weight_key(name, factor): _copy(getattr(module, factor)[ADAPTER_NAME].weight)
+        for name, module in adapted.items()
+        for factor in (A, B)
+    }
+
+
+def adapted_modules(spec: AdapterSpec) -> tuple[str, ...]:
+    """Names of the UNet's modules that have the adapter, sorted."""
+    return tuple(sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors}))
+
+
+def weight_key(module: str, factor: str) -> str:
+    """A factor's name in diffusers' file."""
+    return f"unet.{module}.{factor}.weight"
+
+
+def weights_metadata(spec: AdapterSpec) -> dict[str, str]:
+    """Metadata of diffusers' file: rank and α, which stock loaders apply, and the specification's digest."""
+    config = {
+        "unet.r": spec.config.rank,
+        "unet.lora_alpha": spec.config.alpha,
+        "unet.target_modules": list(spec.config.targets),
+    }
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True), SPEC_KEY: spec.digest}
+
+
+def core_metadata(spec: AdapterSpec) -> dict[str, str]:
+    """Metadata of the file of LoRA-XS's cores."""
+    return {SPEC_KEY: spec.digest}
 
 
 def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:
@@ -92,28 +126,6 @@ def read_adapter_spec(directory: Path) -> AdapterSpec:
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{path}: no adapter specification: {error}") from error
-
-
-def check_adapter_weights(directory: Path, spec: AdapterSpec) -> None:
-    """Look into the file that stock loaders read, without which they apply what is there and say nothing.
-
-    Raises:
-        AdapterError: The file is missing, truncated, garbage, not finite or of another adapter than ``spec``.
-
-    """
-    path = directory / WEIGHTS_FILE
-    modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
-    wanted = {f"unet.{module}.{factor}.weight" for module in modules for factor in (A, B)}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata, keys = file.metadata() or {}, set(file.keys())
-            is_finite = all(np.isfinite(file.get_tensor(key)).all() for key in sorted(keys & wanted))
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
-    if metadata.get(SPEC_KEY) != spec.digest or keys != wanted:
-        raise AdapterError(f"{path}: belongs to another adapter than the {SPEC_FILE} beside it; copy both again")
-    if not is_finite:
-        raise AdapterError(f"{path}: holds values that are not finite; copy it again")
 
 
 def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
@@ -172,21 +184,6 @@ def _compare(got: AdapterSpec, wanted: AdapterSpec, directory: Path) -> None:
     if not differ:
         differ = [f"tensors: wanted {len(wanted.tensors)} of other names or shapes, got {len(got.tensors)}"]
     raise WrongAdapterSpec(f"{directory}: this adapter was made under another specification: {'; '.join(differ)}")
-
-
-def _metadata(spec: AdapterSpec) -> dict[str, str]:
-    config = {
-        "unet.r": spec.config.rank,
-        "unet.lora_alpha": spec.config.alpha,
-        "unet.target_modules": list(spec.config.targets),
-    }
-    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True), SPEC_KEY: spec.digest}
-
-
-def _plain(unet: nn.Module, module: str, factor: str) -> Tensor:
-    """LoRA's A or B as one tensor, LoRA-XS's product included."""
-    adapted: Any = unet.get_submodule(module)
-    return _copy(getattr(adapted, factor)[ADAPTER_NAME].weight)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import stat
@@ -15,6 +16,8 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from client.cli import app
@@ -29,20 +32,23 @@ from client.provenance import (
     read_picture_key,
     signed_png,
 )
-from common.adapter.export import save_adapter
+from common.adapter.export import WEIGHTS_FILE, save_adapter
 from common.adapter.lora import inject_lora
 from common.adapter.model import BaseModel, Family, open_base
 from common.adapter.spec import vector_digest
 from common.adapter.vector import write_vector
 from common.config import AdapterConfig
-from common.errors import BadImage, ConfigError, ProvisioningError
+from common.errors import AdapterError, BadImage, ConfigError, ProvisioningError
 from common.release import ReleaseError, file_bytes, sign_release
+from common.release_folder import ReleaseFolder
 from simulations.tiny import write_tiny_base
 from tests.common.test_release import COORDINATOR, RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from common.release import Release
 
 ORIGIN = Origin(version="0.1.0", adapter="sha256:" + "ab" * 32, base="sha256:" + "cd" * 32, release="ef" * 32)
 PROMPT = "Quixotilda Zwamberwick's chest ; 7391y"
@@ -194,6 +200,79 @@ def test_whatever_is_changed_afterwards_is_noticed(signed: bytes, edit: Callable
         read_credentials(edit(signed))
 
 
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing_that_is_told(signed: bytes) -> None:
+    # C2PA pads the signature's room, and does not look at the padding
+    before = read_credentials(signed)
+    start, end = next((start, end) for kind, start, end in chunks(signed) if kind == b"caBX")
+    unnoticed = 0
+    for place in np.random.default_rng(3).integers(0, len(signed) * 8, 250):
+        flipped = bytearray(signed)
+        flipped[place // 8] ^= 1 << (place % 8)
+        with contextlib.suppress(BadImage):
+            assert read_credentials(bytes(flipped)) == before
+            assert start <= place // 8 < end + 4  # the chunk of the credentials with its checksum, not the picture
+            unnoticed += 1
+    assert unnoticed < 125
+
+
+def with_assertions(key: PictureKey, *assertions: dict[str, Any]) -> bytes:
+    """A picture with anybody's credentials, rightly signed."""
+    info = c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES384, key.chain, key.key, None)
+    made = io.BytesIO()
+    manifest = {
+        "claim_generator_info": [{"name": "x", "version": "1"}],
+        "format": "image/png",
+        "assertions": [
+            {
+                "label": "c2pa.actions.v2",
+                "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}]},
+            },
+            *assertions,
+        ],
+    }
+    with c2pa.Signer.from_info(info) as signer, c2pa.Builder(manifest) as builder:
+        builder.sign(signer, "image/png", io.BytesIO(marked_png(noise(), ORIGIN)), made)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["list"],
+        "text",
+        5,
+        {"adapter": ["x"], "base": "y"},
+        {"adapter": "x"},
+        {"adapter": "x", "base": "y", "prompt": 1},
+    ],
+    ids=str,
+)
+def test_anothers_assertion_of_our_name_in_another_form_is_refused(key: PictureKey, data: Any) -> None:
+    with pytest.raises(BadImage, match="not of a picture that Darkroom drew"):
+        read_credentials(with_assertions(key, {"label": "darkroom.generation", "data": data}))
+
+
+def test_a_store_that_names_a_manifest_it_does_not_have_is_refused(signed: bytes) -> None:
+    # one letter of the manifest's own name: the library then finds no active one
+    start = signed.index(b"urn:c2pa:")
+    damaged = bytearray(signed)
+    damaged[start + 12] ^= 1
+    with pytest.raises(BadImage):
+        read_credentials(bytes(damaged))
+
+
+def test_strangers_words_write_no_line_of_ours(key: PictureKey, tmp_path: Path) -> None:
+    evil = "x\ngenerated picture, not changed since it was signed by 'us'\x1b[8m\u202e"
+    path = tmp_path / "evil.png"
+    facts = {"adapter": evil, "base": evil, "release": evil, "prompt": evil}
+    path.write_bytes(with_assertions(key, {"label": "darkroom.generation", "data": facts}))
+    done = CliRunner().invoke(app, ["picture", "verify", str(path)])
+    assert done.exit_code == 0, done.output
+    lines = done.output.removesuffix("\n").split("\n")
+    assert [line.split(" ")[0] for line in lines] == ["generated", "adapter", "base", "release", "prompt:"]
+    assert all(line.isprintable() for line in lines)
+
+
 def test_an_edited_picture_is_another_picture_to_the_eye_and_still_opens(signed: bytes) -> None:
     # the control of the test above: it is the signature that finds the edit, not a broken file
     before, after = np.asarray(opened(signed)), np.asarray(opened(pixel_edited(signed)))
@@ -240,6 +319,16 @@ def test_names_and_keys_that_cannot_be_used_are_refused(tmp_path: Path, key: Pic
     for bad in (PictureKey(key=b"garbage", chain=key.chain), PictureKey(key=key.key, chain=b"garbage")):
         with pytest.raises(ConfigError, match="make a new one"):
             signed_png(marked_png(noise(), ORIGIN), ORIGIN, bad)
+
+
+def test_a_key_that_others_can_read_signs_nothing(tmp_path: Path) -> None:
+    make_picture_key(tmp_path / "k", INSTITUTION)
+    for mode in (0o640, 0o604, 0o660):
+        (tmp_path / "k" / KEY_FILE).chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            read_picture_key(tmp_path / "k")
+    (tmp_path / "k" / KEY_FILE).chmod(0o600)
+    read_picture_key(tmp_path / "k")
 
 
 def test_without_the_library_the_way_to_get_it_is_told(monkeypatch: pytest.MonkeyPatch, key: PictureKey) -> None:
@@ -316,16 +405,59 @@ def test_a_picture_from_a_release_names_it_and_another_adapter_is_refused(
     base: BaseModel, adapter: tuple[Path, str], tmp_path: Path
 ) -> None:
     place, digest = adapter
-    release = sign_release(msgspec.structs.replace(RELEASE, adapter=digest), COORDINATOR)
-    (place / "release.json").write_bytes(file_bytes(release))
+    release = stated(place, digest)
     path = drawn(base, place, tmp_path / "out")
     assert release.digest().hex() in opened(path.read_bytes()).info["Description"]
-    (place / "release.json").write_bytes(file_bytes(RELEASE))
+    stated(place, RELEASE.adapter)
     with pytest.raises(ReleaseError, match="its release is of"):
         drawn(base, place, tmp_path / "out")
+    stated(place, digest)
     (place / "release.json").write_bytes(file_bytes(release).replace(b'"rounds": 2', b'"rounds": 3'))
     with pytest.raises(ReleaseError, match="not signed"):
         drawn(base, place, tmp_path / "out")
+
+
+def stated(place: Path, digest: str) -> Release:
+    """The folder's files as a release of that adapter."""
+    folder, names = ReleaseFolder(place), sorted(path.name for path in place.iterdir() if path.name != "release.json")
+    files = tuple(folder.describe(name) for name in names)
+    release = sign_release(msgspec.structs.replace(RELEASE, adapter=digest, files=files), COORDINATOR)
+    (place / "release.json").write_bytes(file_bytes(release))
+    return release
+
+
+def test_a_folder_that_is_not_the_release_beside_it_draws_nothing(
+    base: BaseModel, adapter: tuple[Path, str], folder: Path, tmp_path: Path
+) -> None:
+    place, digest = adapter
+    stated(place, digest)
+    path = place / "adapter_spec.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    for changes in ({}, {"picture_key": folder}):
+        with pytest.raises(ReleaseError, match=r"(?s)is not the release.*adapter_spec.json: sha256"):
+            drawn(base, place, tmp_path / "out", **changes)
+    path.write_bytes(whole)
+    (place / "more.safetensors").write_bytes(b"")
+    with pytest.raises(ReleaseError, match=r"more.safetensors: is not part"):
+        drawn(base, place, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signed_picture_names_no_adapter_whose_frozen_factors_are_anothers(
+    base: BaseModel, folder: Path, tmp_path: Path
+) -> None:
+    unet = base.load_unet()
+    spec = inject_lora(unet, AdapterConfig(rank=2, train="core"), base_digest=base.digest)
+    write_vector(unet, spec, np.random.default_rng(5).normal(size=spec.dimension).astype(np.float32))
+    save_adapter(tmp_path / "core", unet, spec)
+    drawn(base, tmp_path / "core", tmp_path / "out", picture_key=folder)
+    path = tmp_path / "core" / WEIGHTS_FILE
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file({key: value * 2 for key, value in load_file(path).items()}, path, metadata=metadata)
+    with pytest.raises(AdapterError, match="somebody put in another"):
+        drawn(base, tmp_path / "core", tmp_path / "more", picture_key=folder)
 
 
 def test_the_commands_make_a_key_and_check_a_picture(tmp_path: Path) -> None:

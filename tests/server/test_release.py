@@ -128,6 +128,7 @@ def test_a_private_roster_names_nobody(run: FinishedRun, tmp_path: Path) -> None
     for member in manifest.roster:
         assert member.name.encode() not in content
         assert member.key.encode() not in content
+    assert b"release verify FOLDER --base MODEL --manifest FILE` checks all of it" in content
     found = check_release(folder, Expected())
     assert any("without the run's manifest" in fault for fault in found.faults)
     assert check_release(folder, Expected(signatures=0)).faults == ()
@@ -153,6 +154,7 @@ def test_without_facts_the_card_says_that_nothing_is_stated(released: ReleaseFol
     text = (released.root / "README.md").read_text()
     assert "Not stated; ask the coordinator before using it." in text
     assert "kinds of data: not stated" in text
+    assert "release verify FOLDER --base MODEL` checks all of it" in text
     assert ModelCard.load(released.root / "README.md").data.license is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -41,8 +41,8 @@ class FinishedRun:
         return ReleaseFolder(out)
 
 
-def finished_run(root: Path, *, rounds: int = 2) -> FinishedRun:
-    sites = make_vault_sites(root, rounds=rounds)
+def finished_run(root: Path, *, rounds: int = 2, train: Literal["B", "AB", "core"] = "AB") -> FinishedRun:
+    sites = make_vault_sites(root, rounds=rounds, train=train)
     with sites.serving():
         sites.lead()
     return FinishedRun(sites)

@@ -8,7 +8,7 @@ import io
 import threading
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -208,12 +208,19 @@ class VaultSites:
 
 
 def make_vault_sites(
-    root: Path, *, rounds: int = 2, pictures: int = 6, repeatable: bool = False, repeats: int = 1
+    root: Path,
+    *,
+    rounds: int = 2,
+    pictures: int = 6,
+    repeatable: bool = False,
+    repeats: int = 1,
+    train: Literal["B", "AB", "core"] = "AB",
 ) -> VaultSites:
     torch.set_num_threads(1)
     words = REPEATABLE_WORDS if repeatable else ""
     base = open_base(write_tiny_base(root / "base", Family.SD1))
     config = secure_config(base.digest, rounds=rounds, repeatable=words, repeats=repeats)
+    config = msgspec.structs.replace(config, adapter=msgspec.structs.replace(config.adapter, train=train))
     trainer = build_trainer(base, config)
     members = []
     for name in NAMES:
@@ -222,7 +229,7 @@ def make_vault_sites(
         settings = folder / "site.toml"
         settings.write_text(settings.read_text().replace('base = "base"', f'base = "{base.directory}"'))
         policy = POLICY.format(coordinator=COORDINATOR.public.hex(), base=base.digest, repeatable=words)
-        (folder / "policy.toml").write_text(policy)
+        (folder / "policy.toml").write_text(policy.replace('["AB"]', f'["{train}"]'))
         with open_vault(open_site(settings).config.vault, access="write") as vault:
             vault.add([new_record(name, number) for number in range(pictures)])
         members.append(Member(name=name, key=read_identity_file(folder / "identity.key").public.hex()))

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from common.adapter.export import (
     CORE_FILE,
     SPEC_FILE,
     WEIGHTS_FILE,
-    check_adapter_weights,
     load_adapter,
     read_adapter_spec,
     read_adapter_vector,
@@ -270,31 +269,3 @@ def test_the_same_adapter_gives_the_same_files(tiny_bases: dict[Family, BaseMode
         save_adapter(tmp_path / attempt, unet, spec)
         for path in (tmp_path / attempt).iterdir():
             assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("train", ["B", "core"])
-def test_the_weights_that_stock_loaders_read_are_checked(
-    saved: Callable[..., tuple[Path, AdapterSpec]], tiny_bases: dict[Family, BaseModel], tmp_path: Path, train: str
-) -> None:
-    directory, spec = saved(train)
-    check_adapter_weights(directory, spec)
-    path = directory / WEIGHTS_FILE
-    whole, tensors, metadata = path.read_bytes(), load_file(path), _metadata(path)
-    first = min(tensors)
-    unet, other = injected(tiny_bases[Family.SD1], train, seed=9)
-    save_adapter(tmp_path / "other", unet, other)
-    fewer = {key: value for key, value in tensors.items() if key != first}
-    infinite = {**tensors, first: torch.full_like(tensors[first], float("inf"))}
-    bad = {
-        "cannot be read": whole[:-3],
-        "another adapter": (tmp_path / "other" / WEIGHTS_FILE).read_bytes(),
-        "belongs to": save(fewer, metadata=metadata),
-        "not finite": save(infinite, metadata=metadata),
-    }
-    for message, content in bad.items():
-        path.write_bytes(content)
-        with pytest.raises(AdapterError, match=message):
-            check_adapter_weights(directory, spec)
-    path.unlink()
-    with pytest.raises(AdapterError, match=WEIGHTS_FILE):
-        check_adapter_weights(directory, spec)
