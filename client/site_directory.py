@@ -7,10 +7,7 @@ A folder is made elsewhere and moved into its place when it is whole, so that on
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,12 +21,13 @@ from client.site_vault import master_key
 from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.store import Vault
 from common.audit_log import AuditLog
-from common.durable_file import sync_folder
 from common.errors import ConfigError
 from common.identity_file import create_identity_file, read_identity_file
+from common.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 KEY_FILE: Final = VaultConfig(key_file="vault.key")
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
@@ -169,38 +167,12 @@ def make_site(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Ste
         master_key(key).new_slot()  # a passphrase that is missing or too short is told before anything is made
     _refuse_present(steps)
     try:
-        _make(folder.absolute(), name, key)
+        with whole_folder(folder, last=SiteLayout(folder).site_file.name) as made:
+            for step in site_steps(made, name, key):
+                step.make()
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror}); nothing of it is kept: try again") from error
     return steps
-
-
-def _make(folder: Path, name: str, key: VaultConfig) -> None:
-    """Beside its place, or in it if it is there: that may be a mount, or its parent another's."""
-    parent = folder if folder.exists() else folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    # keys in a folder that was not finished were never shown or used: it can go
-    with TemporaryDirectory(dir=parent, prefix=".init-") as unfinished:
-        made = Path(unfinished) / "site"
-        made.mkdir(mode=0o700)
-        for step in site_steps(made, name, key):
-            step.make()
-        if parent == folder:
-            _move_into(folder, made)
-        else:
-            made.rename(folder)
-    sync_folder(parent)
-
-
-def _move_into(folder: Path, made: Path) -> None:
-    """Settings last: without them nothing takes the folder for a site."""
-    children = sorted(made.iterdir(), key=lambda child: child.name == SiteLayout(made).site_file.name)
-    with ExitStack() as back:
-        for child in children:
-            target = folder / child.name
-            child.rename(target)
-            back.callback(target.rename, child)
-        back.pop_all()
 
 
 def _refuse_present(steps: tuple[Step, ...]) -> None:

@@ -6,18 +6,18 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from common.certificates import create_authority, issue_server_certificate
-from common.durable_file import sync_folder, write_atomically
+from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from common.identity_file import create_identity_file, read_identity_file
 from common.provisioning import JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
 from common.toml_config import parse_config, read_toml
+from common.whole_folder import UNFINISHED, whole_folder
 from server.federation_config import FederationConfig
 from server.roster import Roster, with_site
 from server.server_files import ServerFiles, read_server_files
@@ -98,21 +98,13 @@ class FederationDirectory:
         """
         self._check_free()
         content = None if given is None else read_server_files(given, config, now=now)
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        # beside it, and renamed when whole: one that was broken off half-way must not stand in the next one's way
-        staging = self.root.with_name(f".{self.root.name}.{secrets.token_hex(8)}.partial")
-        try:
-            identity = _fill(FederationDirectory(staging), config, content, now=now)
-            staging.rename(self.root)  # over an empty folder, too
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        sync_folder(self.root.parent)
-        return identity
+        with whole_folder(self.root, last=self.config_file.name) as made:
+            return _fill(FederationDirectory(made), config, content, now=now)
 
     def _check_free(self) -> None:
         if self.config_file.exists():
             raise ProvisioningError(f"{self.config_file}: exists; a federation is not made anew over another")
-        if self.root.exists() and not (self.root.is_dir() and next(self.root.iterdir(), None) is None):
+        if self.root.exists() and not (self.root.is_dir() and all(map(_is_left_over, self.root.iterdir()))):
             raise ProvisioningError(
                 f"{self.root}: exists and is no empty folder, and no whole federation either, for "
                 f"{self.config_file.name} is missing; if it is left over from an init that was broken off, remove it "
@@ -244,10 +236,13 @@ class FederationDirectory:
         return path
 
 
+def _is_left_over(path: Path) -> bool:
+    return path.name.startswith(UNFINISHED)
+
+
 def _fill(
     directory: FederationDirectory, config: FederationConfig, content: ServerContent | None, *, now: dt.datetime
 ) -> Identity:
-    directory.root.mkdir(mode=0o700)
     if content is not None:
         directory.take(content)
     create_authority(directory.file("ca.crt"), directory.file("ca.key"), name=config.name, now=now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 Port = Annotated[int, Meta(ge=1, le=65535)]
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """In every server certificate: the public listener speaks TLS to the SuperLink, too."""
+
+
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""Between two dots of a name (RFC 1123, section 2.1)."""
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return all(map(_LABEL.fullmatch, host.split(".")))
+    return True
 
 
 class FederationConfig(Config, frozen=True, kw_only=True):
@@ -56,6 +69,8 @@ class FederationConfig(Config, frozen=True, kw_only=True):
         """Rules that types cannot say."""
         if not 1 <= self.public_port <= 65535:
             yield f"address: {self.address} has no port between 1 and 65535"
+        if not _is_host(self.hosts[0]):
+            yield f"address: {self.hosts[0]!r} is no host's name or address"
         if self.public_port == self.superlink_port:
             yield "superlink_port: wanted another than the public one"
         try:

@@ -90,9 +90,11 @@ def test_a_site_that_could_not_be_finished_can_be_made_again(
 ) -> None:
     folder = tmp_path / place
     (tmp_path / "there").mkdir()
-    for last in ("create_token_file", "_make_vault", "_move_into" if place == "there" else "Vault.create"):
+    steps = ("client.site_directory.create_token_file", "client.site_directory._make_vault")
+    last = "common.whole_folder._move_into" if place == "there" else "client.site_directory.Vault.create"
+    for step in (*steps, last):
         with monkeypatch.context() as patch:
-            patch.setattr(f"client.site_directory.{last}", Mock(side_effect=fault))
+            patch.setattr(step, Mock(side_effect=fault))
             with pytest.raises((ConfigError, KeyboardInterrupt)) as told:
                 make_site(folder, "st-vincent")
         assert isinstance(told.value, KeyboardInterrupt) or "No space left" in str(told.value)

@@ -103,8 +103,8 @@ def test_an_init_that_is_broken_off_leaves_nothing_in_the_way(tmp_path: Path, mo
         with pytest.raises(KeyboardInterrupt):
             federation_on_disk(tmp_path / "coordinator")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".coordinator.0.partial").mkdir()  # as a power cut would leave it
     (tmp_path / "coordinator").mkdir()
+    (tmp_path / "coordinator" / ".init-0").mkdir()  # as a power cut would leave it
     made = federation_on_disk(tmp_path / "coordinator")
     assert made.config().name == "Pilot"
     assert made.root.stat().st_mode & 0o777 == 0o700
