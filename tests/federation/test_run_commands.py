@@ -172,7 +172,7 @@ def test_a_manifest_of_another_code_version_is_refused(federation: Federation) -
 
 
 def test_parameters_that_change_in_mid_run_are_refused_at_both_ends(federation: Federation) -> None:
-    """The coordinator's own checkpoint belongs to another run then; and without it, the sites know no such run."""
+    """The coordinator's own log and checkpoints are another run's then; without them, sites know no such run."""
     lab = federation.lab
     files = lab.files
     assert run_status(files).round >= 1
@@ -185,8 +185,8 @@ def test_parameters_that_change_in_mid_run_are_refused_at_both_ends(federation: 
     files.sign()
     command(federation, "start")
     federation.wait_for(lambda: (said := standing(files.directory)) is not None and said.state == "stopped", 120)
-    assert "privacy.clip" in str(standing(files.directory))
-    for path in (files.directory / "checkpoints").iterdir():
+    assert "is of a run with manifest" in str(standing(files.directory))
+    for path in (*(files.directory / "checkpoints").iterdir(), files.directory / "audit.log"):
         path.unlink()
     with led(federation, files):
         federation.wait_for(lambda: waits_because_of(files, "refused_awaiting_approval"), 240)
