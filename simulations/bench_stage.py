@@ -41,8 +41,8 @@ _CROWD: Final = 10
 """Sites beyond which their executors ask for work as seldom as Flower's own default has it: they share one machine."""
 _CROWDS_POLL_SECONDS: Final = 1.0
 _ASIDE: Final = ("sh", "-c", 'echo 10 > /proc/self/autogroup; exec nice -n 10 "$@"', "sh")
-"""Before a site's command: in a federation, sites take no time from the coordinator's processors. The first half is for
-kernels that share time among sessions, where niceness counts within one only (``sched(7)``)."""
+"""Before a site's command in a crowd: in a federation, sites take no time from the coordinator's processors. The first
+half is for kernels that share time among sessions, where niceness counts within one only (``sched(7)``)."""
 _UP_SECONDS: Final = 60.0
 """And as much again for every ten sites."""
 
@@ -122,7 +122,7 @@ class Stage:
             environment = {**first.environment(), "OMP_NUM_THREADS": "1"}
             if len(self.names) > _CROWD:
                 environment[POLL_INTERVAL] = str(_CROWDS_POLL_SECONDS)
-            arguments = (*_ASIDE, *command.arguments)
+            arguments = (*_ASIDE, *command.arguments) if len(self.names) > _CROWD else command.arguments
             commands.append(replace(command, name=f"{name}-supernode", arguments=arguments, environment=environment))
         return commands
 
