@@ -61,8 +61,8 @@ class SiteServices:
         """Refuse what cannot run as two services.
 
         Raises:
-            ConfigError: No group, a key in a session's keyring, something in a home directory, or or a place that is
-                too wide to be hidden or written to.
+            ConfigError: No group, a key in a session's keyring, something in a home directory, or a place that is too
+                wide to be hidden or written to.
 
         """
         if not self.site.service.group:

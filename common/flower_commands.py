@@ -10,7 +10,7 @@ from typing import Final
 FLOWER: Final = "1.41"
 """The minor version that everything here is made for."""
 POLL_INTERVAL: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
-"""Seconds between two questions of an executor for work. Each costs the executor and its SuperNode some 2 ms."""
+"""Seconds between two questions of an executor for work. At 0.1 s an idle site takes 3 % of a core."""
 ENVIRONMENT: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

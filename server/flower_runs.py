@@ -82,11 +82,21 @@ class KeptBundle:
             yield
             if self.app.exists():
                 self.app.rename(old)
-            staging.rename(self.app)
-            write_atomically(self.file, bundle.content)
+            try:
+                staging.rename(self.app)
+                write_atomically(self.file, bundle.content)
+            except BaseException:
+                self._put_back(old)
+                raise
         finally:
             for folder in (staging, old):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+    def _put_back(self, old: Path) -> None:
+        shutil.rmtree(self.app, ignore_errors=True)
+        if old.exists():
+            old.rename(self.app)
 
 
 @dataclass(frozen=True, slots=True)

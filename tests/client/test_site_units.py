@@ -156,7 +156,7 @@ def test_what_lies_outside_the_sites_folder_is_given_to_the_steward(tmp_path: Pa
     [
         {"identity": "/home/me/identity"},
         {"ledger": "/home/me/ledger"},
-        {"releases": "/root/releases"},
+        {"releases": "/home/me/releases"},
         {"vault": VaultConfig(directory="/home/me/vault", key_file="/k")},
         {"vault": VaultConfig(directory="/v", key_file="/home/me/k")},
         {"vault": VaultConfig(directory="/v", passphrase_file="/home/me/w")},  # noqa: S106 - a path
