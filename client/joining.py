@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client import bundle_gate, supernode_process
-from client.bundle import bundle_file_name, holds_bundle, read_bundle
+from client.bundle import holds_bundle, read_named
 from client.safe_folder import SafeFolder, make_read_only, set_folder_mode
+from common.app_bundle import parse_bundle
 from common.certificates import create_node_key, read_node_key
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
@@ -106,8 +107,8 @@ class SuperNode:
                 link or another user's folder is in the way.
 
         """
-        content = read_bundle(bundle, join)
-        name = bundle_file_name(content)
+        content = read_named(bundle, join)
+        name = parse_bundle(content, source=str(bundle)).file_name
         folder = SafeFolder(self.site.supernode)
         folder.make()
         home, programs = (folder.new_folder(path.name) for path in (self.site.flower_home, self._program.parent))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.books import read_noted
-from client.bundle import read_bundle
+from client.bundle import read_named
 from client.handshake import check_clock, shake_hands
 from client.memory import MIB, check_memory, choose_device
 from client.policy import read_policy
@@ -186,7 +186,7 @@ def _vault(site: SiteConfig) -> str:
 
 
 def _bundle(joining: Joining) -> str:
-    read_bundle(joining.bundle, joining.join)
+    read_named(joining.bundle, joining.join)
     return joining.join.bundle
 
 

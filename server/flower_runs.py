@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from common.app_bundle import parse_bundle
 from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import leadership
-from server.app_bundle import parse_bundle
 from server.launch import CONNECTION, parse_flower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from server.app_bundle import AppBundle
+    from common.app_bundle import AppBundle
     from server.federation import FederationDirectory
     from server.launch import Launch
     from server.run_files import RunFiles
@@ -91,7 +91,6 @@ class KeptBundle:
         finally:
             for folder in (staging, old):
                 shutil.rmtree(folder, ignore_errors=True)
-
 
     def _put_back(self, old: Path) -> None:
         shutil.rmtree(self.app, ignore_errors=True)

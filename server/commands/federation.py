@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from common.app_bundle import parse_bundle, read_content
 from common.errors import ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
-from server.app_bundle import read_bundle
 from server.federation import FederationDirectory
 from server.federation_config import FederationConfig
 from server.server_files import ServerFiles, read_server_files
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from common.app_bundle import AppBundle
     from common.provisioning import SiteRequest
-    from server.app_bundle import AppBundle
     from server.launch import Launch
 
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
@@ -79,7 +79,7 @@ def approve(
 
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
-    app = read_bundle(bundle)
+    app = parse_bundle(read_content(bundle), source=str(bundle))
     federation.check_requests(asked)
     for request in asked:
         typer.echo(f"{request.name} ({request.contact}): {request.fingerprint()}")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import io
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
 
+from common import app_bundle
+from common.app_bundle import parse_bundle
 from common.errors import ProvisioningError
 from common.provisioning import encode_request
-from server import app_bundle
-from server.app_bundle import parse_bundle
 from server.cli import app
 from server.flower_runs import KeptBundle
 from tests.federation.live_federation import federation_on_disk, site_request
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
     from server.federation import FederationDirectory
@@ -186,3 +186,27 @@ def test_a_revoked_site_needs_no_new_join_file(office: Office) -> None:
     office.approve("ash", GOOD)
     office.federation.revoke("ash")
     assert "another bundle" not in office.approve("birch", OTHER).output
+
+
+@pytest.mark.parametrize("step", ["rename", "write"])
+def test_a_bundle_that_cannot_be_kept_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    kept = KeptBundle(federation_on_disk(tmp_path / "coordinator"))
+    kept.keep(GOOD)
+    before = {path: path.read_bytes() for path in (*kept.app.rglob("*.*"), kept.file)}
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError("full")
+        return rename(path, target)
+
+    if step == "rename":
+        monkeypatch.setattr(Path, "rename", full)
+    else:
+        monkeypatch.setattr("server.flower_runs.write_atomically", Mock(side_effect=OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        kept.keep(OTHER)
+    assert {path: path.read_bytes() for path in (*kept.app.rglob("*.*"), kept.file)} == before
+    assert not list(kept.federation.root.glob(".app.*"))
