@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import email.utils
-import ipaddress
 import ssl
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import httpx
 
 from common.errors import ProvisioningError
 from common.preflight import NotAsWanted, Unreachable
+from common.provisioning import is_reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from common.preflight import PreflightLimits
 
 _SECONDS: Final = 15.0
-_LAST_PORT: Final = 65_535
 _EXPIRED, _NOT_YET = 10, 9
 _SELF_SIGNED: Final = frozenset({18, 19})
 _UNKNOWN_ISSUER: Final = frozenset({2, 20, 21})
@@ -81,17 +80,8 @@ def shake_hands(address: str, authority: str) -> Handshake:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what no connection can be tried to; the libraries below have an exception of their own for each kind."""
-    host, _, port = address.rpartition(":")
-    try:
-        if host.startswith("["):
-            ipaddress.IPv6Address(host[1:].removesuffix("]"))
-        else:
-            host.encode("idna")  # as the resolver does
-        usable = host != "" and address.isprintable() and 1 <= int(port) <= _LAST_PORT
-    except ValueError:
-        usable = False
-    if not usable:
+    """Refuse what no connection can be tried to."""
+    if not is_reachable(address):
         raise ProvisioningError(
             f"{address!r}: no address that can be connected to; wanted host:port, such as federation.example.org:443; "
             "ask the coordinator for another join file"

@@ -7,6 +7,7 @@ breaks the signature, and another signer's file has another fingerprint.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
@@ -41,6 +42,10 @@ Address = Annotated[
         description="host:port, such as federation.example.org:443",
     ),
 ]
+
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""Between two dots of a name (RFC 1123, section 2.1)."""
+_LAST_PORT: Final = 65_535
 
 VersionText = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+!-]{0,63}\Z")]
 
@@ -117,6 +122,23 @@ def create_request(*, name: str, contact: str, identity: Identity, node_key: str
 def encode_request(request: SiteRequest) -> bytes:
     """The request file's bytes."""
     return msgspec.json.format(msgspec.json.encode(request)) + b"\n"
+
+
+def is_reachable(address: str) -> bool:
+    """Whether ``host:port`` is something that a connection can be tried to.
+
+    Resolvers and TLS libraries have an exception of their own for each way in which it is not.
+    """
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= _LAST_PORT:
+        return False
+    if not (host.startswith("[") and host.endswith("]")):
+        return all(map(_LABEL.fullmatch, host.split(".")))  # an IPv4 address, too
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def parse_request(data: bytes, *, source: str) -> SiteRequest:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta
 
 from common.config import Config
 from common.preflight import PreflightLimits
-from common.provisioning import Address  # noqa: TC001 - msgspec reads annotations at run time
+from common.provisioning import Address, is_reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
 Port = Annotated[int, Meta(ge=1, le=65535)]
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """In every server certificate: the public listener speaks TLS to the SuperLink, too."""
-
-
-_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-"""Between two dots of a name (RFC 1123, section 2.1)."""
-
-
-def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return all(map(_LABEL.fullmatch, host.split(".")))
-    return True
 
 
 class FederationConfig(Config, frozen=True, kw_only=True):
@@ -67,10 +54,8 @@ class FederationConfig(Config, frozen=True, kw_only=True):
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
-        if not 1 <= self.public_port <= 65535:
-            yield f"address: {self.address} has no port between 1 and 65535"
-        if not _is_host(self.hosts[0]):
-            yield f"address: {self.hosts[0]!r} is no host's name or address"
+        if not is_reachable(self.address):
+            yield f"address: {self.address!r} has no host's name or address, or no port between 1 and 65535"
         if self.public_port == self.superlink_port:
             yield "superlink_port: wanted another than the public one"
         try:

@@ -18,6 +18,7 @@ from common.provisioning import (
     coordinator_fingerprint,
     create_request,
     encode_request,
+    is_reachable,
     parse_join_file,
     parse_request,
     sign_join_file,
@@ -175,3 +176,19 @@ def _signed(request: SiteRequest) -> SiteRequest:
     signature = SITE.sign(Label.SITE_REQUEST, *request.signed_parts()).hex()
     ending = request.signature[128:]
     return msgspec.structs.replace(request, signature=signature + ending)
+
+
+@pytest.mark.parametrize("address", ["a:1", "federation.example.org:443", "10.0.0.1:65535", "[::1]:8443"])
+def test_what_a_connection_can_be_tried_to(address: str) -> None:
+    assert is_reachable(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("a", "a:", "a:0", "a:65536", "a:١", ":443", "a..b:443", ".a:443", "-a:443", f"{'a' * 64}:443"),
+        *("[::1:443", "::1:443", "[::::]:443", "[10.0.0.1]:443", "a b:443", "a\n:443", "a:443\n", "a:" + "9" * 5000),
+    ],
+)
+def test_what_none_can_be_tried_to(address: str) -> None:
+    assert not is_reachable(address)

@@ -145,7 +145,7 @@ def test_an_address_without_a_port_is_told_what_one_looks_like(tmp_path: Path) -
     said = str(CliRunner().invoke(app, words).exception)
     assert "wanted host:port, such as federation.example.org:443; got 'federation.example.org'" in said
     words[-1] = "federation..example.org:443"
-    assert "is no host's name or address" in str(CliRunner().invoke(app, words).exception)
+    assert "has no host's name or address" in str(CliRunner().invoke(app, words).exception)
     assert not (tmp_path / "new").exists()
 
 
