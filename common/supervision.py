@@ -7,7 +7,6 @@ keep its port, and every later start would fail. The supervisor must live in its
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -17,8 +16,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Self
 
+from common import end_with_parent
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -26,9 +27,6 @@ RESTART_SECONDS: Final = 15.0
 """Flower refuses a SuperNode's key for up to a minute after a crash, so restarting at once achieves nothing."""
 STOP_SECONDS: Final = 10.0
 """Between asking a process to end and ending it."""
-_PR_SET_PDEATHSIG: Final = 1
-"""``prctl(2)``: the signal that this process gets when the thread that started it ends."""
-_LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _log = logging.getLogger(__name__)
 Inherited = Literal["everything", "ordinary"]
 """Which of this process's variables a new process gets."""
@@ -167,18 +165,11 @@ def end_in_order() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _end_with(supervisor: int) -> Callable[[], None] | None:
-    """What a new process does before it becomes a program, so that it ends with its supervisor; Linux alone can."""
-    libc = _LIBC
-    if libc is None:
-        return None
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it ended before we asked
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return ask
+def _ending_with_us(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line by which it ends with this process; Linux alone can."""
+    if sys.platform != "linux":
+        return arguments
+    return (sys.executable, "-I", "-S", end_with_parent.__file__, str(os.getpid()), *arguments)
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
@@ -186,14 +177,13 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
     inherited = ordinary_environment(os.environ) if command.inherits == "ordinary" else os.environ
     with command.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own programs; no shell
-            command.arguments,
+            _ending_with_us(command.arguments),
             env={**inherited, **command.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             # a group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then stops all in order
             start_new_session=True,
-            preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - one system call and no lock; no thread can hold it up
         )
 
 

@@ -29,6 +29,19 @@ with Supervisor([command]) as supervisor:
     time.sleep(600)
 """
 
+FORK_THAT_HANGS = """
+import os, sys, time
+from pathlib import Path
+from common.supervision import Command, Supervisor
+os.register_at_fork(after_in_child=lambda: time.sleep(600))
+line = (sys.executable, "-c", "print('started', flush=True)")
+log = Path(sys.argv[1])
+with Supervisor([Command(name="child", arguments=line, environment={}, log=log)]):
+    while "started" not in log.read_text():
+        time.sleep(0.02)
+"""
+"""As in a process that uses gRPC, now and then."""
+
 STUBBORN = """
 import signal, sys, time
 times = []
@@ -69,6 +82,28 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None
     parent.wait(30)
     parent.stdout.close()
     assert is_gone(child)
+
+
+def test_no_library_of_the_supervisors_can_hold_a_new_process_up(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORK_THAT_HANGS, str(tmp_path / "log")], timeout=60, check=True)
+
+
+def test_a_program_that_is_not_there_is_named_in_its_log(tmp_path: Path) -> None:
+    missing = Command(name="missing", arguments=("no-such-program",), environment={}, log=tmp_path / "log")
+    with Supervisor([missing]) as supervisor:
+        while not supervisor.ended():
+            time.sleep(0.02)
+    assert missing.log.read_text() == "no-such-program: cannot be started: No such file or directory\n"
+
+
+def test_the_program_gets_the_signals_that_a_program_expects(tmp_path: Path) -> None:
+    """A pipe whose reader has gone ends ``yes`` at once; where SIGPIPE is ignored it complains first."""
+    line = ("sh", "-c", "yes | head -n 1")
+    piped = Command(name="piped", arguments=line, environment={}, log=tmp_path / "log")
+    with Supervisor([piped]) as supervisor:
+        while not supervisor.ended():
+            time.sleep(0.02)
+    assert piped.log.read_text() == "y\n"
 
 
 def test_what_dies_is_started_again_and_all_ends_with_the_context(tmp_path: Path) -> None:
