@@ -92,12 +92,10 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
 
 
 def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Split:
-    requested, summed = _step_times(stage.files.directory / "audit.log")
+    attempts = attempt_times(stage.files.directory / "audit.log")
     starts = sorted(each.started for each in watch.seen.values() if each.program == "clientapp")
     parts: dict[str, list[float]] = {name: [] for name in ("dispatch", "process_start", "steward", "give_back")}
-    for index, (asked, done) in enumerate(zip(requested, summed, strict=True)):
-        if index == 0:
-            continue  # a session is opened before the first
+    for asked, done in attempts[1:]:  # a session is opened before the first
         mine = [start for start in starts if asked <= start <= done]
         answers = [each for s in stage.stewards.values() for each in s.answered if asked <= each.asked <= done]
         if not mine or not answers:
@@ -112,10 +110,19 @@ def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Spl
     return Split(round=round(median(whole), 3), coordinator=round(median(own), 3), **middle)
 
 
-def _step_times(path: Path) -> tuple[list[float], list[float]]:
-    entries = [msgspec.json.decode(line, type=Entry) for line in path.read_bytes().splitlines()]
-    times = [(each.kind, dt.datetime.fromisoformat(each.time).timestamp()) for each in entries]
-    return [t for kind, t in times if kind == "requested"], [t for kind, t in times if kind in {"summed", "aborted"}]
+def attempt_times(log: Path) -> list[tuple[float, float]]:
+    """When each attempt was asked for and when it ended; one that a crash broke off has no end and is left out."""
+    attempts: list[tuple[float, float]] = []
+    asked: float | None = None
+    for line in log.read_bytes().splitlines():
+        entry = msgspec.json.decode(line, type=Entry)
+        time = dt.datetime.fromisoformat(entry.time).timestamp()
+        if entry.kind == "requested":
+            asked = time
+        elif entry.kind in {"summed", "aborted"} and asked is not None:
+            attempts.append((asked, time))
+            asked = None
+    return attempts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from simulations.bench_federation import Report, main
+from common.audit_log import Entry
+from simulations.bench_federation import Report, attempt_times, main
 from simulations.process_watch import ProcessWatch, descendants, memory
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ def test_rounds_complete_and_are_measured(tmp_path: Path, kind: str) -> None:
         assert report.site_mib > 20
         parts = (report.split.dispatch, report.split.process_start, report.split.steward, report.split.give_back)
         assert min(parts) > 0
+
+
+def test_an_attempt_without_an_end_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    answered = ["opened", "requested", "summed"]
+    broken_off = ["requested", "requested", "heads", "aborted", "aborted", "requested"]
+    with log.open("wb") as file:
+        for second, kind in enumerate(answered + broken_off):
+            time = f"2026-01-01T00:00:{second:02d}+00:00"
+            entry = Entry(index=0, time=time, kind=kind, details={}, previous="0" * 64, signature="0" * 128)
+            file.write(msgspec.json.encode(entry) + b"\n")
+    assert [(asked % 60, done % 60) for asked, done in attempt_times(log)] == [(1, 2), (4, 6)]
 
 
 def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) -> None:
