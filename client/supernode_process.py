@@ -7,11 +7,12 @@ would start it anew.
 It also asks for work more often than every 3 s, which Flower has fixed and which would be the greatest part of a
 round's overhead: see :class:`Pace`.
 
-A program of its own, run by its path: with Flower and the standard library alone.
+A program of its own, run by its path: with Flower and the standard library alone, so both stand in this one file.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -28,44 +29,71 @@ LOST: Final = 75
 
 FLOWERS_WAIT: Final = 3.0
 """Seconds that Flower lets pass after a question for work that had none."""
+FLOWERS_LOCAL_WAIT: Final = 0.5
+"""Seconds between two of its looks into this process's own memory for the app's reply."""
 SHORTEST_WAIT: Final = 1.0
 """Seconds; a question costs the coordinator some 35 ms of a core."""
-_WAIT_PER_ANSWER: Final = 20.0
-_LOCAL_WAIT: Final = 0.1
-"""Seconds between two looks into this process's own memory for the app's reply; Flower's are 0.5."""
+LOCAL_WAIT: Final = 0.1
+"""Seconds; a look costs some 0.1 ms."""
+RECENT: Final = 600.0
+"""Seconds after work in which more of it is likely."""
+_WAIT_PER_DELAY: Final = 20.0
 
 
 class Pace:
     """How long a SuperNode really sleeps where Flower says how long.
 
-    Between two questions 1 s, or 20 times as long as the last answer took to come, at most Flower's 3 s. So a few
-    sites are served quickly, while many of them slow down by themselves as soon as they keep the coordinator busy.
+    Between two questions 1 s in the ten minutes after it last had work, else Flower's 3 s. Where an answer takes longer
+    than the quickest so far, 20 times the difference, at most 3 s: a few sites are served quickly, while many slow down
+    by themselves as soon as they keep the coordinator busy, and a site that is far away is none the slower for that.
     """
 
-    def __init__(self, *, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
+    def __init__(self, *, sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
         self._sleep = sleep
         self._clock = clock
         self._asked_at: float | None = None
         """When the sleep before the last question ended; None: there was none right before it."""
+        self._worked_at: float | None = None
+        self._quickest = math.inf
 
     def sleep(self, seconds: float) -> None:
         """In place of ``time.sleep``."""
-        if seconds < FLOWERS_WAIT:
-            self._asked_at = None  # a reply is waited for: the time until the next question is no answer's
-            self._sleep(min(seconds, _LOCAL_WAIT))
-            return
-        self._sleep(self._until_next_question(seconds))
-        self._asked_at = self._clock()
+        if seconds == FLOWERS_WAIT:
+            self._sleep(self._until_next_question())
+            self._asked_at = self._clock()
+        elif seconds == FLOWERS_LOCAL_WAIT:
+            self.note_work()
+            self._sleep(LOCAL_WAIT)
+        else:
+            self._sleep(seconds)
 
-    def _until_next_question(self, flowers: float) -> float:
-        answer_took = 0.0 if self._asked_at is None else self._clock() - self._asked_at
-        return min(flowers, max(SHORTEST_WAIT, _WAIT_PER_ANSWER * answer_took))
+    def note_work(self) -> None:
+        """It has work: the time until its next question is no answer's."""
+        self._asked_at = None
+        self._worked_at = self._clock()
+
+    def _until_next_question(self) -> float:
+        delay = self._delay()
+        if self._worked_at is None or self._clock() - self._worked_at > RECENT:
+            return FLOWERS_WAIT
+        return min(FLOWERS_WAIT, max(SHORTEST_WAIT, _WAIT_PER_DELAY * delay))
+
+    def _delay(self) -> float:
+        if self._asked_at is None:
+            return 0.0
+        answer_took = self._clock() - self._asked_at
+        self._quickest = min(self._quickest, answer_took)
+        return answer_took - self._quickest
 
 
 def set_pace() -> None:
     """Give Flower's loop a ``time`` of its own; nothing else in the process sees it."""
     pace = Pace(sleep=time.sleep, clock=time.monotonic)
-    loop = import_module("flwr.supernode.start_client_internal")
+    try:
+        loop = import_module("flwr.supernode.start_client_internal")
+    except ImportError:  # another Flower's: slower, and no reason not to take part
+        sys.stderr.write("this version of Flower asks for work at its own pace\n")
+        return
     loop.__dict__["time"] = SimpleNamespace(**{**vars(time), "sleep": pace.sleep})
 
 

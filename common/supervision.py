@@ -7,8 +7,10 @@ keep its port, and every later start would fail. The supervisor must live in its
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,10 +177,14 @@ def _ending_with_us(arguments: tuple[str, ...]) -> tuple[str, ...]:
 def _start(command: Command) -> subprocess.Popen[bytes]:
     command.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     inherited = ordinary_environment(os.environ) if command.inherits == "ordinary" else os.environ
+    environment = {**inherited, **command.environment}
+    if shutil.which(command.arguments[0], path=environment.get("PATH")) is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program", command.arguments[0])
     with command.log.open("ab") as log:
+        # neither preexec_fn nor user nor group: only then does Python vfork, which runs no library's fork handlers
         return subprocess.Popen(  # noqa: S603 - our own programs; no shell
             _ending_with_us(command.arguments),
-            env={**inherited, **command.environment},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -61,8 +61,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     peak_mib: dict[str, float]
     """Greatest resident set of one process, by program."""
     site_mib: float
-    """Of one site between two rounds: its SuperNode and that one's executor, shared pages split among processes; 0 with
-    ``--light``."""
+    """Of one site: its SuperNode and that one's executor, pages that several processes use split among them, so that a
+    site on a machine of its own takes more; 0 with ``--light``."""
     server_mib: float
     """SuperLink and server app at their peaks, together."""
 
@@ -75,7 +75,8 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
     with ProcessWatch() as watch:
         stage.lead((rounds + 4) * (60.0 + 10.0 * sites), light=light)
     rows = [row for row in read_metrics(stage.files.directory) if row["kind"] == "round"]
-    idle = 0 if light else watch.share["supernode"] + watch.share["superexec"]
+    # the coordinator has an executor, too
+    idle = 0.0 if light else watch.share["supernode"] / sites + watch.share["superexec"] / (sites + 1)
     return Report(
         machine=platform.machine(),
         cores=os.cpu_count() or 0,
@@ -86,7 +87,7 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
         seconds=tuple(round(row["seconds"], 3) for row in rows),
         split=_split(stage, watch, rows),
         peak_mib={name: round(size / 2**20, 1) for name, size in sorted(watch.peak.items())},
-        site_mib=round(idle / sites / 2**20, 1),
+        site_mib=round(idle / 2**20, 1),
         server_mib=round((watch.peak["superlink"] + watch.peak["serverapp"]) / 2**20, 1),
     )
 
@@ -96,6 +97,8 @@ def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Spl
     starts = sorted(each.started for each in watch.seen.values() if each.program == "clientapp")
     parts: dict[str, list[float]] = {name: [] for name in ("dispatch", "process_start", "steward", "give_back")}
     for asked, done in attempts[1:]:  # a session is opened before the first
+        if done is None:
+            continue
         mine = [start for start in starts if asked <= start <= done]
         answers = [each for s in stage.stewards.values() for each in s.answered if asked <= each.asked <= done]
         if not mine or not answers:
@@ -110,18 +113,16 @@ def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Spl
     return Split(round=round(median(whole), 3), coordinator=round(median(own), 3), **middle)
 
 
-def attempt_times(log: Path) -> list[tuple[float, float]]:
-    """When each attempt was asked for and when it ended; one that a crash broke off has no end and is left out."""
-    attempts: list[tuple[float, float]] = []
-    asked: float | None = None
+def attempt_times(log: Path) -> list[tuple[float, float | None]]:
+    """When each attempt was asked for and when it ended; one that a crash broke off has no end."""
+    attempts: list[tuple[float, float | None]] = []
     for line in log.read_bytes().splitlines():
         entry = msgspec.json.decode(line, type=Entry)
         time = dt.datetime.fromisoformat(entry.time).timestamp()
         if entry.kind == "requested":
-            asked = time
-        elif entry.kind in {"summed", "aborted"} and asked is not None:
-            attempts.append((asked, time))
-            asked = None
+            attempts.append((time, None))
+        elif entry.kind in {"summed", "aborted"} and attempts:
+            attempts[-1] = (attempts[-1][0], attempts[-1][1] or time)
     return attempts
 
 

@@ -1,7 +1,7 @@
 """Many SuperNodes in one process, each with its own key and connection, and Flower's own client code behind it.
 
 A real SuperNode with its executor takes some 250 MiB; a hundred of them fit on no small machine. What the server sees
-is the same: logins, heartbeats, pulls every three seconds, and replies in pieces. What is left out is the process that
+is the same: logins, heartbeats, pulls at the same pace, and replies in pieces. What is left out is the process that
 a real one starts for each message.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import threading
+import time
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.cli.supernode.register import try_load_public_key
@@ -27,6 +28,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from client.supernode_process import FLOWERS_WAIT, Pace
 from common.port import FIELD, RECORD
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.port import StewardPort
-
-_POLL_SECONDS: Final = 3.0
-"""As a SuperNode waits."""
 
 
 @dataclass
@@ -69,11 +68,13 @@ class Fleet:
             self.address, insecure=False, root_certificates=trusted, authentication_keys=key
         ) as link:
             _, receive, send, _, _, pull_object, push_object, confirm = link
+            pace = Pace(sleep=self._stop.wait, clock=time.monotonic)
             while not self._stop.is_set():
                 received = receive()
                 if received is None:
-                    self._stop.wait(_POLL_SECONDS)
+                    pace.sleep(FLOWERS_WAIT)
                     continue
+                pace.note_work()
                 message = _pulled(*received, pull_object)
                 confirm(message.metadata.run_id, message.metadata.message_id)
                 _give_back(_reply(message, self.stewards[name]), send, push_object)

@@ -22,25 +22,29 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from common.supervision import Command, Supervisor
-line = (sys.executable, "-c", "import time; time.sleep(600)")
+line = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
 command = Command(name="child", arguments=line, environment={}, log=Path(sys.argv[1]))
 with Supervisor([command]) as supervisor:
+    while sys.argv[2] == "once it runs" and "up" not in command.log.read_text():
+        time.sleep(0.02)
     print(supervisor.alive()["child"], flush=True)
     time.sleep(600)
 """
 
 FORK_THAT_HANGS = """
-import os, sys, time
+import ctypes, sys, time
 from pathlib import Path
 from common.supervision import Command, Supervisor
-os.register_at_fork(after_in_child=lambda: time.sleep(600))
+libc = ctypes.CDLL(None)
+libc.__register_atfork.argtypes = [ctypes.c_void_p] * 4
+assert libc.__register_atfork(None, None, ctypes.cast(libc.pause, ctypes.c_void_p), None) == 0
 line = (sys.executable, "-c", "print('started', flush=True)")
 log = Path(sys.argv[1])
 with Supervisor([Command(name="child", arguments=line, environment={}, log=log)]):
     while "started" not in log.read_text():
         time.sleep(0.02)
 """
-"""As in a process that uses gRPC, now and then."""
+"""A library's handler waits in the new process for what does not come, as gRPC's can; in C, as gRPC's is."""
 
 STUBBORN = """
 import signal, sys, time
@@ -73,8 +77,10 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
-def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("when", ["at once", "once it runs"])
+def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path: Path, when: str) -> None:
+    line = [sys.executable, "-c", PARENT, str(tmp_path / "log"), when]
+    parent = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     os.kill(child, 0)
@@ -84,16 +90,27 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None
     assert is_gone(child)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own name")
 def test_no_library_of_the_supervisors_can_hold_a_new_process_up(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", FORK_THAT_HANGS, str(tmp_path / "log")], timeout=60, check=True)
 
 
-def test_a_program_that_is_not_there_is_named_in_its_log(tmp_path: Path) -> None:
+def test_a_program_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     missing = Command(name="missing", arguments=("no-such-program",), environment={}, log=tmp_path / "log")
-    with Supervisor([missing]) as supervisor:
+    with pytest.raises(FileNotFoundError, match="no such program: 'no-such-program'"), Supervisor([missing]):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is started in another way")
+def test_a_program_whose_interpreter_is_gone_is_named_in_its_log(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o700)
+    broken = Command(name="broken", arguments=(str(script),), environment={}, log=tmp_path / "log")
+    with Supervisor([broken]) as supervisor:
         while not supervisor.ended():
             time.sleep(0.02)
-    assert missing.log.read_text() == "no-such-program: cannot be started: No such file or directory\n"
+    assert broken.log.read_text() == f"{script}: cannot be started: No such file or directory\n"
 
 
 def test_the_program_gets_the_signals_that_a_program_expects(tmp_path: Path) -> None:
