@@ -32,7 +32,7 @@ FLOWERS_WAIT: Final = 3.0
 FLOWERS_LOCAL_WAIT: Final = 0.5
 """Seconds between two of its looks into this process's own memory for the app's reply."""
 SHORTEST_WAIT: Final = 1.0
-"""Seconds; a question costs the coordinator some 35 ms of a core."""
+"""Seconds; a question costs the coordinator some 12 ms of a core, heartbeats included (20 sites, measured)."""
 LOCAL_WAIT: Final = 0.1
 """Seconds; a look costs some 0.1 ms."""
 RECENT: Final = 600.0

@@ -1,6 +1,6 @@
 """Many SuperNodes in one process, each with its own key and connection, and Flower's own client code behind it.
 
-A real SuperNode with its executor takes some 250 MiB; a hundred of them fit on no small machine. What the server sees
+A real SuperNode with its executor takes some 230 MiB; a hundred of them fit on no small machine. What the server sees
 is the same: logins, heartbeats, pulls at the same pace, and replies in pieces. What is left out is the process that
 a real one starts for each message.
 """

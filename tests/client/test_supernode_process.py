@@ -135,7 +135,7 @@ def crowd(sites: int, *, cost: float, seconds: float) -> tuple[float, float]:
 
 
 def test_a_crowd_that_would_keep_the_coordinator_busy_slows_down() -> None:
-    """A question costs 35 ms of one core: each second, 50 sites would need 1.75 cores, and at Flower's pace 0.6."""
+    """On a coordinator that takes 35 ms for a question: each second, 50 sites would need 1.75 of its one core."""
     few, some, many = (crowd(sites, cost=0.035, seconds=300) for sites in (3, 20, 50))
     assert few[1] == pytest.approx(SHORTEST_WAIT, rel=0.01)
     assert few[1] < some[1] < many[1] <= FLOWERS_WAIT
