@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from client.ledger import Account, Budget, Event
-from common.config import PLAIN_WORDS, Config, Digest, Positive
+from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
+from common.config import PLAIN_WORDS, Config, Digest
 from common.errors import DarkroomError, PolicyRefusal
-from common.manifest import Probability, PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
+from common.manifest import PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
 from common.randomness import REPEATABLE_WORDS
 from common.toml_config import parse_config, read_toml
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 class PrivacyLimits(Config, frozen=True, kw_only=True):
     """The most that may become known about one privacy unit of this site."""
 
-    epsilon_per_run: Positive
-    delta_per_run: Probability
-    epsilon_lifetime: Positive
+    epsilon_per_run: bounds.EpsilonLimit
+    delta_per_run: bounds.Delta
+    epsilon_lifetime: bounds.EpsilonLimit
     """Over all runs that ever use the same population."""
-    delta_lifetime: Probability
+    delta_lifetime: bounds.Delta
     units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
     """What counts as one unit: one of them, not ``image`` where a person has several pictures."""
     rely_on_secure_aggregation: bool = True
@@ -59,9 +60,9 @@ class SitePolicy(Config, frozen=True, kw_only=True):
     base_digests: tuple[Digest, ...]
     """None: no run is taken part in."""
     adapter_kinds: Annotated[tuple[Literal["B", "AB", "core"], ...], Meta(min_length=1)] = ("B", "core")
-    minimum_cohort: Annotated[int, Meta(ge=2)] = 3
+    minimum_cohort: bounds.Cohort = 3
     """Fewest institutions, this one included, in any sum that it adds to."""
-    colluders: Annotated[int, Meta(ge=0)] = 1
+    colluders: bounds.Colluders = 1
     """How many other institutions are assumed to work with the coordinator."""
     institutions: tuple[PublicKeyHex, ...] = ()
     """Keys of institutions known to be real; if given, a roster with any other is refused."""

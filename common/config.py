@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from common import bounds
 from common.randomness import REPEATABLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-PositiveInt = Annotated[int, Meta(ge=1)]
-MAX_ROUNDS: Final = 100_000
-"""The accountant takes some 20 s for so many; a thousand times as many would take all memory of who checks a run."""
-Share = Annotated[float, Meta(ge=0, le=1)]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 ATTENTION_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0")
@@ -48,13 +43,13 @@ class BaseModelConfig(Config, frozen=True, kw_only=True):
 class AdapterConfig(Config, frozen=True, kw_only=True):
     """The LoRA that is trained."""
 
-    rank: Annotated[int, Meta(ge=1, le=256)] = 16
-    alpha: Positive = 16.0
+    rank: bounds.Rank = 16
+    alpha: bounds.Factor = 16.0
     train: Literal["B", "AB", "core"] = "core"
     """Kind, rank and ``privacy.draws`` default to what lost least to the noise in ``darkroom-sim sweep``."""
     targets: tuple[str, ...] = ATTENTION_TARGETS
     """Suffixes of UNet module names (Linear or Conv2d)."""
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    seed: bounds.Seed = 0
     """Public seed of the frozen factors."""
 
     def faults(self) -> Iterator[str]:
@@ -66,9 +61,9 @@ class AdapterConfig(Config, frozen=True, kw_only=True):
 class LossConfig(Config, frozen=True, kw_only=True):
     """The denoising loss."""
 
-    min_snr_gamma: Positive | None = None
+    min_snr_gamma: bounds.Factor | None = None
     """Min-SNR weighting (Hang et al. 2023, arXiv:2303.09556); off if absent."""
-    caption_dropout: Share = 0.1
+    caption_dropout: bounds.Share = 0.1
     """Share of draws trained on the empty caption, which classifier-free guidance needs."""
 
 
@@ -76,17 +71,17 @@ class TrainingConfig(Config, frozen=True, kw_only=True):
     """What each institution does in a round."""
 
     mode: Literal["fedsgd", "fedavg"] = "fedsgd"
-    batch_size: PositiveInt = 16
+    batch_size: bounds.BatchSize = 16
     """Pictures per institution and step, without privacy; with it, ``privacy.sampling_rate`` decides."""
-    local_steps: PositiveInt = 1
+    local_steps: bounds.Steps = 1
     """Steps of local SGD per round; fedavg only."""
-    local_learning_rate: Positive = 1e-3
+    local_learning_rate: bounds.LearningRate = 1e-3
     """Learning rate of the local steps; fedavg only."""
     horizontal_flips: bool = False
     gradient_checkpointing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 autocast where the device computes it, float32 elsewhere."""
-    resolution: Annotated[int, Meta(ge=16, le=2048)] | None = None
+    resolution: bounds.Pixels | None = None
     """Pixels per side; absent: the base's own."""
     loss: LossConfig = LossConfig()
 
@@ -102,24 +97,24 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """What the coordinator does with the mean update."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 3e-3
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    learning_rate: bounds.LearningRate = 3e-3
+    momentum: bounds.Decay = 0.9
     """Momentum of SGD, or Adam's β1."""
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
-    epsilon: Positive = 1e-8
+    beta2: bounds.Decay = 0.99
+    epsilon: bounds.AdamEpsilon = 1e-8
     subtract_noise: bool = False
     """With privacy and Adam: take the known variance of the noise off the mean of squared gradients."""
-    noise_floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    noise_floor: bounds.NoiseFloor = 0.1
     """What is left of that mean, at least, as a share of the noise's variance."""
-    average: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    average: bounds.Decay = 0.0
     """Decay of the moving average of adapters that is evaluated and released in place of the last one; 0: the last."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    institutions_per_round: PositiveInt | None = None
+    institutions_per_round: bounds.Institutions | None = None
     """Asked per round, drawn afresh; absent: all."""
-    minimum_institutions: PositiveInt = 1
+    minimum_institutions: bounds.Institutions = 1
     """A round with fewer answers is repeated."""
-    round_timeout_s: Positive = 3600.0
-    attempts: PositiveInt = 5
+    round_timeout_s: bounds.Seconds = 3600.0
+    attempts: bounds.Attempts = 5
     """Attempts at one round before the run stops with an error; it can be resumed."""
 
 
@@ -128,22 +123,22 @@ class PrivacyConfig(Config, frozen=True, kw_only=True):
 
     unit: Literal["image", "subject"] = "image"
     """What is protected: one picture, or all pictures of one subject."""
-    epsilon: Positive
+    epsilon: bounds.Epsilon
     """For the whole run, against the coordinator and the tolerated colluders, given secure aggregation."""
-    delta: Annotated[float, Meta(gt=0, lt=1)]
-    clip: Positive
+    delta: bounds.Delta
+    clip: bounds.Clip
     """Norm to which each unit's gradient is clipped; not to be chosen by looking at private data."""
-    draws: PositiveInt = 2
+    draws: bounds.DrawsOfUnit = 2
     """Draws of (picture of the unit, timestep, noise) whose mean is a unit's gradient."""
-    colluders: Annotated[int, Meta(ge=0)] = 1
+    colluders: bounds.Colluders = 1
     """Institutions whose shares of the noise do not count, because they may be known."""
-    population: PositiveInt
+    population: bounds.Population
     """Privacy units of all institutions together: fewest that the promise counts on."""
-    largest_site: PositiveInt | None = None
+    largest_site: bounds.Population | None = None
     """Most units that one institution may have; absent: ``population``. An institution with more does not take part."""
-    sampling_rate: Annotated[float, Meta(gt=0, le=1)]
+    sampling_rate: bounds.SamplingRate
     """Chance of each unit to be in a round's sample."""
-    repeats: Annotated[int, Meta(ge=0, le=MAX_ROUNDS)] = 2
+    repeats: bounds.Repeats = 2
     """Attempts beyond one a round that the noise is sized for; the run stops when they are used up."""
     repeatable: str = ""
     """For tests: the sentence :data:`common.randomness.REPEATABLE_WORDS`; noise then comes from the run's seed."""
@@ -174,14 +169,14 @@ class PrivacyConfig(Config, frozen=True, kw_only=True):
 class EvaluationConfig(Config, frozen=True, kw_only=True):
     """Hold-out loss and sample pictures."""
 
-    every: PositiveInt = 10
+    every: bounds.Rounds = 10
     """Rounds between evaluations; the first and last round are always evaluated."""
-    draws: PositiveInt = 4
+    draws: bounds.HoldoutDraws = 4
     """Fixed (timestep, noise) draws per hold-out picture."""
     prompts: tuple[str, ...] = ()
-    sample_seed: Annotated[int, Meta(ge=0)] = 0
-    sample_steps: PositiveInt = 20
-    guidance_scale: NonNegative = 3.0
+    sample_seed: bounds.Seed = 0
+    sample_steps: bounds.Steps = 20
+    guidance_scale: bounds.Guidance = 3.0
 
 
 class RunConfig(Config, frozen=True, kw_only=True):
@@ -191,8 +186,8 @@ class RunConfig(Config, frozen=True, kw_only=True):
         str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z", description="1 to 64 small letters, digits and hyphens")
     ]
     title: str = ""
-    rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    rounds: bounds.Rounds
+    seed: bounds.Seed = 0
     privacy: Literal["none"] | PrivacyConfig
     """A table of settings, or ``"none"`` together with ``acknowledge``."""
     acknowledge: str = ""
@@ -228,6 +223,11 @@ class RunConfig(Config, frozen=True, kw_only=True):
 
     def _private_faults(self, privacy: PrivacyConfig) -> Iterator[str]:
         server = self.server
+        if not (self.rounds + privacy.repeats) * privacy.expected_batch <= bounds.MAX_SAMPLED:
+            yield (
+                f"privacy: rounds × sampling_rate × population is above {bounds.MAX_SAMPLED:g} units; no run trains on "
+                "so many"
+            )
         if self.acknowledge:
             yield 'acknowledge: wanted with privacy = "none" only'
         if self.training.mode != "fedsgd":

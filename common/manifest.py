@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from common.config import Config, Digest, Positive, PositiveInt, RunConfig
+from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
+from common.bounds import MAX_INSTITUTIONS
+from common.config import Config, Digest, RunConfig
 from common.crypto import SIGNATURE_BYTES, Label, check_identity, digest, verify_signature
 from common.errors import BadKey, BadSignature, ConfigErrors, ManifestError, UnknownInstitution
 
@@ -28,12 +30,10 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_INSTITUTIONS: Final = 1024
 
 Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 PublicKeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 InstitutionName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
-Probability = Annotated[float, Meta(gt=0, lt=1)]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 
 
@@ -49,19 +49,19 @@ class PrivacyTerms(Config, frozen=True, kw_only=True):
 
     unit: Literal["image", "subject"]
     relation: Literal["add_remove_one", "replace_one"] = "add_remove_one"
-    epsilon: Positive
+    epsilon: bounds.Epsilon
     """Promised for the whole run against the coordinator and the tolerated colluders."""
-    delta: Probability
-    clip: Positive
+    delta: bounds.Delta
+    clip: bounds.Clip
     """L2 bound of one unit's gradient."""
-    sampling_rate: Annotated[float, Meta(gt=0, le=1)]
-    noise_multiplier: Positive
+    sampling_rate: bounds.SamplingRate
+    noise_multiplier: bounds.NoiseMultiplier
     """Standard deviation over sensitivity of the noise that the colluders do not know."""
-    maximum_units: PositiveInt
+    maximum_units: bounds.MaximumUnits
     """Hard cap on the units in one round's sum over all institutions."""
-    slack: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    slack: bounds.LostProbability = 0.0
     """Total variation per round between the noise that is added and the accountant's Gaussian."""
-    lost: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    lost: bounds.LostProbability = 0.0
     """Chance per round that the cap on units is passed."""
 
 
@@ -69,11 +69,11 @@ class SecureAggregationTerms(Config, frozen=True, kw_only=True):
     """How sums are masked."""
 
     bits: Literal[32, 64] = 32
-    scale: Positive | None = None
+    scale: bounds.RingScale | None = None
     """Integers per unit of the vector, a power of two, in a run without differential privacy; else it follows from the
     privacy terms."""
-    minimum_cohort: Annotated[int, Meta(ge=2, le=MAX_INSTITUTIONS)]
-    colluders: Annotated[int, Meta(ge=0, lt=MAX_INSTITUTIONS)]
+    minimum_cohort: bounds.Cohort
+    colluders: bounds.Colluders
     """Institutions that may work with the coordinator without weakening the promise to the others."""
 
 
@@ -87,7 +87,7 @@ class Manifest(Config, frozen=True, kw_only=True):
     base_digest: Digest
     adapter_digest: Digest
     """Digest of the adapter specification: names, shapes, order."""
-    dimension: Annotated[int, Meta(ge=1, lt=2**31)]
+    dimension: bounds.Dimension
     """Trained numbers in the adapter."""
     coordinator: PublicKeyHex
     roster: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_INSTITUTIONS)]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from common.config import Config, PositiveInt, RunConfig, Share
+from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
+from common.config import Config, RunConfig
 from common.errors import ConfigError
 from common.toml_config import parse_config, read_toml
 
@@ -28,10 +29,10 @@ class InstitutionsConfig(Config, frozen=True, kw_only=True):
     """With ``source = "folder"``: its path, relative to the scenario file."""
     scheme: Literal["site", "iid", "dirichlet"] = "site"
     """``site``: one institution per site, or per sub-folder; the others deal all pictures out to ``count``."""
-    count: PositiveInt | None = None
+    count: bounds.Population | None = None
     alpha: Annotated[float, Meta(gt=0)] = 0.5
     """Concentration of the Dirichlet scheme: small is uneven."""
-    holdout_share: Share = 0.15
+    holdout_share: bounds.Share = 0.15
     """With ``source = "folder"``: share of the subjects kept out of training."""
 
     def faults(self) -> Iterator[str]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 
+from common import bounds
 from common.errors import MechanismError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ INFLATION: Final = 0.01
 """Most that √d may add to s·C in a ring of 32 bits."""
 WIDE_STEPS: Final = 1e4
 """In a ring of 64 bits, s·C is this many times √d: more would make small noise coarser than a step."""
+LARGEST_STEP: Final = 2.0**62
+"""Beyond it, a cast of float64 to int64 may give anything."""
 SMALLEST_SIGMA: Final = 4.0
 """Below this many steps the series behind :func:`rounding_slack` does not hold."""
 
@@ -58,6 +61,10 @@ class NoisePlan:
         cap: most units in the whole sum.
         bits: size of the ring.
         scale: s, steps per unit of the gradient.
+
+    Raises:
+        MechanismError: a quantity that noise rests on is not finite or out of range. With a clip of 1e-306 the scale
+            would be infinite, the variance NaN, and NaN fails no comparison of the other kind: there was no noise.
     """
 
     coordinates: int
@@ -69,6 +76,23 @@ class NoisePlan:
     cap: int
     bits: Bits
     scale: float
+
+    def __post_init__(self) -> None:
+        counts = 1 <= self.coordinates < 2**31 and 1 <= self.cap < 2**52 and 0 <= self.colluders < self.institutions
+        if not (counts and self.institutions <= bounds.MAX_INSTITUTIONS):
+            raise MechanismError(
+                "wanted 1 ≤ coordinates < 2³¹, 1 ≤ cap < 2⁵² and 0 ≤ colluders < institutions ≤ "
+                f"{bounds.MAX_INSTITUTIONS}; got {self.coordinates}, {self.cap}, {self.colluders}, {self.institutions}",
+            )
+        # written so that NaN refuses
+        if not bounds.SMALLEST_CLIP <= self.clip <= bounds.LARGEST_CLIP:
+            raise MechanismError(f"wanted a clip of 1e-12 to 1e12, got {self.clip}")
+        if not bounds.SMALLEST_MULTIPLIER <= self.noise_multiplier <= bounds.LARGEST_MULTIPLIER:
+            raise MechanismError(f"wanted a noise multiplier of 0.01 to 10000, got {self.noise_multiplier}")
+        if not (0 < self.scale < math.inf and 1 <= self.sensitivity < math.inf and 0 < self.share_variance < math.inf):
+            raise MechanismError(
+                f"no scale carries this noise: lower the cap ({self.cap}) or raise the noise multiplier"
+            )
 
     @property
     def sensitivity(self) -> float:
@@ -144,13 +168,6 @@ def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
     Raises:
         MechanismError: nonsense, no honest noise (t ≥ n), or noise of too few steps to be accounted for.
     """
-    if coordinates < 1 or cap < 1 or not 0 <= colluders < institutions:
-        raise MechanismError(
-            f"wanted coordinates ≥ 1, cap ≥ 1 and 0 ≤ colluders < institutions; "
-            f"got {coordinates}, {cap}, {colluders} and {institutions}",
-        )
-    if not (0 < clip < math.inf and 0 < noise_multiplier < math.inf):
-        raise MechanismError(f"wanted clip and noise multiplier above 0, got {clip} and {noise_multiplier}")
 
     def plan(bits: Bits, scale: float) -> NoisePlan:
         return NoisePlan(
@@ -165,11 +182,14 @@ def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
             scale=scale,
         )
 
-    chosen = plan(32, _largest_scale(plan(32, 1.0)))
-    if chosen.scale <= 0 or chosen.inflation > INFLATION:
+    chosen = plan(32, 1.0)  # checks what does not depend on the scale
+    narrow = _largest_scale(chosen)
+    if narrow > 0:
+        chosen = plan(32, narrow)
+    if not (narrow > 0 and chosen.inflation <= INFLATION):
         wide = WIDE_STEPS * math.sqrt(coordinates) / clip
         chosen = plan(64, min(wide, _largest_scale(plan(64, 1.0))))
-    if chosen.scale <= 0 or chosen.inflation > INFLATION or math.sqrt(chosen.share_variance) < SMALLEST_SIGMA:
+    if not (chosen.inflation <= INFLATION and math.sqrt(chosen.share_variance) >= SMALLEST_SIGMA):
         raise MechanismError(f"no scale carries this noise: lower the cap ({cap}) or raise the noise multiplier")
     return chosen
 
@@ -192,7 +212,10 @@ def quantise(total: ClippedSum, plan: NoisePlan) -> QuantizedSum:
         raise MechanismError(f"wanted {plan.coordinates} coordinates clipped to {plan.clip}, got {total}")
     if not np.linalg.norm(total.vector) <= plan.cap * plan.clip * (1 + ROUNDING):
         raise MechanismError("the sum is longer than the cap on units allows, or not finite: it was not clipped")
-    return QuantizedSum(values=np.rint(total.vector * plan.scale).astype(np.int64), plan=plan)
+    steps = np.rint(total.vector * plan.scale)
+    if not np.abs(steps).max() < LARGEST_STEP:
+        raise MechanismError("the scaled sum is beyond 2⁶² steps: it is not what this plan was made for")
+    return QuantizedSum(values=steps.astype(np.int64), plan=plan)
 
 
 def add_noise(total: QuantizedSum, randomness: Randomness) -> NoisedShare:
@@ -211,7 +234,12 @@ def rounded_gaussian(n: int, *, variance: float, randomness: Randomness) -> npt.
     """``n`` independent values of rint(N(0, variance − 1/12)), whose own variance is ``variance``.
 
     Rounding adds 1/12, to within e^(−2π²·variance).
+
+    Raises:
+        MechanismError: a variance that is not finite, below 1/12, or whose tail at 37 σ would leave 2⁶².
     """
+    if not (variance > 1 / 12 and 37 * math.sqrt(variance) < LARGEST_STEP):
+        raise MechanismError(f"wanted a variance above 1/12 with 37 deviations below 2⁶², got {variance}")
     values = standard_normal(n, randomness=randomness)
     values *= math.sqrt(variance - 1 / 12)
     return np.rint(values, out=values).astype(np.int64)
