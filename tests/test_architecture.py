@@ -52,7 +52,7 @@ def runtime_imports(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_modules_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 300
+    assert text.count("\n") <= 500
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     long = [
         node.name
