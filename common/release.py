@@ -12,10 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from common.audit_log import HexDigest, HexSignature  # noqa: TC001 - msgspec reads annotations at run time
+from common.bounds import MAX_INSTITUTIONS
 from common.config import Config, Digest
 from common.crypto import SIGNATURE_BYTES, Identity, Label, digest, verify_signature
 from common.errors import BadKey, BadSignature, DarkroomError
-from common.manifest import MAX_INSTITUTIONS, InstitutionName, PublicKeyHex
+from common.manifest import InstitutionName, PublicKeyHex
 
 if TYPE_CHECKING:
     from common.privacy.run_plan import PrivacyReport

@@ -28,8 +28,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from common.bounds import MAX_INSTITUTIONS
 from common.errors import ConfigErrors, DarkroomError, ManifestError
-from common.manifest import MAX_INSTITUTIONS, open_manifest
+from common.manifest import open_manifest
 from common.manifest_words import printable
 from common.privacy.run_plan import private_plan
 from common.release import MAX_WORD_BYTES, ReleaseError, SiteWord, StatedPrivacy, parse_word, stated_privacy

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple, TypeAli
 import msgspec
 from msgspec import Meta
 
+from common.bounds import MAX_INSTITUTIONS
 from common.crypto import DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
 from common.errors import MalformedMessage
-from common.manifest import MAX_INSTITUTIONS
 
 if TYPE_CHECKING:
     from common.crypto import Identity
