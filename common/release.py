@@ -16,7 +16,7 @@ from common.bounds import MAX_INSTITUTIONS
 from common.config import Config, Digest
 from common.crypto import SIGNATURE_BYTES, Identity, Label, digest, verify_signature
 from common.errors import BadKey, BadSignature, DarkroomError
-from common.manifest import InstitutionName, PublicKeyHex
+from common.manifest import InstitutionName, PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
 
 if TYPE_CHECKING:
     from common.privacy.run_plan import PrivacyReport
