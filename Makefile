@@ -1,38 +1,41 @@
-# make demo   three institutions teach one model, then look at the pictures (about ten minutes on two cores)
-# make test   linters, type checker, import layers and every test
-# make pilot  a federation of separate processes on this machine: keys, TLS, vaults, stewards, a private run, a picture
-# DEVICE=cuda on any line installs PyTorch for an NVIDIA GPU instead of the CPU
 PYTHON ?= python3
 DEVICE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
+WORKERS ?= 3
 
-.PHONY: demo pilot test lint types layers tests fetch clean
+.PHONY: help demo pilot test storm lint types layers tests fetch clean
 
-demo: $(VENV)/.ready-$(DEVICE)
+help: ## this list; DEVICE=cuda on any line installs PyTorch for an NVIDIA GPU instead of the CPU
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 9
+
+demo: $(VENV)/.ready-$(DEVICE) ## three institutions teach one model, then look at the pictures (about ten minutes on two cores)
 	$(BIN)/darkroom-sim run three-institutions --again
 
-pilot: $(VENV)/.ready-$(DEVICE)
+pilot: $(VENV)/.ready-$(DEVICE) ## a federation of separate processes here: keys, TLS, vaults, stewards, a private run, a picture
 	$(BIN)/darkroom-sim pilot pilot --again
 
-test: lint types layers tests
+test: lint types layers tests ## linters, type checker, import layers and every test
 
-lint: $(VENV)/.ready-$(DEVICE)
+lint: $(VENV)/.ready-$(DEVICE) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.ready-$(DEVICE)
+types: $(VENV)/.ready-$(DEVICE) ## mypy, strict
 	$(BIN)/mypy
 
-layers: $(VENV)/.ready-$(DEVICE)
+layers: $(VENV)/.ready-$(DEVICE) ## which package may import which
 	$(BIN)/lint-imports
 
-tests: fetch
-	$(BIN)/pytest
+storm: fetch ## thirty rounds of five sites under faults of every kind; before a release (about half an hour)
+	DARKROOM_CHAOS_ROUNDS=30 $(BIN)/pytest --numprocesses=0 tests/federation/test_chaos.py -s
 
-# the tests themselves need no network
-fetch: $(VENV)/.ready-$(DEVICE)
+# more processes than cores: the federations of tests/federation mostly wait
+tests: fetch ## every test, WORKERS=3 at a time
+	$(BIN)/pytest --numprocesses=$(WORKERS) --durations=25 --durations-min=5
+
+fetch: $(VENV)/.ready-$(DEVICE) ## the demonstration's pictures, so that tests need no network
 	$(BIN)/darkroom-sim fetch
 
 # PyTorch's CPU build has no CUDA libraries of several gigabytes; where pip cannot find that build, the plain one is taken
@@ -48,5 +51,5 @@ $(VENV)/.ready-cuda: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[simulation,ray,dev]"
 	touch $@
 
-clean:
+clean: ## removes what make installed and the tools' caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
