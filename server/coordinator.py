@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,11 +17,11 @@ from server import attempts
 from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.control import wait_while_paused
-from server.errors import TooFewInstitutions
+from server.errors import SumTooLong, TooFewInstitutions
 from server.optimizer import initial_state
 from server.patience import WaitsForNobody
 from server.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStart
-from server.round_log import log_evaluation, log_round, report_round
+from server.round_log import log_evaluation, log_round, log_void, report_round, report_void
 from server.rounds import ReadyForRound, Rules
 from server.secure_session import SecureSession
 from server.vectors import Vector, frozen_copy, to_bytes
@@ -120,6 +121,7 @@ class Coordinator:
         Raises:
             CheckpointError: ``resume`` without a usable checkpoint of this run, or no ``resume`` where there is one.
             RoundFailed: Too few institutions, or values out of range; the run can be resumed.
+            SumTooLong: An attempt's mean is longer than honest institutions can make it; the same.
 
         """
         clock = Clock()
@@ -241,7 +243,8 @@ class Coordinator:
         self._record(ready)
         for node, answer in self._answers(requests, clock):
             collecting = take_contribution(collecting, node, answer)
-        return collecting, collecting.close()
+        with self._told_if_void(collecting):
+            return collecting, collecting.close()
 
     def _masked_attempt(
         self, session: SecureSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
@@ -252,7 +255,19 @@ class Coordinator:
         collecting, request = session.start_round(ready, participants)
         for node, answer in self._answers(dict.fromkeys(participants, request), clock):
             collecting = take_masked(collecting, node, answer)
-        return collecting, session.end_round(collecting)
+        with self._told_if_void(collecting):
+            return collecting, session.end_round(collecting)
+
+    @contextlib.contextmanager
+    def _told_if_void(self, collecting: Collecting | MaskedCollecting) -> Iterator[None]:
+        """Have a sum that no honest institutions make logged and written down before it ends the run's start."""
+        try:
+            yield
+        except SumTooLong as error:
+            report = report_void(collecting.ready, collecting.participants, error)
+            log_void(report)
+            self._observer.on_void(report)
+            raise
 
     def _record(self, ready: ReadyForRound) -> None:
         """On disk before it is sent: no round and attempt is asked for twice."""

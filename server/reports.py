@@ -42,13 +42,33 @@ class RoundReport:
     """Reason by node, of this attempt."""
     train_loss: float
     """Mean over the answers, weighted as the update is; NaN if none had a loss."""
-    update_norm: float
-    """Euclidean norm of the adapter's change."""
+    step_norm: float
+    """Euclidean norm of the adapter's change, which the optimizer made of the mean."""
+    decoded_mean_norm: float
+    """Euclidean norm of the mean that was decoded, with privacy its noise included."""
+    noise_norm_expected: float
+    """What the noise alone gives on average; NaN without privacy, like the next."""
+    mean_norm_limit: float
+    """Longest mean that noise and the cap on units allow; beyond it the attempt is void."""
     learning_rate: float
     seconds: float
     """Wall-clock time of the round, all its attempts included."""
     seconds_waiting: float
     """The part of it that was spent waiting for institutions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoidReport:
+    """An attempt whose mean is longer than honest institutions can make it; the adapter stayed as it was."""
+
+    round: int
+    attempt: int
+    participants: tuple[int, ...]
+    """Nodes that answered; nobody can see which of them it was."""
+    decoded_mean_norm: float
+    noise_norm_expected: float
+    mean_norm_limit: float
+    """As in :class:`RoundReport`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +132,10 @@ class RunObserver(Protocol):
         """After each round that counted, before its checkpoint."""
         ...
 
+    def on_void(self, report: VoidReport) -> None:
+        """After an attempt whose mean no honest institutions make; then the run stops."""
+        ...
+
     def on_evaluation(self, report: EvaluationReport) -> None:
         """After each evaluation, before the checkpoint of its round."""
         ...
@@ -136,6 +160,11 @@ class Observers:
         """Tell each of them."""
         for member in self.members:
             member.on_round(report)
+
+    def on_void(self, report: VoidReport) -> None:
+        """Tell each of them."""
+        for member in self.members:
+            member.on_void(report)
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Tell each of them."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from server.reports import RoundReport
+from server.reports import RoundReport, VoidReport
+from server.sum_norm import MeanNorm
 
 if TYPE_CHECKING:
     from server.answers import Clock
+    from server.errors import SumTooLong
     from server.reports import EvaluationReport
     from server.rounds import Collecting, ReadyForRound
     from server.secure_rounds import MaskedCollecting
@@ -22,6 +25,7 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
     """The report of a round that counted."""
     before = collecting.ready
     change = following.adapter.astype(np.float64) - before.adapter
+    norm = following.norm or MeanNorm(decoded=math.nan)
     return RoundReport(
         round=before.round,
         attempt=before.attempt,
@@ -29,7 +33,10 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
         answered=tuple(node for node in collecting.participants if node in collecting.answered),
         failures=collecting.failures,
         train_loss=collecting.train_loss,
-        update_norm=float(np.linalg.norm(change)),
+        step_norm=float(np.linalg.norm(change)),
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
         learning_rate=before.rate,
         seconds=clock.seconds,
         seconds_waiting=clock.waiting,
@@ -39,10 +46,36 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
 def log_round(report: RoundReport) -> None:
     """One line."""
     _log.info(
-        "round=%d attempt=%d participants=%d answered=%d failures=%d train_loss=%.6g update_norm=%.6g "
-        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
+        "round=%d attempt=%d participants=%d answered=%d failures=%d train_loss=%.6g step_norm=%.6g "
+        "decoded_mean_norm=%.6g noise_norm_expected=%.6g mean_norm_limit=%.6g learning_rate=%.6g seconds=%.3f "
+        "waiting=%.3f",
         *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        *(report.train_loss, report.update_norm, report.learning_rate, report.seconds, report.seconds_waiting),
+        *(report.train_loss, report.step_norm),
+        *(report.decoded_mean_norm, report.noise_norm_expected, report.mean_norm_limit),
+        *(report.learning_rate, report.seconds, report.seconds_waiting),
+    )
+
+
+def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
+    """The report of an attempt that is void."""
+    norm = error.norm
+    return VoidReport(
+        round=ready.round,
+        attempt=ready.attempt,
+        participants=participants,
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
+    )
+
+
+def log_void(report: VoidReport) -> None:
+    """One line; what it means and what to do is in the error that follows."""
+    _log.warning(
+        "round=%d attempt=%d void: participants=%d decoded_mean_norm=%.6g noise_norm_expected=%.6g "
+        "mean_norm_limit=%.6g",
+        *(report.round, report.attempt, len(report.participants)),
+        *(report.decoded_mean_norm, report.noise_norm_expected, report.mean_norm_limit),
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import OutOfOrder, RoundFailed
 from common.messages import Contribute, encode
 from common.privacy.run_plan import private_plan
-from server.errors import TooFewInstitutions
+from server.errors import SumTooLong, TooFewInstitutions
 from server.optimizer import OptimizerState, learning_rate, moving_average, step
 from server.sums import PartialSum, RingSum
 from server.vectors import to_bytes
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from common.config import RunConfig
     from common.messages import Contribution
+    from server.sum_norm import MeanNorm
     from server.sums import RoundSum
     from server.vectors import Precise, Vector
 
@@ -82,6 +83,8 @@ class ReadyForRound:
     """Earlier attempts were sent before the run was resumed."""
     failed: frozenset[int] = frozenset()
     """Nodes that failed an earlier attempt at this round: asked again only where no other is left."""
+    norm: MeanNorm | None = None
+    """Of the mean that the last round's step was made with."""
 
     @property
     def released(self) -> Vector:
@@ -203,6 +206,7 @@ class Collecting:
         Raises:
             OutOfOrder: Participants are outstanding.
             RoundFailed: It was the last attempt, or the step gave values that are not finite.
+            SumTooLong: Noise and cap cannot explain the mean.
 
         """
         if self.outstanding:
@@ -212,7 +216,8 @@ class Collecting:
                 self.ready, answered=len(self.answered), asked=len(self.participants), failures=self.failures
             )
         mean = self.sum.mean()
-        return apply_update(self.ready, -mean if self.ready.rules.config.training.mode == "fedavg" else mean)
+        gradient = -mean if self.ready.rules.config.training.mode == "fedavg" else mean
+        return apply_update(self.ready, gradient, self.sum.norm(mean))
 
     def _check_expected(self, node: int, got: str) -> None:
         if node not in self.participants:
@@ -223,13 +228,24 @@ class Collecting:
             )
 
 
-def apply_update(ready: ReadyForRound, gradient: Precise) -> ReadyForRound:
-    """The next round, after one optimiser step with this gradient, float64[d].
+def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> ReadyForRound:
+    """The next round, after one optimiser step with this gradient, float64[d], of this length.
 
     Raises:
+        SumTooLong: Noise and cap cannot explain the length; no step is made.
         RoundFailed: The step gave values that are not finite.
 
     """
+    if not norm.is_honest:
+        raise SumTooLong(
+            f"round {ready.round}, attempt {ready.attempt} is void: the decoded mean is {norm.decoded:.4g} long, but "
+            f"noise ({norm.noise_expected:.4g} expected) and the cap on units allow {norm.limit:.4g} at most. Some "
+            "institution sent what no honest steward sends: changed or broken software, or an attempt to spoil the "
+            "adapter; nobody can see whose it was. The adapter is as it was before; the attempt is paid for. "
+            "Ask every institution of this attempt to look at its steward, draft a run without one that you cannot "
+            "trust, or resume this one: it goes on with the round's next attempt",
+            norm,
+        )
     config = ready.rules.config
     adapter, state = step(
         ready.adapter,
@@ -249,6 +265,7 @@ def apply_update(ready: ReadyForRound, gradient: Precise) -> ReadyForRound:
         adapter=adapter,
         optimizer=state,
         average=moving_average(ready.average, adapter, config=config.server, step_number=state.steps),
+        norm=norm,
     )
 
 

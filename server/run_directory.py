@@ -1,7 +1,7 @@
 """A run's directory: what ran (``run.json``) and how it went (``metrics.jsonl``), complete after any crash.
 
-``metrics.jsonl`` has one JSON object a line, ``"kind": "round"`` or ``"kind": "evaluation"``; a number that is not
-finite is null. Checkpoints lie beside it, in ``checkpoints/``.
+``metrics.jsonl`` has one JSON object a line, ``"kind": "round"``, ``"evaluation"`` or ``"void"``: an attempt whose sum
+no honest institutions make. A number that is not finite is null. Checkpoints lie beside it, in ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.config import RunConfig
-    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
 
 _log = logging.getLogger(__name__)
 
 METRICS: Final = "metrics.jsonl"
 DESCRIPTION: Final = "run.json"
+_VOID: Final = "void"
 LOG_FILE: Final = "coordinator.log"
 """What the coordinator's loop says, over all starts: Flower keeps each start's log apart, and loses the last lines of
 one that is killed."""
@@ -41,7 +42,7 @@ class RunDirectory:
     """A run observer that writes everything down.
 
     Guarantee: after a crash and a resume the metrics hold each round and evaluation once: rows beyond the checkpoint
-    that the run goes on from are removed, a torn last line included.
+    that the run goes on from are removed, a torn last line included. A void attempt stays: it is never sent again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +64,10 @@ class RunDirectory:
         row = dataclasses.asdict(report)
         row["failures"] = {str(node): reason for node, reason in sorted(report.failures.items())}
         self._append({"kind": "round", **row})
+
+    def on_void(self, report: VoidReport) -> None:
+        """Append the attempt."""
+        self._append({"kind": _VOID, **dataclasses.asdict(report)})
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Append the evaluation: the mean, and each institution's loss."""
@@ -169,9 +174,10 @@ def _rows_until(path: Path, last: int) -> list[bytes]:
 
 
 def _round_of(path: Path, line: bytes) -> float:
-    """The row's round; infinite for a line that is no row, so that it goes."""
+    """The row's round; 0 for an attempt that is void, so that it stays; infinite for no row, so that it goes."""
     try:
-        return int(json.loads(line)["round"])
+        row = json.loads(line)
+        return 0 if row["kind"] == _VOID else int(row["round"])
     except (ValueError, KeyError, TypeError):
         _log.warning("%s: a line that is no row of metrics is removed", path)
         return math.inf

@@ -11,6 +11,7 @@ from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError
 from common.privacy.mechanisms import dequantise
 from common.privacy.run_plan import private_plan
 from server.rounds import apply_update, next_attempt
+from server.sum_norm import mean_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from common.secagg import aggregator
     from common.secagg.quantize import VectorSum
     from server.rounds import ReadyForRound
-    from server.vectors import Precise
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class MaskedCollecting:
         Raises:
             OutOfOrder: Participants are outstanding.
             RoundFailed: It was the last attempt, or the step gave values that are not finite.
+            SumTooLong: Noise and cap cannot explain the mean.
 
         """
         if self.outstanding:
@@ -106,15 +107,17 @@ class MaskedCollecting:
             _log.warning("round=%d attempt=%d: %s", self.ready.round, self.ready.attempt, error)
             # nobody knows whose fault it was, so nobody is passed over in the next attempt
             return self._void({-1: MASKS}), self.state.abort()
-        return apply_update(self.ready, self._mean(total)), opened
+        return self._step(total), opened
 
     def _void(self, failures: Mapping[int, str]) -> ReadyForRound:
         answered = len(self.answered)
         return next_attempt(self.ready, answered=answered, asked=len(self.places), failures=failures)
 
-    def _mean(self, total: VectorSum) -> Precise:
-        """The sum in units of the gradient over the public expected batch."""
+    def _step(self, total: VectorSum) -> ReadyForRound:
+        """The step with the sum in units of the gradient over the public expected batch."""
         plan = private_plan(self.ready.rules.config)
         if plan is None:
             raise ProtocolError("wanted a run with differential privacy")
-        return dequantise(total.words, plan.noise(self.ready.rules.dimension)) / plan.config.expected_batch
+        noise, expected = plan.noise(self.ready.rules.dimension), plan.config.expected_batch
+        mean = dequantise(total.words, noise) / expected
+        return apply_update(self.ready, mean, mean_norm(mean, noise, expected_batch=expected))

@@ -170,6 +170,7 @@ class SecureSession:
 
         Raises:
             RoundFailed: It was the round's last attempt, or the step gave values that are not finite.
+            SumTooLong: Noise and cap cannot explain the mean.
 
         """
         self._state = collecting.state.abort()

@@ -11,12 +11,14 @@ import numpy as np
 from common.errors import ProtocolError
 from common.messages import NoisedContribution, PlainContribution
 from common.privacy.mechanisms import dequantise
+from server.sum_norm import mean_norm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from common.messages import Contribution
     from common.privacy.mechanisms import NoisePlan
+    from server.sum_norm import MeanNorm
     from server.vectors import Precise
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
@@ -45,6 +47,10 @@ class RoundSum(Protocol):
 
     def mean(self) -> Precise:
         """The update to step with, float64[d]."""
+        ...
+
+    def norm(self, mean: Precise) -> MeanNorm:
+        """How long this mean is, and may be."""
         ...
 
 
@@ -94,6 +100,10 @@ class PartialSum:
         """sum(vector) / sum(weight)."""
         return self.vector / self.weight
 
+    def norm(self, mean: Precise) -> MeanNorm:
+        """How long it is; nothing bounds it."""
+        return mean_norm(mean, None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RingSum:
@@ -137,6 +147,10 @@ class RingSum:
     def mean(self) -> Precise:
         """The sum in units of the gradient over the public expected batch."""
         return dequantise(self.values, self.plan) / self.expected_batch
+
+    def norm(self, mean: Precise) -> MeanNorm:
+        """How long it is, and may be."""
+        return mean_norm(mean, self.plan, expected_batch=self.expected_batch)
 
 
 def _check_plain(reply: PlainContribution, dimension: int) -> None:

@@ -16,7 +16,7 @@ from server.reports import InstitutionLoss
 if TYPE_CHECKING:
     from client.trainer import Trainer
     from common.config import RunConfig
-    from server.reports import EvaluationReport, RoundReport, RunFinish, RunObserver, RunStart
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunObserver, RunStart, VoidReport
     from simulations.institution_store import InstitutionStore
 
 
@@ -36,6 +36,10 @@ class MeasuredHoldout:
     def on_round(self, report: RoundReport) -> None:
         """Pass on."""
         self.inner.on_round(report)
+
+    def on_void(self, report: VoidReport) -> None:
+        """Pass on."""
+        self.inner.on_void(report)
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Measure, and pass on; what institutions answered themselves stays."""
@@ -68,6 +72,9 @@ class PrivacyNotice:
 
     def on_round(self, report: RoundReport) -> None:
         """Rounds change nothing about it."""
+
+    def on_void(self, report: VoidReport) -> None:
+        """An attempt counts, whatever came of it."""
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Nor do evaluations."""

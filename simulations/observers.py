@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from client.trainer import Trainer
     from common.config import RunConfig
-    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
     from server.vectors import Vector
 
 SAMPLES: Final = "samples"
@@ -46,6 +46,12 @@ class Progress:
             if not math.isnan(report.train_loss):  # with privacy nobody tells it
                 self._bar.set_postfix(train=f"{report.train_loss:.4f}", refresh=False)
             self._bar.update()
+
+    def on_void(self, report: VoidReport) -> None:
+        """Leave the bar where it is: the error that follows says what it means."""
+        del report
+        if self._bar is not None:
+            self._bar.close()
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Say the hold-out losses above the bar."""
@@ -74,6 +80,9 @@ class Gallery:
 
     def on_round(self, report: RoundReport) -> None:
         """Rounds without an evaluation leave no sheet."""
+
+    def on_void(self, report: VoidReport) -> None:
+        """The adapter stayed as it was."""
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Write ``samples/round_NNNN.png``."""
@@ -120,6 +129,11 @@ class Curves:
 
     def on_round(self, report: RoundReport) -> None:
         """Drawn at evaluations."""
+
+    def on_void(self, report: VoidReport) -> None:
+        """Draw what there is: the run stops."""
+        del report
+        draw_curves(self.directory)
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Draw what there is so far."""

@@ -14,7 +14,10 @@ from common.privacy.run_plan import private_plan
 from common.randomness import REPEATABLE_WORDS
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
+from server.errors import SumTooLong
+from server.reports import Observers
 from server.run_directory import RunDirectory, read_metrics
+from server.sum_norm import longest_honest_sum
 from server.transport import Failure, FailureKind
 from tests.server.toy import DIMENSION, PRIVACY, Recorder, centre, private_config, toy_coordinator
 
@@ -44,6 +47,8 @@ class Ward:
     count: int = 3
     asked: list[tuple[int, int, int]] = field(default_factory=list)
     evaluations: int = 0
+    poisoned: frozenset[tuple[int, int]] = frozenset()
+    """Rounds and attempts to which node 2 adds twice what honest institutions give together."""
 
     def nodes(self, *, at_least: int, timeout_s: float) -> tuple[int, ...]:
         del at_least, timeout_s
@@ -67,6 +72,8 @@ class Ward:
         assert plan is not None
         noise = plan.noise(DIMENSION)
         gap = np.frombuffer(request.adapter, "<f4").astype(np.float64) - centre(node)
+        if node == 2 and (request.round, request.attempt) in self.poisoned:
+            gap = gap + 2 * longest_honest_sum(noise) / np.sqrt(DIMENSION)
         values = np.rint(gap * noise.scale).astype(np.int64).astype("<u4" if noise.bits == 32 else "<u8")
         return NoisedContribution(round=request.round, attempt=request.attempt, values=values.tobytes())
 
@@ -138,6 +145,56 @@ def test_a_lost_checkpoint_does_not_bring_attempts_back(tmp_path: Path) -> None:
     newest.unlink()
     run(tmp_path, second, resume=True)
     assert {(number, attempt) for _, number, attempt in second.asked} == {(3, 1)}
+
+
+def test_a_poisoned_sum_stops_the_run_and_leaves_the_adapter_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, recorder = private_config(3, server=SGD), Recorder()
+    with caplog.at_level("INFO"), pytest.raises(SumTooLong, match="no honest steward sends") as caught:
+        run(
+            tmp_path, Ward(config, poisoned=frozenset({(2, 0)})), observer=Observers((RunDirectory(tmp_path), recorder))
+        )
+    for said in ("round 2, attempt 0 is void", "nobody can see whose", "paid for", "resume"):
+        assert said in str(caught.value)
+    assert load_checkpoint(tmp_path / CHECKPOINTS).round == 1
+    (void,) = recorder.voids
+    assert (void.round, void.attempt, void.participants) == (2, 0, (0, 1, 2))
+    assert void.noise_norm_expected < void.mean_norm_limit < void.decoded_mean_norm
+    (line,) = [each.message for each in caplog.records if " void: " in each.message]
+    assert f"decoded_mean_norm={void.decoded_mean_norm:.6g}" in line
+    assert f"mean_norm_limit={void.mean_norm_limit:.6g}" in line
+    # what was asked is paid for, what was void stays written down, and the next attempt gives what was due
+    final = run(tmp_path, Ward(config), resume=True, observer=RunDirectory(tmp_path))
+    kinds = [(row["kind"], row["round"], row.get("attempt")) for row in read_metrics(tmp_path)]
+    rounds = [("round", 1, 0), ("void", 2, 0), ("round", 2, 1), ("round", 3, 0)]
+    assert kinds == [("evaluation", 0, None), *rounds, ("evaluation", 3, None)]
+    assert json.loads((tmp_path / "attempts.json").read_text()) == {"1": 1, "2": 2, "3": 1}
+    assert final.tobytes() == run(tmp_path / "whole", Ward(config)).tobytes()
+
+
+def test_a_poisoner_that_stays_uses_up_the_attempts_and_no_more(tmp_path: Path) -> None:
+    config = private_config(3, privacy={"repeats": 1}, server=SGD)
+    always = frozenset((2, attempt) for attempt in range(9))
+    asked = []
+    for resume in (False, True, True):
+        ward = Ward(config, poisoned=always)
+        with pytest.raises(SumTooLong):
+            run(tmp_path, ward, resume=resume)
+        asked += ward.asked
+    with pytest.raises(RoundFailed, match="sized for 4 attempts"):
+        run(tmp_path, Ward(config, poisoned=always), resume=True)
+    assert {(number, attempt) for _, number, attempt in asked} == {(1, 0), (2, 0), (2, 1), (2, 2)}
+
+
+def test_each_round_tells_how_long_its_mean_is_and_may_be(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, Ward(private_config(2, server=SGD)), observer=recorder)
+    total = np.sum([centre(i).astype(np.float64) for i in range(3)], axis=0)
+    first = recorder.rounds[0]
+    assert first.decoded_mean_norm == pytest.approx(np.linalg.norm(total) / EXPECTED, rel=1e-5)
+    assert first.step_norm == pytest.approx(first.decoded_mean_norm, rel=1e-5)  # plain SGD at rate 1
+    assert 0 < first.noise_norm_expected < first.mean_norm_limit
 
 
 def test_plain_answers_are_no_answers_in_a_private_run(tmp_path: Path) -> None:

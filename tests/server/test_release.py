@@ -113,7 +113,7 @@ def test_the_same_run_gives_the_same_bytes(run: FinishedRun, released: ReleaseFo
 def test_nothing_that_was_measured_is_told(run: FinishedRun, released: ReleaseFolder) -> None:
     text = b"".join(path.read_bytes() for path in released.root.iterdir() if path.suffix in {".json", ".md"}).decode()
     for line in (run.left.directory / "metrics.jsonl").read_text().splitlines():
-        for key in ("update_norm", "seconds", "seconds_waiting", "train_loss", "loss"):
+        for key in ("step_norm", "decoded_mean_norm", "seconds", "seconds_waiting", "train_loss", "loss"):
             value = json.loads(line).get(key)
             assert value is None or f"{value:.4g}" not in text, key
     fields = set(msgspec.to_builtins(released.release()))

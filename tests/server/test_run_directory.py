@@ -39,7 +39,10 @@ def round_report(number: int, **changes: Any) -> RoundReport:
         "answered": (0, 2),
         "failures": {1: "timeout"},
         "train_loss": 0.25,
-        "update_norm": 1.5,
+        "step_norm": 1.5,
+        "decoded_mean_norm": 3.0,
+        "noise_norm_expected": math.nan,
+        "mean_norm_limit": math.nan,
         "learning_rate": 0.1,
         "seconds": 2.0,
         "seconds_waiting": 1.5,
@@ -88,9 +91,9 @@ def test_one_row_per_report(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.on_start(start())
-    directory.on_round(round_report(1, train_loss=math.nan, update_norm=math.inf))
+    directory.on_round(round_report(1, train_loss=math.nan, step_norm=math.inf))
     (row,) = read_metrics(tmp_path)
-    assert (row["train_loss"], row["update_norm"]) == (None, None)
+    assert (row["train_loss"], row["step_norm"]) == (None, None)
 
 
 def test_a_resumed_run_has_each_round_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

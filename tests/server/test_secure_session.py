@@ -32,6 +32,7 @@ from common.messages import (
     decode_request,
     encode,
 )
+from common.privacy.run_plan import private_plan
 from common.secagg.masking import vector_bytes
 from common.secagg.messages import MaskedContribution, RoundRequest, decode, signed
 from common.secagg.messages import encode as encode_inner
@@ -40,8 +41,10 @@ from common.secagg.quantize import Summand
 from server.app import run_deployed
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS, Coordinator
+from server.errors import SumTooLong
 from server.rounds import draw_participants
 from server.secure_session import SecureRun
+from server.sum_norm import longest_honest_sum
 from server.transport import Failure, FailureKind
 from tests.server.toy import Recorder, ToySpec, private_config
 
@@ -361,6 +364,22 @@ def test_a_faulty_vector_voids_the_sum_and_nobody_is_blamed(tmp_path: Path) -> N
     ring.lead()
     assert answered(ring) == [(1, 1, 3), (2, 0, 3)]
     assert ring.kinds()[:5] == ["session", "requested", "aborted", "requested", "summed"]
+
+
+def test_a_masked_summand_that_is_too_long_voids_the_sum_and_the_books_say_so(tmp_path: Path) -> None:
+    """Its masks cancel like any other's, so nothing but the length of the sum tells."""
+    ring = make_ring(tmp_path, count=3)
+    plan = private_plan(ring.manifest.config)
+    assert plan is not None
+    noise = plan.noise(SPEC.dimension)
+    ring.sites[0].value = int(2 * longest_honest_sum(noise) * noise.scale / np.sqrt(SPEC.dimension))
+    with pytest.raises(SumTooLong, match="round 1, attempt 0 is void"):
+        ring.lead()
+    assert (len(ring.recorder.rounds), len(ring.recorder.voids)) == (0, 1)
+    assert ring.kinds() == ["session", "requested", "aborted"]
+    ring.sites[0].value = 1
+    ring.coordinator().run(resume=True)
+    assert answered(ring) == [(1, 1, 3), (2, 0, 3)]
 
 
 def test_a_session_number_is_never_used_twice(tmp_path: Path) -> None:

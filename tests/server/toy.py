@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.clientapp import ClientApp
 
-    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart
+    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
     from server.transport import Transport
     from server.vectors import Vector
 
@@ -129,6 +129,7 @@ class Recorder:
     starts: list[RunStart] = field(default_factory=list)
     rounds: list[RoundReport] = field(default_factory=list)
     evaluations: list[EvaluationReport] = field(default_factory=list)
+    voids: list[VoidReport] = field(default_factory=list)
     finishes: list[RunFinish] = field(default_factory=list)
 
     def on_start(self, start: RunStart) -> None:
@@ -136,6 +137,9 @@ class Recorder:
 
     def on_round(self, report: RoundReport) -> None:
         self.rounds.append(report)
+
+    def on_void(self, report: VoidReport) -> None:
+        self.voids.append(report)
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         self.evaluations.append(report)
