@@ -21,6 +21,8 @@ from common.audit_check import ADAPTER
 from common.audit_log import read_entries, verify_log
 from common.errors import ApprovalError, AuditLogError
 from common.manifest import open_manifest
+from common.manifest_words import printable
+from common.model_card import own_words
 from common.release import MAX_WORD_BYTES, ReleaseError, SiteWord, file_bytes, parse_word, sign_word
 from common.release_check import Expected, check_release
 from common.release_folder import SIGNATURES, signature_file
@@ -63,6 +65,9 @@ class Examination:
         public = privacy.sent.public
         yield f"stated for whoever gets the adapter: ε = {'none' if public is None else f'{public:.4g}'}"
         yield f"institutions named: {'yes, with their keys' if self.release.roster == 'public' else 'no'}"
+        if self.release.card:
+            yield "the model card says in the coordinator's own words, which nobody checks:"
+            yield from (f"  {printable(line)}" for line in own_words(self.release.card))
         yield from (f"not checked: {note}" for note in self.notes)
         yield from (f"FAULT: {fault}" for fault in self.faults)
 

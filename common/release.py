@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from common.audit_log import HexDigest, HexSignature  # noqa: TC001 - msgspec reads annotations at run time
 from common.bounds import MAX_INSTITUTIONS
+from common.card_facts import CardFacts, every_fault
 from common.config import Config, Digest
 from common.crypto import SIGNATURE_BYTES, Identity, Label, digest, verify_signature
 from common.errors import BadKey, BadSignature, DarkroomError
@@ -81,9 +82,13 @@ class LogHead(Config, frozen=True, kw_only=True):
 
 
 class Release(Config, frozen=True, kw_only=True):
-    """``release.json``: digests, public settings and promises; nothing that was measured on anybody's data."""
+    """``release.json``: digests, public settings, promises, the coordinator's words; nothing that was measured.
 
-    version: Annotated[int, Meta(ge=1, le=1)] = 1
+    The model card follows from it, see :mod:`common.model_card`.
+    """
+
+    version: Annotated[int, Meta(ge=1, le=2)] = 2
+    """Of 1 are records of earlier releases: they say neither how many institutions there were nor what the card has."""
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
     """The run's."""
     manifest: HexDigest
@@ -100,12 +105,16 @@ class Release(Config, frozen=True, kw_only=True):
     privacy: StatedPrivacy
     roster: RosterKind
     """Public: the signed manifest, with everybody's name and key, is one of the files."""
+    institutions: Annotated[int, Meta(ge=1, le=MAX_INSTITUTIONS)] | UnsetType = UNSET
+    """In the roster."""
+    card: CardFacts | UnsetType = UNSET
+    """What the coordinator says in the model card."""
     coordinator_log: HexDigest
     """Head of the coordinator's audit log when the release was made."""
     coordinator_entries: Count
     logs: Annotated[tuple[LogHead, ...], Meta(max_length=MAX_INSTITUTIONS)]
     """By place."""
-    code_version: Annotated[str, Meta(min_length=1, max_length=100)]
+    code_version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]{0,99}\Z")]
     time: Time
     files: Annotated[tuple[ReleasedFile, ...], Meta(min_length=1, max_length=32)]
     """Sorted by name."""
@@ -167,7 +176,7 @@ def parse_release(data: bytes) -> Release:
     """A release whose signature, by the coordinator *that it names*, is checked.
 
     Raises:
-        ReleaseError: Too large, unreadable, not in the accepted form, or not signed so.
+        ReleaseError: Too large, unreadable, not in the accepted form, not signed so, or with words that no card has.
 
     """
     release = _parse(data, Release, most=MAX_RELEASE_BYTES, source="release.json")
@@ -176,6 +185,10 @@ def parse_release(data: bytes) -> Release:
         verify_signature(key, signature, Label.RELEASE_SIGNED, release.digest())
     except (BadKey, BadSignature) as error:
         raise ReleaseError("release.json: was changed, or is not signed by the coordinator that it names") from error
+    if (release.version == 1) != (release.card is UNSET) or (release.card is UNSET) != (release.institutions is UNSET):
+        raise ReleaseError("release.json: wanted card and institutions, both in version 2 and none in version 1")
+    if release.card and (faults := tuple(every_fault(release.card))):
+        raise ReleaseError(f"release.json: words that a model card may not have: card.{'; card.'.join(faults)}")
     return release
 
 

@@ -3,9 +3,10 @@
 Guarantee: no fault is found only if ``release.json`` is signed by the coordinator of the manifest; every file is the
 one that it names, and there is no other; the digest is that of the trained values, made for the manifest's base and
 specification; both adapter files hold the same factors, with the specification's rank and α and no other tensor; no ε
-stated is below the one that follows from the manifest for the attempts stated, and the card has, once and under its
-heading, the section on privacy that follows from these; and as many institutions of the roster as were wanted signed
-this very release with the roster's key.
+stated is below the one that follows from the manifest for the attempts stated, and the card is, byte for byte, the one
+that follows from these and from the coordinator's words, which stand in it under a heading of their own and are plain
+text (:mod:`common.card_facts`); and as many institutions of the roster as were wanted signed this very release with the
+roster's key.
 
 Guarantee, with the base: what stock loaders put into that base is what the vector of the digest puts there.
 
@@ -122,11 +123,12 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     """
     release = folder.release()
     faults = list(folder.file_faults(release))
-    if not faults:  # what is inside an altered file says nothing
-        faults += content_faults(folder, release, expected.base)
+    are_altered = bool(faults)
+    inside = _manifest_inside(folder, faults)
+    if not are_altered:  # what is inside an altered file says nothing
+        faults += content_faults(folder, release, expected.base, _names(inside))
     if expected.coordinator not in {None, release.coordinator}:
         faults.append(f"signed by coordinator {release.coordinator}, wanted {expected.coordinator}")
-    inside = _manifest_inside(folder, faults)
     opened = inside if expected.manifest is None else open_manifest(expected.manifest)
     unchecked = not_compared(folder) if expected.base is None else ()
     if opened is None:
@@ -142,6 +144,11 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     words, found = read_words(folder, release, manifest)
     checked = _with_words(release, manifest, words, due=expected.signatures)
     return replace(checked, faults=_one_line_each([*faults, *found, *checked.faults]), unchecked=unchecked)
+
+
+def _names(inside: tuple[Manifest, bytes] | None) -> tuple[str, ...]:
+    """Of the roster, as far as it is public."""
+    return () if inside is None else tuple(member.name for member in inside[0].roster)
 
 
 def _one_line_each(faults: list[str]) -> tuple[str, ...]:
@@ -251,6 +258,7 @@ def _manifest_faults(release: Release, manifest: Manifest, digest: bytes) -> Ite
         "dimension": (release.dimension, manifest.dimension),
         "rounds_planned": (release.rounds_planned, config.rounds),
         "code_version": (release.code_version, manifest.code_version),
+        "institutions": (release.institutions, len(manifest.roster)),
     }
     yield from (f"{name}: {said}; the manifest says {due}" for name, (said, due) in pairs.items() if said != due)
     if release.rounds > config.rounds:
@@ -259,10 +267,22 @@ def _manifest_faults(release: Release, manifest: Manifest, digest: bytes) -> Ite
         yield f"attempts: {release.privacy.sent.attempts}, fewer than the {release.rounds} rounds that were done"
     if any(each.place >= len(manifest.roster) for each in release.logs):
         yield "logs: of an institution that is not in the roster"
+    places = [each.place for each in release.logs]
+    if places != sorted(set(places)):
+        yield "logs: wanted each institution once, by place"
+    yield from _name_faults(release, manifest)
     try:
         yield from _privacy_faults(release.privacy, manifest)
     except DarkroomError as error:
         yield f"no ε can be worked out for this run: {error}"
+
+
+def _name_faults(release: Release, manifest: Manifest) -> Iterator[str]:
+    """No institution is named that did not take part, or that is not to be named."""
+    names = {member.name for member in manifest.roster} if release.roster == "public" else set()
+    for each in release.card.data if release.card else ():
+        if each.institution is not None and each.institution not in names:
+            yield f"card.data: names {each.institution}, which is not in the roster, or the roster is not public"
 
 
 def _privacy_faults(stated: StatedPrivacy, manifest: Manifest) -> Iterator[str]:

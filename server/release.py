@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from common.adapter.spec import vector_digest
 from common.audit_check import HEADS
 from common.audit_log import Entry, verify_log
 from common.manifest import open_manifest
+from common.model_card import model_card
 from common.privacy.run_plan import private_plan
 from common.release import LogHead, Release, ReleaseError, file_bytes, sign_release, stated_privacy
 from common.release_check import Expected, check_release
@@ -32,9 +33,9 @@ from common.release_folder import (
 )
 from server.adapter_files import save_released
 from server.attempts import FILE, AttemptJournal
+from server.card_facts import stated_facts
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS
-from server.model_card import model_card
 from server.run_binding import check_log_belongs
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 
     from common.adapter.spec import AdapterSpec
     from common.audit_log import Verified
+    from common.card_facts import CardFacts
     from common.crypto import Identity
     from common.manifest import Manifest
     from common.release import RosterKind, StatedPrivacy
     from server.checkpoint import Checkpoint
-    from server.model_card import CardFacts
 
 AUDIT_FILE: Final = "audit.log"
 """The coordinator's log in the run's directory, as :mod:`server.app` keeps it."""
@@ -94,7 +95,7 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
     Raises:
         ReleaseError: The folder exists; rounds are left; the run is not private; or what it sent is not known.
         CheckpointError: There is no usable checkpoint, or it or the log is another run's.
-        ConfigErrors: The card's facts name institutions that may not be named.
+        ConfigErrors: The card's facts hold words that a card may not have, or name institutions that they may not.
         AuditLogError: The coordinator's log is damaged.
         ModelError: The base is not the run's.
 
@@ -105,6 +106,7 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
     checkpoint = load_checkpoint(left.directory / CHECKPOINTS)
     checkpoint.check_belongs(manifest.config, spec_digest=manifest.adapter_digest, manifest=digest.hex())
     _check_rounds(checkpoint, manifest, plan)
+    plan = replace(plan, facts=stated_facts(plan.facts, manifest, plan.roster))
     known = _known(left, checkpoint, manifest)
     check_log_belongs(left.directory / AUDIT_FILE, digest.hex())
     staging = plan.out.with_name(f".{plan.out.name}.partial")
@@ -113,7 +115,8 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
         spec = save_released(manifest, checkpoint, base=plan.base, out=staging)
         release = _statement(known, plan, manifest, digest, spec)
         (staging / kohya_file(release.name)).write_bytes(kohya_bytes(staging, spec, title=release.name))
-        (staging / CARD_FILE).write_text(model_card(release, manifest, plan.facts), encoding="utf-8")
+        names = [member.name for member in manifest.roster] if plan.roster == "public" else []
+        (staging / CARD_FILE).write_bytes(model_card(release, names).encode())
         if plan.roster == "public":
             (staging / MANIFEST_FILE).write_bytes(left.signed)
         release = _sign(ReleaseFolder(staging), release, spec, left.identity)
@@ -198,6 +201,8 @@ def _statement(known: _Known, plan: ReleasePlan, manifest: Manifest, digest: byt
         rounds_planned=manifest.config.rounds,
         privacy=known.privacy,
         roster=plan.roster,
+        institutions=len(manifest.roster),
+        card=plan.facts,
         coordinator_log=known.log.head.hex(),
         coordinator_entries=known.log.entries,
         logs=known.heads,

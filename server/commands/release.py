@@ -30,7 +30,8 @@ def make(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Release a run that has rounds left.")] = False,
 ) -> None:
     """Write a run's adapter, model card and signed statement into a new folder."""
-    from server.model_card import CardFacts, read_facts
+    from common.card_facts import CardFacts
+    from server.card_facts import read_facts
     from server.release import ReleasePlan, RunLeft, make_release
 
     files = RunFiles(FederationDirectory(directory.resolve()), name)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.card_facts import CardFacts, DataCategory
 from common.config import BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Label, Secret
 from common.privacy.run_plan import private_plan
@@ -56,6 +57,18 @@ RELEASE = sign_release(
             planned=msgspec.structs.replace(EPSILON, attempts=4),
         ),
         roster="public",
+        institutions=3,
+        card=CardFacts(
+            title="Trial",
+            summary="Draws noise.",
+            licence="mit",
+            base_model="someone/tiny",
+            contact="someone",
+            data=(DataCategory(category="noise", source="made", institution="ash"),),
+            intended=("teaching",),
+            not_intended=("work",),
+            limits=("noise only",),
+        ),
         coordinator_log="23" * 32,
         coordinator_entries=9,
         logs=(),

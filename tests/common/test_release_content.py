@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
 
 from client.cli import app as client_app
 from client.countersigning import countersign, examine
 from common.adapter.export import WEIGHTS_FILE, read_adapter_spec
 from common.adapter.kohya import kohya_bytes
+from common.adapter.tensor_file import in_order
+from common.model_card import model_card
 from common.release import ReleaseError
 from common.release_check import Expected, check_release
 from common.release_content import FROZEN
-from common.release_words import privacy_section
 from server.cli import app as server_app
 from simulations.tiny import write_tiny_base
 from tests.simulations.released import FinishedRun, copied, finished_run, restated
@@ -71,7 +72,7 @@ def swapped(folder: ReleaseFolder, change: Callable[[dict[str, Any]], object]) -
         metadata = file.metadata()
     tensors = load_file(path)
     change(tensors)
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(in_order(save(tensors, metadata=metadata)))
     name = folder.release().name
     theirs = kohya_bytes(folder.root, read_adapter_spec(folder.root), title=name)
     (folder.root / f"{name}.safetensors").write_bytes(theirs)
@@ -152,34 +153,43 @@ def test_a_tensor_for_another_part_is_found(plain: Made, tmp_path: Path) -> None
 
 def test_an_accountant_that_promises_more_is_found(plain: Made, tmp_path: Path) -> None:
     folder = copied(plain.folder, tmp_path / "release")
-    old = folder.release()
-    privacy = msgspec.structs.replace(old.privacy, accountant="**ε = 0.01 by a tighter one**")
-    card = folder.root / "README.md"
-    new = privacy_section(msgspec.structs.replace(old, privacy=privacy))
-    card.write_text(card.read_text().replace(privacy_section(old), new))
+    privacy = msgspec.structs.replace(folder.release().privacy, accountant="**ε = 0.01 by a tighter one**")
     restated(folder, privacy=privacy)
-    assert faults(folder).startswith("privacy.accountant: **ε = 0.01")
+    (folder.root / "README.md").write_text(model_card(folder.release(), NAMES))
+    assert faults(restated(folder)).startswith("privacy.accountant: **ε = 0.01")
+
+
+def other_header(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """The same tensors and metadata for every loader, in a file that has room for words."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = change(data[8 : 8 + length])
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("name", "change"),
     [
-        ("<!--\n", "\n-->", "has a comment"),
-        ("ε is 0.01.\n\n## More\n\n", "", "once and under one heading"),
-        ("", "\n\n## Privacy\n\nε is 0.01.", "once and under one heading"),
-        ("", "\n\n## Privacy\n\n{section}", "once and under one heading"),
+        ("adapter_spec.json", lambda data: data.replace(b'"shape"', b'"epsilon": 0.01, "shape"', 1)),
+        ("adapter_spec.json", lambda data: data.replace(b'"config"', b'"family": "sdxl", "config"', 1)),
+        ("adapter_spec.json", lambda data: data + b"\n" * 99),
+        (WEIGHTS_FILE, lambda data: data + b" " * 800),
+        (WEIGHTS_FILE, lambda data: data.replace(b'"format":"pt"', b'"format":"epsilon=0.01","format":"pt"', 1)),
     ],
-    ids=["comment", "elsewhere", "second", "twice"],
+    ids=["unknown-key", "key-twice", "blanks", "header-blanks", "metadata-twice"],
 )
-def test_a_card_that_hides_or_doubles_its_promise_is_found(
-    plain: Made, tmp_path: Path, before: str, after: str, said: str
+def test_words_that_no_loader_reads_are_found(
+    plain: Made, tmp_path: Path, name: str, change: Callable[[bytes], bytes]
 ) -> None:
     folder = copied(plain.folder, tmp_path / "release")
-    section = privacy_section(folder.release())
-    card = folder.root / "README.md"
-    card.write_text(card.read_text().replace(section, f"{before}{section}{after.format(section=section)}"))
-    restated(folder)
-    assert said in faults(folder)
+    path = folder.root / name
+    before = path.read_bytes()
+    if name == WEIGHTS_FILE:
+        other_header(path, change)
+    else:
+        path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    assert f"{name}: " in faults(restated(folder))
 
 
 # --- what lies around

@@ -16,14 +16,15 @@ from safetensors import safe_open
 
 from common.adapter.export import read_adapter_spec, read_adapter_vector
 from common.audit_log import AuditLog, verify_log
+from common.card_facts import CardFacts, DataCategory
 from common.errors import AuditLogError, CheckpointError, ConfigErrors, DigestMismatch
 from common.manifest import open_manifest, sign_manifest
 from common.privacy.run_plan import private_plan
 from common.release import ReleaseError, parse_release
 from common.release_check import Expected, check_release
 from server.attempts import FILE
+from server.card_facts import read_facts
 from server.checkpoint import load_checkpoint
-from server.model_card import CardFacts, DataCategory, read_facts
 from server.release import AUDIT_FILE, make_release
 from tests.simulations.released import NOW, FinishedRun, finished_run
 from tests.simulations.vault_sites import COORDINATOR, NAMES

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from common.card_facts import CardFacts
 from common.crypto import Label
 from common.release import Release, file_bytes
 from common.release_folder import ReleaseFolder
-from server.model_card import CardFacts
 from server.release import ReleasePlan, RunLeft, make_release
 from tests.simulations.vault_sites import COORDINATOR, VaultSites, make_vault_sites
 
