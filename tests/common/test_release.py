@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from common.card_facts import CardFacts, DataCategory
 from common.config import BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
@@ -143,6 +144,27 @@ def test_every_altered_field_of_a_word_is_noticed(path: tuple[Any, ...]) -> None
     wanted = "cannot be read" if path == ("version",) else "was changed, or is not signed"
     with pytest.raises(ReleaseError, match=wanted):
         parse_word(altered(file_bytes(WORD), path), key=SITE.public.hex(), source="word")
+
+
+def test_an_earlier_versions_statement_can_still_be_read() -> None:
+    """A site keeps those that it signed, and must be able to tell of them."""
+    old = msgspec.structs.replace(RELEASE, version=1, card=UNSET, institutions=UNSET)
+    data = file_bytes(sign_release(old, COORDINATOR))
+    assert not {"card", "institutions"} & set(msgspec.json.decode(data))
+    assert parse_release(data).version == 1
+    for mixed in (
+        msgspec.structs.replace(RELEASE, version=1),
+        msgspec.structs.replace(RELEASE, card=UNSET),
+        msgspec.structs.replace(RELEASE, institutions=UNSET),
+    ):
+        with pytest.raises(ReleaseError, match="wanted card and institutions"):
+            parse_release(file_bytes(sign_release(mixed, COORDINATOR)))
+
+
+@pytest.mark.parametrize("version", ["0.1 ε=0.01", "0.1\x1b[2J", "0.1\u202e", "<b>1</b>", "", "`1`"])
+def test_a_code_version_is_no_place_for_words(version: str) -> None:
+    with pytest.raises(ReleaseError, match="code_version"):
+        parse_release(file_bytes(sign_release(msgspec.structs.replace(RELEASE, code_version=version), COORDINATOR)))
 
 
 def test_another_signer_is_noticed() -> None:
