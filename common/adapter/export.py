@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
-from common.adapter.tensor_file import in_order
+from common.adapter.tensor_file import in_order, read_tensors
 from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
 from common.durable_file import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
@@ -26,6 +25,7 @@ from common.errors import AdapterError, WrongAdapterSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 WEIGHTS_FILE: Final = "pytorch_lora_weights.safetensors"
@@ -139,29 +139,21 @@ def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
     _compare(read_adapter_spec(directory), spec, directory)
     core = spec.config.train == "core"
     path = directory / (CORE_FILE if core else WEIGHTS_FILE)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata, keys = file.metadata() or {}, set(file.keys())
-            names = {tensor.name: tensor.name if core else f"unet.{tensor.name}.weight" for tensor in spec.tensors}
-            missing = sorted(set(names.values()) - keys)
-            values = [] if missing else [file.get_tensor(names[tensor.name]) for tensor in spec.tensors]
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
-    if missing:
+    names = {tensor.name: tensor.name if core else f"unet.{tensor.name}.weight" for tensor in spec.tensors}
+    file = read_tensors(path, set(names.values()))
+    if missing := sorted(set(names.values()) - file.names):
         raise AdapterError(f"{path}: {len(missing)} tensors are missing, {missing[0]} for one; copy it again")
-    if metadata.get(SPEC_KEY) != spec.digest:
+    if file.metadata.get(SPEC_KEY) != spec.digest:
         raise AdapterError(
             f"{path}: was saved under another specification than the {SPEC_FILE} beside it; copy both again"
         )
-    return _join(path, spec, values)
+    return _join(path, spec, [file.tensors[names[tensor.name]] for tensor in spec.tensors])
 
 
-def _join(path: Path, spec: AdapterSpec, values: list[np.ndarray[Any, Any]]) -> Vector:
+def _join(path: Path, spec: AdapterSpec, values: list[NDArray[np.float32]]) -> Vector:
     for tensor, value in zip(spec.tensors, values, strict=True):
-        if value.shape != tensor.shape or value.dtype != np.float32:
-            raise AdapterError(
-                f"{path}: {tensor.name} is {value.dtype}{list(value.shape)}, wanted float32{list(tensor.shape)}"
-            )
+        if value.shape != tensor.shape:
+            raise AdapterError(f"{path}: {tensor.name} has the shape {list(value.shape)}, wanted {list(tensor.shape)}")
     vector = np.concatenate([value.reshape(-1) for value in values])
     check_vector(spec, vector)
     return vector

@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.adapter.export import SPEC_KEY, WEIGHTS_FILE
+from common.adapter.export import SPEC_KEY, WEIGHTS_FILE, weight_key
 from common.adapter.spec import A, AdapterSpec, B, Family
-from common.adapter.tensor_file import in_order
+from common.adapter.tensor_file import in_order, read_tensors
 from common.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -41,15 +40,17 @@ def kohya_bytes(directory: Path, spec: AdapterSpec, *, title: str) -> bytes:
     """
     path = directory / WEIGHTS_FILE
     modules = sorted({tensor.name.rpartition(".")[0] for tensor in spec.tensors})
-    try:
-        with safe_open(path, framework="numpy") as file:
-            made = {
-                f"{_name(module)}.{theirs}.weight": file.get_tensor(f"unet.{module}.{ours}.weight")
-                for module in modules
-                for ours, theirs in _FACTORS.items()
-            }
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: cannot be read as this adapter's weights ({error}); export it again") from error
+    places = {
+        f"{_name(module)}.{theirs}.weight": weight_key(module, ours)
+        for module in modules
+        for ours, theirs in _FACTORS.items()
+    }
+    file = read_tensors(path, set(places.values()))
+    if missing := sorted(set(places.values()) - file.names):
+        raise AdapterError(
+            f"{path}: cannot be read as this adapter's weights: {missing[0]} is missing; export it again"
+        )
+    made = {theirs: file.tensors[ours] for theirs, ours in places.items()}
     made |= {f"{_name(module)}.alpha": np.array(spec.config.alpha, dtype=np.float32) for module in modules}
     return in_order(save(made, metadata=_metadata(spec, title)))
 

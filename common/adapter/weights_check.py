@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from common.adapter.export import (
     CORE_FILE,
@@ -28,6 +27,7 @@ from common.adapter.export import (
 from common.adapter.factors import orthonormal_rows
 from common.adapter.lora import inject_lora
 from common.adapter.spec import TRAINED, A, AdapterSpec, B
+from common.adapter.tensor_file import read_tensors
 from common.adapter.vector import write_vector
 from common.errors import AdapterError, ConfigError, WrongAdapterSpec
 
@@ -62,8 +62,8 @@ def check_adapter_weights(directory: Path, spec: AdapterSpec) -> None:
     trained = {f"unet.{tensor.name}.weight": tensor.shape for tensor in spec.tensors}
     for key, (module, factor) in places.items():
         tensor = tensors[key]
-        if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
-            raise AdapterError(f"{path}: {key} is {tensor.dtype}, or holds values that are not finite; copy it again")
+        if not np.isfinite(tensor).all():
+            raise AdapterError(f"{path}: {key} holds values that are not finite; copy it again")
         if not _is_of_rank(tensor.shape, factor, spec) or tensor.shape != trained.get(key, tensor.shape):
             raise AdapterError(
                 f"{path}: {key} has the shape {list(tensor.shape)}, which is not what the {SPEC_FILE} beside it says"
@@ -105,12 +105,8 @@ def compare_with_base(directory: Path, spec: AdapterSpec, base: BaseModel) -> No
 
 def _read(path: Path, keys: set[str], metadata: dict[str, str]) -> Tensors:
     """Every tensor of a file that has exactly these and this metadata."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            said, found = file.metadata() or {}, set(file.keys())
-            tensors = {key: file.get_tensor(key) for key in sorted(found & keys)}
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    file = read_tensors(path, keys)
+    said, found = file.metadata, file.names
     if found != keys:
         odd = min(found ^ keys)
         raise AdapterError(
@@ -123,7 +119,7 @@ def _read(path: Path, keys: set[str], metadata: dict[str, str]) -> Tensors:
             f"{path}: belongs to another adapter than the {SPEC_FILE} beside it, or was altered: metadata {odd} is "
             f"{said.get(odd)!r}, wanted {metadata.get(odd)!r}"
         )
-    return tensors
+    return file.tensors
 
 
 def _check_names(path: Path, spec: AdapterSpec) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from common.adapter.export import (
     CORE_FILE,
@@ -19,6 +20,7 @@ from common.adapter.export import (
     read_adapter_vector,
     save_adapter,
 )
+from common.adapter.kohya import kohya_bytes
 from common.adapter.lora import inject_lora
 from common.adapter.model import BaseModel, Family
 from common.adapter.spec import encode_spec
@@ -79,7 +81,7 @@ CHANGES = {
     "metadata more": lambda _, metadata: metadata.update({"more": "words"}),
     "metadata darkroom_adapter_spec": lambda _, metadata: metadata.update({"darkroom_adapter_spec": "sha256:00"}),
     "has the shape": lambda tensors, _: tensors.update({first(tensors, "lora_B"): np.ones((8, 5), np.float32)}),
-    "is float16": lambda tensors, _: tensors.update(
+    "type F16, wanted F32": lambda tensors, _: tensors.update(
         {first(tensors, "lora_A"): tensors[first(tensors, "lora_A")].astype(np.float16)}
     ),
     "not finite": lambda tensors, _: tensors[first(tensors, "lora_A")].__setitem__(0, np.inf),
@@ -95,6 +97,21 @@ def test_whatever_else_a_loader_would_apply_is_refused(
     rewritten(tmp_path / WEIGHTS_FILE, CHANGES[said])
     with pytest.raises(AdapterError, match=said):
         check_adapter_weights(tmp_path, spec)
+
+
+@pytest.mark.parametrize("train", KINDS)
+def test_a_file_converted_to_bfloat16_is_refused_for_that_and_not_as_damaged(
+    tiny_bases: dict[Family, BaseModel], tmp_path: Path, train: Kind
+) -> None:
+    spec = saved(tiny_bases[Family.SD1], tmp_path, train)
+    path = tmp_path / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key).bfloat16() for key in file.keys()}  # noqa: SIM118
+    save_torch(tensors, path, metadata=metadata)
+    for look in (lambda: check_adapter_weights(tmp_path, spec), lambda: kohya_bytes(tmp_path, spec, title="x")):
+        with pytest.raises(AdapterError, match="type BF16, wanted F32: the file was converted") as caught:
+            look()
+        assert "copy it again" not in str(caught.value)
 
 
 def turned(factor: str) -> Callable[[dict[str, Any], dict[str, str]], object]:
