@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from client.books import CHARGED
 from client.ledger_store import connection, read_rows
 from common.audit_check import ADAPTER
 from common.audit_log import read_entries, verify_log
@@ -202,6 +203,8 @@ def _book_faults(books: _Books, site: OpenSite, release: Release, place: int) ->
         yield "this site's ledger has no contribution to this run"
     if books.contributions > sent.attempts:
         yield f"attempts: {sent.attempts}; this site alone contributed {books.contributions} times"
+    if (known := _attempts_known(books)) > sent.attempts:
+        yield f"attempts: {sent.attempts}; by the rounds and attempts that this site was asked for, at least {known}"
     if (told := sum(entry.kind == "contributed" for entry in books.entries)) > books.contributions:
         yield f"this site's audit log has {told} contributions, its ledger {books.contributions}: restore the ledger"
     relied = site.policy.privacy.rely_on_secure_aggregation
@@ -210,6 +213,19 @@ def _book_faults(books: _Books, site: OpenSite, release: Release, place: int) ->
         against = "the coordinator" if relied else "a coordinator that sees single shares"
         yield f"ε = {stated:.6g} is stated against {against}; this site's own accountant says {books.epsilon:.6g}"
     yield from _head_faults(site, release, place)
+
+
+def _attempts_known(books: _Books) -> int:
+    """Fewest attempts that were sent: a coordinator skips neither a round nor an attempt, so each asked counts others.
+
+    A site that was not in every cohort would else sign for as few as it contributed to itself.
+    """
+    asked: dict[int, int] = {}
+    for entry in books.entries:
+        number, attempt = entry.details.get("round"), entry.details.get("attempt")
+        if entry.kind == CHARGED and isinstance(number, int) and isinstance(attempt, int):
+            asked[number] = max(asked.get(number, 0), attempt + 1)
+    return max(asked, default=0) + sum(attempts - 1 for attempts in asked.values())
 
 
 def _head_faults(site: OpenSite, release: Release, place: int) -> Iterator[str]:
@@ -224,7 +240,7 @@ def _head_faults(site: OpenSite, release: Release, place: int) -> Iterator[str]:
 def _seen_adapter(books: _Books, release: Release) -> str | None:
     """SHA-256 of what the site was sent in the round after the release's last, if it was."""
     for entry in books.entries:
-        if entry.kind == "charged" and entry.details.get("round") == release.rounds + 1:
+        if entry.kind == CHARGED and entry.details.get("round") == release.rounds + 1:
             seen = entry.details.get(ADAPTER)
             return seen if isinstance(seen, str) else None
     return None

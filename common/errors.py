@@ -49,7 +49,7 @@
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
     ├── ReleaseError               a release that is incomplete, altered or not agreed to; in common/release.py
-    ├── RoundFailed                too few institutions answered; its kind stands in server/errors.py
+    ├── RoundFailed                an attempt that cannot count; its kinds stand in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
         ├── NotPrivate             repeatable noise or unclipped data where secret noise is due
@@ -269,7 +269,7 @@ class VaultError(DarkroomError):
 
 
 class RoundFailed(DarkroomError):
-    """Too few institutions answered for a round to count."""
+    """Too few institutions answered for a round to count, or their sum is none that can be used."""
 
 
 class CheckpointError(DarkroomError):

@@ -52,7 +52,10 @@ if TYPE_CHECKING:
     from common.manifest import Manifest
     from common.release import Release, StatedEpsilon
 
-_NO_MANIFEST: Final = "the sites' signatures, every ε and the specification, for which the run's manifest is needed"
+_NO_MANIFEST: Final = (
+    "the sites' signatures, every ε, the number of institutions and the specification, for which the run's manifest is "
+    "needed"
+)
 _TOLERANCE: Final = 1e-6
 """Share by which two machines' accountants may differ."""
 

@@ -8,6 +8,7 @@ the digest of an honest one.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from common.adapter.model import BaseModel
 
+_MODULE: Final = re.compile(r"[A-Za-z0-9_.]{1,300}")
 _TOLERANCE: Final = 1e-5
 """Share of a factor's largest value by which linear algebra libraries may differ."""
 Tensors: TypeAlias = dict[str, NDArray[Any]]
@@ -123,7 +125,13 @@ def _read(path: Path, keys: set[str], metadata: dict[str, str]) -> Tensors:
 
 
 def _check_names(path: Path, spec: AdapterSpec) -> None:
-    """A specification may not leave out what its own configuration trains: the digest would not cover it."""
+    """A specification may not leave out what its own configuration trains: the digest would not cover it.
+
+    Nor may its names be words: people read them in the file's header, and without the base nothing else tells.
+    """
+    for name in (*spec.config.targets, *(tensor.name for tensor in spec.tensors)):
+        if not _MODULE.fullmatch(name):
+            raise AdapterError(f"{path}: {name!r} is no module's name: wanted letters, digits, dots and underscores")
     factors = TRAINED[spec.config.train]
     wanted = sorted(f"{module}.{factor}" for module in adapted_modules(spec) for factor in factors)
     if not wanted or [tensor.name for tensor in spec.tensors] != wanted:

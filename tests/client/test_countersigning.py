@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client.cli import app as client_app
 from client.countersigning import countersign, examine
-from common.audit_log import read_entries
+from common.audit_log import AuditLog, read_entries
 from common.crypto import Identity, Secret
 from common.errors import ApprovalError, UnknownInstitution
 from common.manifest import open_manifest
@@ -409,6 +409,19 @@ def test_attempts_that_this_site_knows_of_cannot_be_left_out(tmp_path: Path) -> 
     assert "attempts: 1; this site alone contributed 2 times" in refused(folder, world.site())
     assert "this site's own accountant says" in refused(folder, world.site())
     assert row.round == 0
+
+
+def test_attempts_before_and_beside_those_that_this_site_was_asked_for_count(
+    world: World, plain: ReleaseFolder, tmp_path: Path
+) -> None:
+    """In rounds 1 and 2 it took part; of 1 there was a second attempt, so three were sent, and here two are stated."""
+    site, log = world.site(), tmp_path / "audit.log"
+    shutil.copy(site.config.audit_log, log)
+    details = {"run": plain.release().manifest, "round": 1, "attempt": 1}
+    AuditLog(path=log, identity=site.identity).append("charged", details)
+    other = replace(site, config=msgspec.structs.replace(site.config, audit_log=str(log)))
+    told = refused(plain, other)
+    assert "attempts: 2; by the rounds and attempts that this site was asked for, at least 3" in told
 
 
 def _rows(site: OpenSite) -> list[Any]:

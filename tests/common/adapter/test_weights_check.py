@@ -114,6 +114,15 @@ def test_a_file_converted_to_bfloat16_is_refused_for_that_and_not_as_damaged(
         assert "copy it again" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["ε = 0.01", "to_q ", "to_q\x1b[8m", "to\u202e_q", "<b>", ""])
+def test_a_targets_name_is_no_place_for_words(tiny_bases: dict[Family, BaseModel], tmp_path: Path, name: str) -> None:
+    spec = saved(tiny_bases[Family.SD1], tmp_path, "AB")
+    config = msgspec.structs.replace(spec.config, targets=(*spec.config.targets, name))
+    with pytest.raises(AdapterError, match="is no module's name") as caught:
+        check_adapter_weights(tmp_path, msgspec.structs.replace(spec, config=config))
+    assert str(caught.value).isprintable()
+
+
 def turned(factor: str) -> Callable[[dict[str, Any], dict[str, str]], object]:
     """One factor of one module has another sign: as likely a value as the right one."""
     return lambda tensors, _: tensors.update({first(tensors, factor): -tensors[first(tensors, factor)]})
