@@ -91,7 +91,8 @@ def _sections(release: Release, facts: CardFacts) -> Iterator[str]:
     yield "## Limits\n"
     yield from (f"* {each}" for each in _LIMITS)
     yield "\n## Licence\n"
-    yield f"{facts.licence or 'Not stated; ask the coordinator before using it.'}\n"
+    unstated = "Not stated; ask the coordinator before using it.\n"
+    yield unstated if facts.licence is None else f"{facts.licence}, as the coordinator states it.\n"
     yield "## Checking it\n"
     yield f"{_checking(release)}\n"
 

@@ -123,7 +123,10 @@ def _word_faults(folder: ReleaseFolder, release: Release, names: Sequence[str]) 
             yield f"privacy.{name}: {said}; wanted {due}"
     wanted, found = model_card(release, names), folder.read(CARD_FILE, most=_MAX_CARD_BYTES)
     if found != wanted.encode():
-        yield f"{CARD_FILE}: is not the card that release.json gives: {_first_difference(found, wanted)}"
+        yield (
+            f"{CARD_FILE}: is not the card that release.json gives: {_first_difference(found, wanted)}; use the file "
+            "as it was made, or the version of Darkroom that made it"
+        )
 
 
 def _first_difference(found: bytes, wanted: str) -> str:
