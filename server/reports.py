@@ -46,9 +46,9 @@ class RoundReport:
     """Euclidean norm of the adapter's change, which the optimizer made of the mean."""
     decoded_mean_norm: float
     """Euclidean norm of the mean that was decoded, with privacy its noise included."""
-    noise_norm_expected: float
-    """What the noise alone gives on average; NaN without privacy, like the next."""
-    mean_norm_limit: float
+    noise_norm_expected: float | None
+    """What the noise alone gives on average; None without privacy, like the next."""
+    mean_norm_limit: float | None
     """Longest mean that noise and the cap on units allow; beyond it the attempt is void."""
     learning_rate: float
     seconds: float
@@ -66,8 +66,8 @@ class VoidReport:
     participants: tuple[int, ...]
     """Nodes that answered; nobody can see which of them it was."""
     decoded_mean_norm: float
-    noise_norm_expected: float
-    mean_norm_limit: float
+    noise_norm_expected: float | None
+    mean_norm_limit: float | None
     """As in :class:`RoundReport`."""
 
 

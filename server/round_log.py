@@ -47,11 +47,9 @@ def log_round(report: RoundReport) -> None:
     """One line."""
     _log.info(
         "round=%d attempt=%d participants=%d answered=%d failures=%d train_loss=%.6g step_norm=%.6g "
-        "decoded_mean_norm=%.6g noise_norm_expected=%.6g mean_norm_limit=%.6g learning_rate=%.6g seconds=%.3f "
-        "waiting=%.3f",
+        "%s learning_rate=%.6g seconds=%.3f waiting=%.3f",
         *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        *(report.train_loss, report.step_norm),
-        *(report.decoded_mean_norm, report.noise_norm_expected, report.mean_norm_limit),
+        *(report.train_loss, report.step_norm, _lengths(report)),
         *(report.learning_rate, report.seconds, report.seconds_waiting),
     )
 
@@ -72,11 +70,17 @@ def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumT
 def log_void(report: VoidReport) -> None:
     """One line; what it means and what to do is in the error that follows."""
     _log.warning(
-        "round=%d attempt=%d void: participants=%d decoded_mean_norm=%.6g noise_norm_expected=%.6g "
-        "mean_norm_limit=%.6g",
-        *(report.round, report.attempt, len(report.participants)),
-        *(report.decoded_mean_norm, report.noise_norm_expected, report.mean_norm_limit),
+        "round=%d attempt=%d void: participants=%d %s",
+        *(report.round, report.attempt, len(report.participants), _lengths(report)),
     )
+
+
+def _lengths(report: RoundReport | VoidReport) -> str:
+    """Of the mean, and of what bounds it where something does."""
+    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
+    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
+        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
+    return words
 
 
 def log_evaluation(report: EvaluationReport) -> None:

@@ -28,15 +28,15 @@ class MeanNorm:
 
     decoded: float
     """Of the mean that was decoded, noise included."""
-    noise_expected: float = math.nan
+    noise_expected: float | None = None
     """Root mean square of the noise's length alone."""
-    limit: float = math.nan
+    limit: float | None = None
     """Longest that honest institutions give, see :func:`longest_honest_sum`."""
 
     @property
     def is_honest(self) -> bool:
         """Whether noise and cap can explain it; what is no number they cannot."""
-        return math.isnan(self.limit) or self.decoded <= self.limit
+        return self.limit is None or self.decoded <= self.limit
 
 
 def longest_honest_sum(plan: NoisePlan) -> float:

@@ -96,7 +96,7 @@ def test_reports_of_a_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     mean = np.mean([centre(i) for i in range(5)], axis=0)
     assert first.step_norm == pytest.approx(0.5 * np.linalg.norm(mean), rel=1e-5)
     assert first.decoded_mean_norm == pytest.approx(np.linalg.norm(mean), rel=1e-5)
-    assert np.isnan(first.mean_norm_limit)
+    assert (first.noise_norm_expected, first.mean_norm_limit) == (None, None)
     assert first.train_loss == pytest.approx(recorder.evaluations[0].loss)
     assert (first.learning_rate, first.attempt) == (0.5, 0)
     assert 0 <= first.seconds_waiting <= first.seconds
