@@ -37,8 +37,8 @@ MAX_PIXELS: Final = 80_000_000
 """A larger picture is refused before it is decoded, so that a few compressed bytes cannot fill the memory."""
 
 _EXAMPLE: Final = '{"file_name": "0001.png", "text": "what the picture shows"}'
-_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_SUFFIXES: Final = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 """Decoders that may run; Pillow's others (EPS starts Ghostscript) would only widen what a hostile file can reach."""
 _OPAQUE: Final = frozenset({"1", "L", "P", "RGB"})
 _TRANSPARENT: Final = frozenset({"LA", "PA", "RGBA"})

@@ -124,10 +124,13 @@ def _read(path: Path, rules: IntakeRules) -> bytes | Refused:
 
 
 def _decode(data: bytes, suffix: str, rules: IntakeRules) -> _Source | Refused:
-    if not is_dicom(data) and suffix not in _DICOM_SUFFIXES:
+    """By its bytes: a name says little of what a file is. A suffix only chooses the words for what is neither."""
+    found = read_dicom(data, rules.files, rules.dicom) if is_dicom(data) or suffix in _DICOM_SUFFIXES else None
+    if found is None or (isinstance(found, Refused) and found.reason is Reason.NOT_A_PICTURE):
         decoded = decode_picture(data, rules.files)
-        return decoded if isinstance(decoded, Refused) else _Source((decoded,))
-    found = read_dicom(data, rules.files, rules.dicom)
+        if isinstance(decoded, Refused):
+            return found if found is not None and suffix in _DICOM_SUFFIXES else decoded
+        return _Source((decoded,))
     if isinstance(found, Refused):
         return found
     frames = tuple(Decoded(frame, frozenset({Change.DICOM})) for frame in found.frames)

@@ -2,8 +2,10 @@
 
 The header is first cleaned by the Basic Application Level Confidentiality Profile of PS3.15 (table E.1-1 of
 :data:`PROFILE`, by ``dicom-anonymizer``), and everything after that reads the cleaned header. None of it is kept but a
-caption of four coded words. Pixels become 8 bits as a viewer would show them: modality rescale, the header's first VOI
-window or table, MONOCHROME1 turned round.
+caption of four coded words. Pixels become 8 bits as a viewer would show them: modality rescale, the first VOI window or
+table, MONOCHROME1 turned round (:mod:`client.vault.dicom_window`).
+
+Objects without the file header of PS3.10 are read too, where the bytes are those of a DICOM data set.
 """
 
 from __future__ import annotations
@@ -30,6 +32,18 @@ _MAGIC: Final = b"DICM"
 _MAGIC_AT: Final = 128
 _FROM_FILM_OR_SCREEN: Final = frozenset({"DV", "DF", "SD", "SI"})
 """Conversion types (PS3.3 C.8.6.1) of digitised film, scanned paper and screens: what was written there shows."""
+_FIRST_GROUPS: Final = frozenset({b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"})
+"""What a data set without a file header begins with: group 2 or 8, in either byte order."""
+_PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_NEEDED: Final = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
+_ENCAPSULATED: Final = b"\xfe\xff\x00\xe0"
+_PLUGINS: Final = ("pylibjpeg", "pillow", "pyjpegls", "pydicom", "gdcm")
+"""Decoders, the one to be preferred first: GDCM, the largest, reads only what no other does."""
+_EXTENDED_JPEG: Final = "1.2.840.10008.1.2.4.51"
+_VIDEO: Final = "1.2.840.10008.1.2.4.10"
+"""Beginning of the transfer syntaxes of MPEG-2, MPEG-4 and HEVC."""
+_DECOMPRESS: Final = "save it uncompressed first, e.g. by gdcmconv --raw or dcmdjpeg"
+_NO_DICOM: Final = "no DICOM object, though its name says so"
 _MISSING: Final = 'DICOM objects need pydicom and dicom-anonymizer: pip install "darkroom[vault]"'
 
 
@@ -47,7 +61,11 @@ class DicomPictures:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the file begins as PS3.10 says."""
+    """Whether the file begins as PS3.10 says, or as a data set without that header does."""
+    return _has_magic(data) or data[:2] in _FIRST_GROUPS
+
+
+def _has_magic(data: bytes) -> bool:
     return data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
@@ -71,22 +89,44 @@ def read_dicom(data: bytes, files: FileRules, rules: DicomRules) -> DicomPicture
 def _read(data: bytes, files: FileRules, rules: DicomRules) -> DicomPictures | Refused:
     import pydicom  # noqa: PLC0415 - an extra
 
-    header = pydicom.dcmread(io.BytesIO(data), force=not is_dicom(data))
-    if "SOPClassUID" not in header:  # read by force, nearly anything has some elements
-        return Refused(Reason.DAMAGED, "no DICOM object")
+    try:
+        header = pydicom.dcmread(io.BytesIO(data), force=not _has_magic(data))
+    except Exception:
+        if _has_magic(data):
+            raise
+        return Refused(Reason.NOT_A_PICTURE, _NO_DICOM)
+    if refused := _no_picture(header, has_magic=_has_magic(data)):
+        return refused
     patient = _patient(header)
     if not _clean(header):
         return Refused(Reason.DICOM_PROFILE, f"an element that {PROFILE} has no rule for the form of")
-    count = _check(header, files, rules)
+    plugin = _decoder(header)
+    if isinstance(plugin, Refused):
+        return plugin
+    count = _count(header, files, rules)
     if isinstance(count, Refused):
         return count
-    frames = tuple(_frame(header, index) for index in range(count))
+    frames = tuple(_frame(header, index, plugin) for index in range(count))
     return DicomPictures(
         frames=frames, patient=patient, caption=_caption(header, rules), claims_text=_claims_text(header)
     )
 
 
-def _patient(header: Any) -> str:  # noqa: ANN401 - pydicom's data set
+def _no_picture(header: Any, *, has_magic: bool) -> Refused | None:  # noqa: ANN401 - pydicom's data set
+    """Read by force, nearly anything has some elements; without a file header only an image's own ones count."""
+    if not any(name in header for name in _PIXELS):
+        if len(header) == 0 and has_magic:
+            return Refused(Reason.DAMAGED, "nothing follows the file header; export it again")
+        if has_magic or "SOPClassUID" in header:
+            return Refused(Reason.NO_PIXELS, "a report, waveform, directory or the like")
+        return Refused(Reason.NOT_A_PICTURE, _NO_DICOM)
+    absent = [name for name in _NEEDED if header.get(name) in (None, "")]
+    if absent:
+        return Refused(Reason.DAMAGED, f"no {', '.join(absent)}: the header does not say how the pixels lie")
+    return None
+
+
+def _patient(header: Any) -> str:  # noqa: ANN401 - as above
     """Before cleaning. The issuer counts: two hospitals may have given one number to two people."""
     number = str(header.get("PatientID", "") or "").strip()
     issuer = str(header.get("IssuerOfPatientID", "") or "").strip()
@@ -106,12 +146,8 @@ def _clean(header: Any) -> bool:  # noqa: ANN401 - as above
     return True
 
 
-def _check(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  # noqa: ANN401, PLR0911 - one check a line
+def _count(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  # noqa: ANN401 - as above
     """Number of frames to show."""
-    from pydicom.pixels import get_decoder  # noqa: PLC0415 - an extra
-
-    if "PixelData" not in header:
-        return Refused(Reason.NO_PIXELS, "a report, waveform, directory or the like")
     if refused := check_size(int(header.Columns), int(header.Rows), files):
         return refused
     count = int(header.get("NumberOfFrames", 1) or 1)
@@ -121,19 +157,57 @@ def _check(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  
         return Refused(Reason.SEVERAL_FRAMES, f"{count} frames; at most {rules.max_frames} are allowed")
     if count * int(header.Columns) * int(header.Rows) > 4 * files.max_pixels:
         return Refused(Reason.TOO_LARGE, f"{count} frames have more than {4 * files.max_megapixels} megapixels")
+    return count
+
+
+def _decoder(header: Any) -> str | Refused:  # noqa: ANN401 - as above
+    """The plug-in that decodes the pixels; empty for those that are not compressed."""
+    from pydicom.pixels import get_decoder  # noqa: PLC0415 - an extra
+
+    syntax = _transfer_syntax(header)
+    if syntax is None:
+        return Refused(Reason.TRANSFER_SYNTAX, f"compressed, and no header says how; {_DECOMPRESS}")
+    if not syntax.is_transfer_syntax:
+        return Refused(Reason.TRANSFER_SYNTAX, "a maker's own or an unknown one; export it in one of the standard's")
+    if syntax.startswith(_VIDEO):
+        return Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name}, a video; export the frames that are meant")
+    if not syntax.is_compressed:
+        return ""
     try:
-        syntax = header.file_meta.TransferSyntaxUID
-        usable = not syntax.is_compressed or get_decoder(syntax).is_available
-    except (AttributeError, NotImplementedError, ValueError):
-        return Refused(Reason.TRANSFER_SYNTAX, "no transfer syntax, or one without pictures")
-    return count if usable else Refused(Reason.TRANSFER_SYNTAX, str(syntax.name))
+        available = get_decoder(syntax).available_plugins
+    except NotImplementedError:
+        return Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name}; {_DECOMPRESS}")
+    if syntax == _EXTENDED_JPEG and int(header.get("BitsStored") or header.BitsAllocated) > 8:
+        available = tuple(name for name in available if name == "pylibjpeg")  # the others refuse more than 8 bits
+        if not available:
+            return Refused(Reason.TRANSFER_SYNTAX, f"lossy JPEG of more than 8 bits; {_DECOMPRESS}")
+    if not available:
+        return Refused(Reason.TRANSFER_SYNTAX, f'{syntax.name}; pip install "darkroom[vault]" again, or {_DECOMPRESS}')
+    return next((name for name in _PLUGINS if name in available), "")
 
 
-def _frame(header: Any, index: int) -> NDArray[np.uint8]:  # noqa: ANN401 - as above
+def _transfer_syntax(header: Any) -> Any:  # noqa: ANN401 - as above
+    """The object's, or the one that it was read by; None where it is compressed in a way that nothing names."""
+    from pydicom.dataset import FileMetaDataset  # noqa: PLC0415 - an extra
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
+
+    meta = getattr(header, "file_meta", None) or FileMetaDataset()
+    if meta.get("TransferSyntaxUID"):
+        return meta.TransferSyntaxUID
+    if bytes(header.get("PixelData") or b"")[: len(_ENCAPSULATED)] == _ENCAPSULATED:
+        return None
+    is_implicit, is_little_endian = header.original_encoding
+    explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    header.file_meta = meta
+    return meta.TransferSyntaxUID
+
+
+def _frame(header: Any, index: int, plugin: str) -> NDArray[np.uint8]:  # noqa: ANN401 - as above
     from pydicom.pixels import pixel_array  # noqa: PLC0415 - an extra
 
-    values = np.asarray(pixel_array(header, index=index))
-    grey = shades(values, header)
+    values = np.asarray(pixel_array(header, index=index, decoding_plugin=plugin))
+    grey = shades(values, header, index)
     return np.repeat(grey[:, :, None], 3, axis=2) if grey.ndim == 2 else np.ascontiguousarray(grey[:, :, :3])
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from client.vault.subjects import IntakeKey, OptOut
 
 MAX_LABEL: Final = 200
+_NAME_SUBJECT: Final = (
+    'say whom it shows: a subject_id in its row of the metadata, or a folder for each and subjects.default = "folder"'
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +136,10 @@ class Judge:
             subject = "" if self.names_subjects else candidate.name
         if self.opt_out.covers(tuple(filter(None, (subject, patient, pseudonym))), cleaned.file_digest):
             return Refused(Reason.OPTED_OUT)
-        return subject or Refused(Reason.NO_SUBJECT, "other files name theirs; whose is this?")
+        if subject:
+            return subject
+        whose = "no PatientID in its header" if cleaned.patient is not None else "other files name theirs"
+        return Refused(Reason.NO_SUBJECT, f"{whose}; {_NAME_SUBJECT}")
 
     def _picture(
         self,

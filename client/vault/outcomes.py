@@ -22,6 +22,7 @@ class Reason(enum.StrEnum):
     DICOM_PROFILE = "DICOM header that the confidentiality profile cannot clean"
     EMPTY = "empty file"
     EXPIRED = "consent or use expired"
+    FORMAT = "picture format that is not read"
     MISSING = "no such file"
     NO_CONSENT = "no consent"
     NO_PIXELS = "DICOM object without pixels"

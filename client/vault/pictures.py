@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -29,6 +31,16 @@ WIDE_PERCENTILES: Final = (0.5, 99.5)
 """Of pixels with more than 8 bits: what becomes black and white where nothing says which window is meant."""
 _ANY_DECODER_ERROR: Final = (*DECODER_ERRORS, AttributeError, RuntimeError)
 """Odd modes and damaged metadata make Pillow raise these as well."""
+_HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_OTHER_SIGNATURES: Final = (
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"%PDF", "PDF"),
+)
+"""Of formats that Pillow has no name for."""
+_TGA_TYPES: Final = frozenset({1, 2, 3, 9, 10, 11})
+_TGA_BITS: Final = frozenset({8, 15, 16, 24, 32})
+_EXPORT: Final = "save it as PNG, TIFF or JPEG"
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TRANSPARENT: Final = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _PLAIN: Final = frozenset({"1", "L", "P", "RGB"})
@@ -73,11 +85,24 @@ def decode_picture(data: bytes, rules: FileRules) -> Decoded | Refused:
     try:
         return _decode(data, rules)
     except UnidentifiedImageError:
-        return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(FORMATS)}, nor DICOM")
+        return _unread(data)
     except (Image.DecompressionBombError, MemoryError):
         return _too_large(rules)
     except _ANY_DECODER_ERROR as error:
+        if "unsupported" in str(error).lower():  # Pillow's word for a variant that it knows and does not read
+            return Refused(Reason.FORMAT, f"an unusual variant; {_EXPORT}")
         return Refused(Reason.DAMAGED, f"{type(error).__name__} while decoding; export it again")
+
+
+@cache
+def read_formats() -> tuple[str, ...]:
+    """Formats whose decoders may run; HEIC's comes with the extra ``heic``."""
+    try:
+        import pi_heif  # noqa: PLC0415 - an extra
+    except ImportError:
+        return FORMATS
+    pi_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -133,10 +158,42 @@ def check_size(width: int, height: int, rules: FileRules) -> Refused | None:
     return None
 
 
+def _unread(data: bytes) -> Refused:
+    """Why none of the decoders knew it, from its first bytes; no further decoder is run for that."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        if "HEIF" not in read_formats():
+            return Refused(Reason.FORMAT, f'HEIC: pip install "darkroom[heic]", or {_EXPORT}')
+        return Refused(Reason.DAMAGED, f"HEIC that cannot be opened; {_EXPORT}")
+    names = _formats_alike(data)
+    if names & {*read_formats()}:
+        known = " or ".join(sorted(names & {*read_formats()}))
+        return Refused(Reason.DAMAGED, f"{known} that cannot be opened, or an unusual variant of it; export it again")
+    if names:
+        return Refused(Reason.FORMAT, f"{' or '.join(sorted(names))}; {_EXPORT}")
+    return Refused(Reason.NOT_A_PICTURE, f"none of {', '.join(read_formats())}, nor DICOM")
+
+
+def _formats_alike(data: bytes) -> set[str]:
+    """Formats that begin like this; several, where signatures are short."""
+    names = {name for signature, name in _OTHER_SIGNATURES if data.startswith(signature)}
+    names |= {"SVG"} if b"<svg" in data[:1024] else set()
+    if len(data) > 18 and data[1] <= 1 and data[2] in _TGA_TYPES and data[16] in _TGA_BITS and data[12:14] != b"\0\0":
+        names.add("TGA")
+    Image.init()  # learns the other formats' signatures; their decoders stay where they are
+    for name in Image.ID:
+        _, accepts = Image.OPEN[name]
+        with suppress(*_ANY_DECODER_ERROR):  # a signature longer than the file
+            if accepts is not None and accepts(data[:16]) is True:
+                names.add(str(name))
+    return names
+
+
 def _decode(data: bytes, rules: FileRules) -> Decoded | Refused:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=read_formats()) as image:
         if refused := check_size(image.width, image.height, rules):
             return refused
+        if image.format == "TIFF" and image.info.get("compression") == "webp":  # libtiff is built without it
+            return Refused(Reason.FORMAT, f"TIFF compressed by WebP; {_EXPORT}")
         changes: set[Change] = set()
         if getattr(image, "n_frames", 1) > 1:
             # phones write JPEGs whose further frames are previews of the first
@@ -144,7 +201,7 @@ def _decode(data: bytes, rules: FileRules) -> Decoded | Refused:
                 return Refused(Reason.SEVERAL_FRAMES, "save the frame that is meant as a picture of its own")
             changes.add(Change.FIRST_FRAME)
         image.verify()  # checks PNG's checksums, and leaves the image unusable: it is opened again
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=read_formats()) as image:
         size = image.size
         if image.format == "JPEG" and rules.max_side:
             image.draft(None, (rules.max_side, rules.max_side))  # decodes at a half, a quarter or an eighth
@@ -180,6 +237,11 @@ def _as_rgb(image: Image.Image, changes: set[Change]) -> Image.Image | Refused:
     if image.mode in {"I", "F"} or image.mode.startswith("I;"):
         changes.add(Change.WIDE_VALUES)
         return Image.fromarray(scale_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        changes.add(Change.COLOURS)
+        lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, target, outputMode="RGB")
+        return converted if converted is not None else image.convert("RGB")
     if image.mode in _TRANSPARENT or (image.mode in _PLAIN and "transparency" in image.info):
         return _on_white(image, changes)
     if image.mode not in _PLAIN | _OTHER_COLOURS:
