@@ -44,6 +44,11 @@ _VIDEO: Final = "1.2.840.10008.1.2.4.10"
 """Beginning of the transfer syntaxes of MPEG-2, MPEG-4 and HEVC."""
 _DECOMPRESS: Final = "save it uncompressed first, e.g. by gdcmconv --raw or dcmdjpeg"
 _NO_DICOM: Final = "no DICOM object, though its name says so"
+_OTHER_DECODERS: Final = (
+    f'{_DECOMPRESS}; JPEG-LS and lossless JPEG come with "darkroom[vault]", lossy JPEG of 12 bits with '
+    "pylibjpeg-libjpeg, which is under the GPL"
+)
+_BITS_OF_MOST: Final = 8
 _MISSING: Final = 'DICOM objects need pydicom and dicom-anonymizer: pip install "darkroom[vault]"'
 
 
@@ -162,8 +167,6 @@ def _count(header: Any, files: FileRules, rules: DicomRules) -> int | Refused:  
 
 def _decoder(header: Any) -> str | Refused:  # noqa: ANN401 - as above
     """The plug-in that decodes the pixels; empty for those that are not compressed."""
-    from pydicom.pixels import get_decoder  # noqa: PLC0415 - an extra
-
     syntax = _transfer_syntax(header)
     if syntax is None:
         return Refused(Reason.TRANSFER_SYNTAX, f"compressed, and no header says how; {_DECOMPRESS}")
@@ -173,17 +176,23 @@ def _decoder(header: Any) -> str | Refused:  # noqa: ANN401 - as above
         return Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name}, a video; export the frames that are meant")
     if not syntax.is_compressed:
         return ""
-    try:
-        available = get_decoder(syntax).available_plugins
-    except NotImplementedError:
-        return Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name}; {_DECOMPRESS}")
-    if syntax == _EXTENDED_JPEG and int(header.get("BitsStored") or header.BitsAllocated) > 8:
-        available = tuple(name for name in available if name == "pylibjpeg")  # the others refuse more than 8 bits
-        if not available:
-            return Refused(Reason.TRANSFER_SYNTAX, f"lossy JPEG of more than 8 bits; {_DECOMPRESS}")
+    available = _available(header, syntax)
     if not available:
-        return Refused(Reason.TRANSFER_SYNTAX, f'{syntax.name}; pip install "darkroom[vault]" again, or {_DECOMPRESS}')
+        return Refused(Reason.TRANSFER_SYNTAX, f"{syntax.name}; {_OTHER_DECODERS}")
     return next((name for name in _PLUGINS if name in available), "")
+
+
+def _available(header: Any, syntax: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
+    """Plug-ins that are installed and decode such pixels."""
+    from pydicom.pixels import get_decoder  # noqa: PLC0415 - an extra
+
+    try:
+        available = tuple(get_decoder(syntax).available_plugins)
+    except NotImplementedError:
+        return ()
+    if syntax == _EXTENDED_JPEG and int(header.get("BitsStored") or header.BitsAllocated) > _BITS_OF_MOST:
+        return tuple(name for name in available if name == "pylibjpeg")  # the others refuse more than 8 bits
+    return available
 
 
 def _transfer_syntax(header: Any) -> Any:  # noqa: ANN401 - as above

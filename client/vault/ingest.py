@@ -18,6 +18,7 @@ from client.vault.captions import CaptionScrubber, Names, read_list
 from client.vault.intake_report import IntakeReport
 from client.vault.judge import Judge, KnownSubjects, Verdict
 from client.vault.kept_pictures import search_of_vault
+from client.vault.looked_at import LookedAt
 from client.vault.outcomes import Reason, Refused
 from client.vault.presidio import load_presidio
 from client.vault.sources import Candidate, Rejected, list_folder
@@ -112,7 +113,7 @@ class Intake:
         batch.clear()
 
     def _judge(self, listed: tuple[Listed, ...], key: IntakeKey, vault: IntakeVault | None) -> Judge:
-        captions, subjects = self.rules.captions, self.rules.subjects
+        captions, subjects, pixels = self.rules.captions, self.rules.subjects, self.rules.pixels
         names = read_list(Path(captions.names)) if captions.names else ()
         finder = load_presidio(captions.presidio) if captions.presidio != "off" else None
         return Judge(
@@ -120,7 +121,8 @@ class Intake:
             key=key,
             scrubber=CaptionScrubber(names=Names(names), max_characters=captions.max_characters, finder=finder),
             opt_out=OptOut.read(Path(subjects.opt_out)) if subjects.opt_out else OptOut(),
-            search=search_of_vault(vault, self.rules.pixels),
+            looked_at=LookedAt.read(Path(pixels.looked_at)) if pixels.looked_at else LookedAt(),
+            search=search_of_vault(vault, pixels),
             known=KnownSubjects.of(vault),
             today=self.today,
             names_subjects=any(isinstance(each, Candidate) and each.subject_id is not None for each in listed),

@@ -53,6 +53,9 @@ consent = "optional"
 [pixels]
 # Pictures in which text was found: "refuse" or "keep". The detector misses text: look at the contact sheet.
 text = "refuse"
+# A file with the SHA-256 and name of each file that a person has looked at and lets in although text was found, one a
+# line as sha256sum prints; a dry run says the lines. "" for none.
+looked_at = ""
 # "blur" covers the faces that a detector finds (extra "faces"); "keep" leaves them.
 faces = "keep"
 # Nearly equal pictures: "drop" or "keep". Equal ones are always dropped.
@@ -110,6 +113,7 @@ class PixelRules(Config, frozen=True, kw_only=True):
     """What may be seen in a picture."""
 
     text: Switch = "refuse"
+    looked_at: PathText = ""
     faces: Literal["keep", "blur"] = "keep"
     near_duplicates: Literal["drop", "keep"] = "drop"
     near_distance: Annotated[int, Meta(ge=0, le=16)] = 6
@@ -165,6 +169,7 @@ def read_rules(path: Path) -> IntakeRules:
     return replace(
         rules,
         subjects=replace(rules.subjects, opt_out=_beside(folder, rules.subjects.opt_out)),
+        pixels=replace(rules.pixels, looked_at=_beside(folder, rules.pixels.looked_at)),
         captions=replace(rules.captions, names=_beside(folder, rules.captions.names)),
     )
 

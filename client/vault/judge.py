@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from client.vault.duplicates import Owner
     from client.vault.ingest import IntakeVault
     from client.vault.intake_rules import IntakeRules
+    from client.vault.looked_at import LookedAt
     from client.vault.outcomes import Outcome
     from client.vault.records import Split, Subject
     from client.vault.sources import Listed
@@ -81,6 +82,7 @@ class Judge:
     key: IntakeKey
     scrubber: CaptionScrubber
     opt_out: OptOut
+    looked_at: LookedAt
     search: DuplicateSearch
     known: KnownSubjects
     today: date
@@ -120,9 +122,16 @@ class Judge:
         except CaptionTooLong as error:
             yield self.refusal(candidate, Refused(Reason.BAD_CAPTION, str(error)))
             return
+        text = self._text(candidate, cleaned)
         for number, picture in enumerate(cleaned.pictures):
             name = candidate.name if len(cleaned.pictures) == 1 else f"{candidate.name}#{number + 1}"
-            yield self._picture(candidate, picture, name=name, subject=subject, texts=(caption, label))
+            yield self._picture(candidate, picture, name=name, subject=subject, texts=(caption, label), text=text)
+
+    def _text(self, candidate: Candidate, cleaned: CleanFile) -> Refused | None:
+        """What becomes of the file's pictures in which text was found; None: they are kept."""
+        if self.rules.pixels.text == "keep" or self.looked_at.covers(candidate.name, cleaned.file_digest):
+            return None
+        return Refused(Reason.BURNED_IN_TEXT, self.looked_at.way_in(candidate.name, cleaned.file_digest))
 
     def _subject(self, candidate: Candidate, cleaned: CleanFile) -> str | Refused:
         """Whose the file is, or why that forbids it."""
@@ -149,10 +158,11 @@ class Judge:
         name: str,
         subject: str,
         texts: tuple[ScrubbedCaption, ScrubbedCaption],
+        text: Refused | None,
     ) -> Verdict:
         caption, label = texts
         owner = self.known.owner(subject)
-        outcome = self._outcome(picture, caption, owner)
+        outcome = text if picture.has_text and text is not None else self._outcome(picture, caption, owner)
         example = Example(
             name=name,
             outcome=outcome,
@@ -182,8 +192,6 @@ class Judge:
         return Verdict(example=example, record=record, caption_rules=(*caption.counts, *label.counts))
 
     def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption, owner: Owner) -> Outcome:
-        if picture.has_text and self.rules.pixels.text == "refuse":
-            return Refused(Reason.BURNED_IN_TEXT, "look at it; --accept-text keeps pictures with text")
         found = self.search.find(
             owner=owner, exact=picture.exact, perceptual=picture.perceptual, thumbnail=_thumbnail(picture)
         )
