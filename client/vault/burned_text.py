@@ -41,6 +41,8 @@ _MAX_SLOPE: Final = 0.4
 """Of a row's height: how far apart the lower ends of its parts may be, tails of letters included; fences run uphill."""
 _LARGE: Final = 16
 """Pixels of height from which a part tells its brightness; smaller letters are all edge."""
+_LONG: Final = 8
+"""So many parts in one row are hardly ever anything but letters, however rough a JPEG made them."""
 _MAX_UNEVENNESS: Final = 0.19
 """Of a part's contrast: how far its 90th percentile of brightness may be above its median. A quarter of a row's parts
 must be so even. Printed letters are, also in a JPEG of quality 40, nearly always; coins and fences are not."""
@@ -144,7 +146,7 @@ def _is_even(
     row: NDArray[np.intp],
 ) -> bool:
     """Whether the parts are of one brightness within, as far as they are large enough to tell."""
-    if np.median(parts.bottom[row] - parts.top[row]) < _LARGE:
+    if row.size >= _LONG or np.median(parts.bottom[row] - parts.top[row]) < _LARGE:
         return True
     unevenness = []
     for part in row:

@@ -60,7 +60,10 @@ def test_windows_agree_with_pydicom(function: str) -> None:
     np.testing.assert_allclose(ours, apply_windowing(values, header), atol=1e-6)
 
 
-@pytest.mark.parametrize(("centre", "width", "function"), [(1, 0.5, "LINEAR"), (1, np.nan, "SIGMOID"), (1, 0, "LINEAR"), (1, -5, "SIGMOID"), (1, 9, "CUBIC")])
+@pytest.mark.parametrize(
+    ("centre", "width", "function"),
+    [(1, 0.5, "LINEAR"), (1, np.nan, "SIGMOID"), (1, 0, "LINEAR"), (1, -5, "SIGMOID"), (1, 9, "CUBIC")],
+)
 def test_windows_that_the_standard_forbids(centre: float, width: float, function: str) -> None:
     with pytest.raises(ValueError, match="window"):
         window(np.zeros(3), centre, width, function)
@@ -116,9 +119,7 @@ def test_frames_that_differ_by_their_groups_alone_differ() -> None:
     values = np.stack([stored_values(4)] * 2)
     own = [*groups(WindowCenter=1000, WindowWidth=400), *groups(WindowCenter=1200, WindowWidth=900)]
     free = {"WindowCenter": None, "WindowWidth": None, "RescaleSlope": None, "RescaleIntercept": None}
-    data = dicom_bytes(
-        4, frames=2, PixelData=values.tobytes(), PerFrameFunctionalGroupsSequence=Sequence(own), **free
-    )
+    data = dicom_bytes(4, frames=2, PixelData=values.tobytes(), PerFrameFunctionalGroupsSequence=Sequence(own), **free)
     first, second = pictures(data).frames
     assert np.abs(first.astype(int) - second).max() > 20
 

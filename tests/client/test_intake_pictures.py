@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw, ImageFont
+from sklearn.datasets import load_sample_images
 
+from client.imagefolder import FORMATS
 from client.vault.burned_text import count_text_lines
+from client.vault.deidentify import clean_file
 from client.vault.duplicates import DuplicateSearch, difference, exact_hash, perceptual_hash, thumbnail
 from client.vault.intake_rules import RULES_TOML, FileRules, IntakeRules, PixelRules, read_rules
 from client.vault.outcomes import Change, Reason, Refused
@@ -125,6 +130,103 @@ def test_bare_pngs_are_told_from_others() -> None:
         assert not is_bare_png(other)
 
 
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
+    "AERAAAEAAQAAAAABegABAAAAAAAAAD8AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3"
+    "aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAA"
+    "AwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBw"
+    "aXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAEdtZGF0AAAAOygBrxOAecHFyL//+ClR/+61nh+DvFiKU//dhdR/Mjo//ISrad7V"
+    "86LDAgpqmrOJbkdL+4tEIhSuyN3O"
+)
+"""64 by 64 pixels, red above and blue below."""
+
+
+def test_pictures_as_phones_write_them_are_read() -> None:
+    found = decoded(HEIC).pixels.astype(int)
+    assert np.abs(found[8:24] - (200, 30, 30)).max() <= 4
+    assert np.abs(found[40:56] - (20, 40, 180)).max() <= 4
+    again = decoded(picture(1, kind="AVIF", quality=95)).pixels.astype(int)
+    assert np.abs(again - pixels(1)).mean() < 4
+
+
+def test_without_its_decoder_heic_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.vault.pictures.read_formats", lambda: FORMATS)
+    found = decode_picture(HEIC, RULES)
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.FORMAT
+    assert "darkroom[heic]" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (picture(1, kind="JPEG2000"), "JPEG2000"),
+        (picture(1, kind="PPM"), "PPM"),
+        (picture(1, kind="TGA"), "TGA"),
+        (picture(1, kind="PCX"), "PCX"),
+        (picture(1, kind="ICO"), "ICO"),
+        (b"8BPS\0\1" + bytes(100), "PSD"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "EPS"),
+        (b"<?xml version='1.0'?><svg xmlns='x'/>", "SVG"),
+        (b"\xff\x0a" + bytes(50), "JPEG XL"),
+        (b"%PDF-1.7\n", "PDF"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_picture_of_another_format_is_called_one(data: bytes, name: str) -> None:
+    found = decode_picture(data, RULES)
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.FORMAT
+    assert name in found.detail
+    assert "PNG" in found.detail
+
+
+def test_a_variant_that_is_not_read_is_not_called_damaged() -> None:
+    """A BMP of 32 bits whose header names an order of colours that the decoder does not know."""
+    data = bytearray(picture(1, kind="BMP"))
+    data[28:34] = (32).to_bytes(2, "little") + (3).to_bytes(4, "little")
+    found = decode_picture(bytes(data), RULES)
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.FORMAT
+
+
+def test_a_file_with_the_signature_of_a_format_is_damaged_and_no_stranger() -> None:
+    for signature in (b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0"):
+        found = decode_picture(signature, RULES)
+        assert isinstance(found, Refused)
+        assert found.reason is Reason.DAMAGED
+    found = decode_picture(b"nothing of the kind", RULES)
+    assert isinstance(found, Refused)
+    assert found.reason is Reason.NOT_A_PICTURE
+
+
+def test_lab_colours_are_converted() -> None:
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(pixels(1)), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    buffer = io.BytesIO()
+    assert lab is not None
+    lab.save(buffer, "TIFF")
+    found = decoded(buffer.getvalue())
+    assert found.changes >= {Change.COLOURS}
+    assert np.abs(found.pixels.astype(int) - pixels(1)).mean() < 3
+
+
+def test_what_a_decoder_writes_past_pythons_streams_is_lost_and_nothing_else(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole = picture(9, kind="TIFF", compression="tiff_lzw")
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3))
+    os.write(2, b"before ")
+    found = clean_file(tmp_path / "cut.tif", IntakeRules(), previews=False)
+    with quiet_decoders():
+        os.write(1, b"a decoder's words")
+        os.write(2, b"a decoder's words")
+    os.write(2, b"after")
+    assert isinstance(found, Refused)
+    assert capfd.readouterr() == ("", "before after")
+
+
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.sampled_from(("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")), st.data())
 def test_damage_never_crashes(kind: str, data: st.DataObject) -> None:
@@ -149,6 +251,65 @@ def test_text_is_found_and_pictures_without_it_are_not() -> None:
             ImageDraw.Draw(image).text((20, 30), "DOE JANE 4711", fill="white", font=ImageFont.load_default(size))
             found += count_text_lines(np.array(image)) > 0
     assert found >= 18
+
+
+def coins() -> np.ndarray:
+    """Discs in rows, lit from one side and struck with a relief: shape and place of letters, and not their evenness."""
+    y, x = np.mgrid[:256, :384].astype(float)
+    shades = np.full((256, 384), 40.0)
+    generator = np.random.default_rng(1)
+    for row in range(4):
+        for column in range(6):
+            across, down = (x - 34 - 62 * column) / 22, (y - 36 - 62 * row) / 22
+            relief = np.sin(9 * across + generator.uniform(0, 6)) * np.cos(9 * down + generator.uniform(0, 6))
+            inside = across**2 + down**2 < 1
+            shades[inside] = (150 + 60 * (across + down) / 1.4 + 45 * relief)[inside]
+    return np.repeat(np.clip(shades, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def fence() -> np.ndarray:
+    """Pales that run uphill before snow."""
+    y, x = np.mgrid[:256, :384].astype(float)
+    slope = 150 - x * 0.25
+    pale = (np.abs(y - slope) < 26) & (x % 24 < 9)
+    return np.repeat(np.where(pale, 70, 235).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def portraits() -> list[np.ndarray]:
+    """Photographs, and one of their quarters, as a fax or an old printer has them."""
+    photographs = [Image.fromarray(each) for each in load_sample_images().images]
+    dithered = [each.convert("L").resize((512, 427)).convert("1").convert("RGB") for each in photographs]
+    quarter = photographs[0].crop((0, 0, 320, 213))
+    return [np.asarray(each) for each in (*photographs, *dithered, quarter)]
+
+
+def test_plain_photographs_hold_no_text() -> None:
+    assert [count_text_lines(each) for each in (coins(), fence(), *portraits())] == [0] * 7
+
+
+@pytest.mark.parametrize("size", [12, 16, 24, 40])
+def test_text_is_found_on_photographs_and_after_compression(size: int) -> None:
+    """As well as before pictures without text were told apart better."""
+    found = 0
+    for background in (*load_sample_images().images, np.zeros((427, 640, 3), np.uint8)):
+        for place in ((10, 10), (300, 380)):
+            image = Image.fromarray(background // 2)
+            ImageDraw.Draw(image).text(place, "DOE JANE 4711", fill="white", font=ImageFont.load_default(size))
+            found += count_text_lines(np.asarray(image)) > 0
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=70)
+            with Image.open(buffer) as compressed:
+                found += count_text_lines(np.asarray(compressed)) > 0
+    assert found == 12
+
+
+def test_lines_of_a_form_do_not_hide_its_text() -> None:
+    image = Image.new("RGB", (400, 200), "white")
+    draw = ImageDraw.Draw(image)
+    for number in range(4):
+        draw.rectangle((10, 10 + 40 * number, 380, 50 + 40 * number), outline="black", width=2)
+        draw.text((20, 20 + 40 * number), "Jane Doe 1970", fill="black", font=ImageFont.load_default(20))
+    assert count_text_lines(np.asarray(image)) >= 3
 
 
 def test_small_and_strange_shapes_hold_no_text() -> None:
