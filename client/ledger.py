@@ -16,12 +16,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
 
-from client.ledger_store import Row, append_row, check_store, connection, create_store, read_rows, transaction
+from client.ledger_store import Row, append_row, chain_at, chain_of, check_store, connection, create_store, read_rows, transaction
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError
 from common.secagg.messages import Step
 
@@ -97,6 +97,15 @@ class Spent:
     run: float
 
 
+class Head(NamedTuple):
+    """The last row of a ledger, and with it all before."""
+
+    row: int
+    """Its number, from 1; 0: none yet."""
+    chain: bytes
+    """32 bytes that stand for this row and all before it; empty for none."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
     """Proof that a contribution was charged."""
@@ -142,7 +151,7 @@ class Ledger:
         check_store(path, busy_seconds=BUSY_SECONDS)
         return cls(path=path, accountant=accountant)
 
-    def charge(self, account: Account, *, run: str, step: Step, event: Event) -> Receipt:
+    def charge(self, account: Account, *, run: str, step: Step, event: Event, known: Head | None = None) -> Receipt:
         """Write a contribution down, or refuse it; send nothing unless this returned.
 
         Args:
@@ -150,6 +159,8 @@ class Ledger:
             run: The manifest's digest, in hex.
             step: Round and attempt.
             event: One contribution, as :func:`client.policy.contribution_event` makes it.
+            known: What the ledger held when the caller saw it last: it must begin so now. An older copy, and another
+                ledger of as many rows, would have room for what was spent.
 
         Raises:
             BudgetExceeded: It would pass the lifetime's or the run's budget, or the number that the run promised.
@@ -157,12 +168,15 @@ class Ledger:
             ClockWentBack: The clock is behind the last row.
             LedgerCorrupt: Damaged or missing.
             LedgerUnavailable: Full disk, locked or read-only.
-            LedgerError: Not one contribution, values out of range, or the accountant's answer makes no sense.
+            LedgerError: Not one contribution, values out of range, the accountant's answer makes no sense, or the
+                ledger is another than the one that is known; nothing is written to that one.
 
         """
         _check_event(event)
         with connection(self.path, busy_seconds=self.busy_seconds) as store, transaction(store):
             rows = read_rows(store)
+            if known is not None:
+                _check_known(store, known)
             now = self._check_clock(store, rows)
             _check_step(rows, run=run, step=step)
             _check_attempts(rows, account, run=run)
@@ -170,6 +184,12 @@ class Ledger:
             _check_budgets(account, spent)
             row, chain = append_row(store, _row(account.population, run, step, event, now))
         return Receipt(row=row, chain=chain, run=run, step=step, spent=spent)
+
+    def head(self) -> Head:
+        """What the ledger holds now."""
+        with connection(self.path, busy_seconds=self.busy_seconds) as store:
+            rows = read_rows(store)
+        return Head(len(rows), chain_of(rows))
 
     def spent(self, account: Account, *, run: str) -> Spent:
         """What has been charged so far."""
@@ -231,6 +251,14 @@ def _check_event(event: Event) -> None:
         raise LedgerError(f"event out of range: {error}") from error
     if event.count != 1 or not all(map(math.isfinite, _columns(event)[1:])):
         raise LedgerError(f"wanted one contribution with finite values, got {event}")
+
+
+def _check_known(store: sqlite3.Connection, known: Head) -> None:
+    if chain_at(store, known.row) != known.chain:
+        raise LedgerError(
+            f"the ledger does not hold the {known.row} contributions that it held before: it was exchanged for an "
+            "older copy or for another; nothing was charged or sent. Put the right one back and start the steward anew"
+        )
 
 
 def _check_step(rows: list[Row], *, run: str, step: Step) -> None:

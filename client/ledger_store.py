@@ -124,6 +124,12 @@ def chain_of(rows: Sequence[Row]) -> bytes:
     return chain
 
 
+def chain_at(store: sqlite3.Connection, number: int) -> bytes:
+    """The chain with this row, which :func:`read_rows` checks; empty where there is no such row."""
+    found = store.execute("SELECT chain FROM contributions WHERE id = ?", (number,)).fetchone()
+    return b"" if found is None else bytes(found[0])
+
+
 def append_row(store: sqlite3.Connection, row: Row) -> tuple[int, bytes]:
     """Add a row to those that :func:`read_rows` checked in the same transaction; its number, and the chain with it."""
     found = store.execute("SELECT chain FROM contributions ORDER BY id DESC LIMIT 1").fetchone()

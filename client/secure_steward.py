@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from client.books import CHARGED, CHARGED_CHAIN, CHARGED_ROW
+from client.ledger import Head
 from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import loggable, refusal_code
 from common.audit_check import ADAPTER, COORDINATOR_HEAD
-from common.errors import DarkroomError, LedgerError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
+from common.errors import DarkroomError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
     Accepted,
@@ -68,7 +69,7 @@ class SecureSteward:
         self._records = records
         self._provider = provider
         self._membership: Membership | None = None
-        self._row = 0  # the last that was charged
+        self._known = records.ledger.head()
         self._lock = threading.Lock()
 
     def answer(self, request: bytes) -> bytes:
@@ -170,10 +171,8 @@ class SecureSteward:
         # a policy may allow more than this run promised: the coordinator gets what was promised
         account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
-        receipt = records.ledger.charge(account, run=member.run, step=step, event=event)
-        if receipt.row <= self._row:
-            raise LedgerError(f"row {receipt.row} was charged before: the ledger was exchanged for an older copy")
-        self._row = receipt.row
+        receipt = records.ledger.charge(account, run=member.run, step=step, event=event, known=self._known)
+        self._known = Head(receipt.row, receipt.chain)
         details = _step(member, state) | {CHARGED_ROW: receipt.row, CHARGED_CHAIN: receipt.chain.hex()}
         details |= {COORDINATOR_HEAD: state.coordinator_head.hex()}
         records.audit.append(CHARGED, details | {ADAPTER: hashlib.sha256(state.adapter).hexdigest()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,8 @@ from scipy import stats
 from client.budget_accountant import PldAccountant
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
+from client.ledger import Ledger
+from client.policy import contribution_event
 from client.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
 from common.audit_log import verify_log
@@ -425,15 +428,47 @@ def test_a_message_cannot_write_lines_of_its_own_into_the_log(
     assert len(caplog.records) == 2
 
 
-def test_a_ledger_that_is_exchanged_while_the_steward_runs_gives_nothing_away(ring: Ring, tmp_path: Path) -> None:
-    """An older copy has room in its budget for what was spent since; its next row tells."""
-    opened = ring.open()
-    path = ring.folder / "0" / "ledger.sqlite"
-    older = tmp_path / "older.sqlite"
-    shutil.copy(path, older)
-    ring.answer(0, ring.request(opened, Step(0, 0))[1])
-    ring.answer(0, ring.request(opened, Step(1, 0))[1])
+def exchange(path: Path, other: Path) -> None:
     for each in path.parent.glob("ledger.sqlite*"):
         each.unlink()
-    shutil.copy(older, path)
-    assert ring.refused(0, ring.request(opened, Step(2, 0))[1]) == "internal"
+    shutil.copy(other, path)
+
+
+def rows_of(path: Path) -> int:
+    with sqlite3.connect(path) as store:
+        return int(store.execute("SELECT count(*) FROM contributions").fetchone()[0])
+
+
+@pytest.mark.parametrize("other", ["older", "as many rows", "more rows"])
+def test_a_ledger_that_is_exchanged_while_the_steward_runs_gives_nothing_away_however_often_it_is_asked(
+    ring: Ring, tmp_path: Path, other: str
+) -> None:
+    """It has room in its budget for what was spent since. What it holds is compared, not how much."""
+    opened = ring.open()
+    path, swapped = ring.folder / "0" / "ledger.sqlite", tmp_path / "swapped.sqlite"
+    if other == "older":
+        shutil.copy(path, swapped)
+    else:
+        theirs = Ledger.create(swapped, PldAccountant())
+        account = ring.policy().account("other", private=True)
+        event = contribution_event(ring.manifest, ring.policy(), cohort=3)
+        for number in range(2 if other == "as many rows" else 3):
+            theirs.charge(account, run="ab" * 32, step=Step(number, 0), event=event)
+    ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    ring.answer(0, ring.request(opened, Step(1, 0))[1])
+    exchange(path, swapped)
+    before = rows_of(path)
+    for attempt in range(3):
+        assert ring.refused(0, ring.request(opened, Step(2, attempt))[1]) == "internal"
+    assert rows_of(path) == before
+
+
+def test_a_ledger_that_is_exchanged_before_the_first_round_gives_nothing_away(ring: Ring, tmp_path: Path) -> None:
+    older = tmp_path / "older.sqlite"
+    shutil.copy(ring.folder / "0" / "ledger.sqlite", older)
+    ring.answer(0, ring.request(ring.open(), Step(0, 0))[1])
+    for place in range(3):
+        ring.stewards[place] = ring.start(place)
+    opened = ring.open(epoch=5)
+    exchange(ring.folder / "0" / "ledger.sqlite", older)
+    assert ring.refused(0, ring.request(opened, Step(1, 0))[1]) == "internal"
