@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol, runtim
 import msgspec
 from msgspec import Meta
 
-from client.ledger_store import Row, append_row, chain_at, chain_of, check_store, connection, create_store, read_rows, transaction
+from client.ledger_store import (
+    Row,
+    append_row,
+    chain_at,
+    chain_of,
+    check_store,
+    connection,
+    create_store,
+    read_rows,
+    transaction,
+)
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError
 from common.secagg.messages import Step
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from client.latents import LatentShard
     from client.ledger import Ledger
     from client.policy import SitePolicy
+    from client.private_update import AnswerTimes
     from client.trainer import Trainer
     from common.audit_log import AuditLog
     from common.crypto import Identity
@@ -38,12 +39,14 @@ class TrainingSide:
         trainer: the frozen base with the adapter; institutions in one process may share it.
         shard: encoded training pictures.
         units: training pictures of each privacy unit.
+        answer_times: whether what it computes follows the size of a round's sample.
     """
 
     name: str
     trainer: Trainer = field(repr=False)
     shard: LatentShard = field(repr=False)
     units: tuple[tuple[int, ...], ...] = field(repr=False)
+    answer_times: AnswerTimes = "as_computed"
 
     def private_update(self, plan: PrivatePlan) -> PrivateUpdate:
         """What makes this institution's shares.
@@ -52,7 +55,9 @@ class TrainingSide:
             AccountingError: More units than the run's settings allow one institution.
 
         """
-        return PrivateUpdate(trainer=self.trainer, shard=self.shard, units=self.units, plan=plan)
+        return PrivateUpdate(
+            trainer=self.trainer, shard=self.shard, units=self.units, plan=plan, answer_times=self.answer_times
+        )
 
 
 class TrainingProvider(Protocol):

@@ -21,7 +21,7 @@ from client.membership import Membership, join
 from client.policy import contribution_event
 from client.refusals import loggable, refusal_code
 from common.audit_check import ADAPTER, COORDINATOR_HEAD
-from common.errors import DarkroomError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
+from common.errors import DarkroomError, ModelError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest import open_manifest
 from common.messages import (
     Accepted,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.membership import SiteRecords, TrainingProvider
-    from common.privacy.mechanisms import NoisedShare
     from common.randomness import Randomness
     from common.secagg.participant import Contributing
 
@@ -61,6 +60,7 @@ class SecureSteward:
     Guarantee: a masked vector leaves only after the ledger has its charge on disk and the audit log its entry; at most
     one for each round and attempt of a run, whatever is asked, and over restarts; only for a manifest that :func:`join`
     let in; and made of clipped gradients and noise alone. Anything else is answered with a code, and written down once.
+    No code depends on who was sampled (:mod:`client.private_update`).
     """
 
     def __init__(self, name: str, records: SiteRecords, provider: TrainingProvider) -> None:
@@ -151,10 +151,10 @@ class SecureSteward:
     def _contribute(self, request: ContributeMasked) -> MaskedAnswer:
         member = self._member()
         state = member.participant.handle_round_request(request.message)
-        adapter = _adapter(state, member)
+        _load(_adapter(state, member), member)
         self._membership = replace(member, participant=state)
         self._charge(member, state)
-        share = self._share_of(member, state, adapter)
+        share = member.side.private_update(member.plan).share(_randomness(member, state))
         summand = from_integers(share.values, bits=share.plan.bits, cohort=share.plan.institutions)
         head = self._records.audit.append("contributed", _step(member, state))
         ready, answer = state.create_contribution(summand, head=head)
@@ -177,10 +177,6 @@ class SecureSteward:
         details |= {COORDINATOR_HEAD: state.coordinator_head.hex()}
         records.audit.append(CHARGED, details | {ADAPTER: hashlib.sha256(state.adapter).hexdigest()})
 
-    def _share_of(self, member: Membership, state: Contributing, adapter: NDArray[np.float32]) -> NoisedShare:
-        member.side.trainer.set_adapter(adapter)
-        return member.side.private_update(member.plan).share(_randomness(member, state))
-
 
 def _adapter(state: Contributing, member: Membership) -> NDArray[np.float32]:
     """The global adapter, float32 [d]."""
@@ -190,6 +186,14 @@ def _adapter(state: Contributing, member: Membership) -> NDArray[np.float32]:
     if not np.isfinite(vector).all():
         raise ProtocolError("the adapter holds values that are not finite")
     return vector
+
+
+def _load(adapter: NDArray[np.float32], member: Membership) -> None:
+    """Set the adapter, and see that it is there: a device that is gone refuses now, whoever would be sampled."""
+    trainer = member.side.trainer
+    trainer.set_adapter(adapter)
+    if not np.array_equal(trainer.adapter(), adapter):
+        raise ModelError(f"{trainer.device} does not hold the adapter that was put there: start the steward anew")
 
 
 def _step(member: Membership, state: Contributing) -> dict[str, str | int | float | bool]:

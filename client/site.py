@@ -62,6 +62,9 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""
     wait_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
+    answer_times: Literal["even", "as_computed"] = "even"
+    """``even``: each round computes for the largest sample that the run's ``largest_site`` allows, so that the time of
+    an answer does not tell the sample's size. ``as_computed``: less work, and the time shows it."""
     stop_seconds: Annotated[float, Meta(ge=0, le=3600)] = 120.0
     """How long a round may go on after the steward was told to stop; then it is abandoned. It stays charged."""
     message_mib: Annotated[int, Meta(ge=1, le=MAX_MESSAGE_MIB)] = 128

@@ -17,6 +17,7 @@ from common.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from client.latents import LatentShard
+    from client.private_update import AnswerTimes
     from client.site import SiteConfig
     from common.adapter.model import BaseModel
     from common.manifest import Manifest
@@ -50,6 +51,7 @@ class TrainingRoom:
         device: ``auto``, ``cpu`` or ``cuda``.
         limit: Most bytes that the site allows; None: what is free.
         records: Where the pictures come from.
+        answer_times: Whether what is computed follows the size of a round's sample.
 
     """
 
@@ -58,6 +60,7 @@ class TrainingRoom:
     device: str
     limit: int | None
     records: RecordSource
+    answer_times: AnswerTimes = "even"
     _run: tuple[bytes, TrainingSide] | None = field(init=False, default=None, repr=False)
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
 
@@ -65,7 +68,14 @@ class TrainingRoom:
     def of_site(cls, site: SiteConfig, records: RecordSource) -> TrainingRoom:
         """The room that a site's settings describe."""
         limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
-        return cls(name=site.name, directory=site.base, device=site.device, limit=limit, records=records)
+        return cls(
+            name=site.name,
+            directory=site.base,
+            device=site.device,
+            limit=limit,
+            records=records,
+            answer_times=site.service.answer_times,
+        )
 
     @property
     def loaded(self) -> bool:
@@ -93,7 +103,13 @@ class TrainingRoom:
             _log.info("the base fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device)
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
-            side = TrainingSide(name=self.name, trainer=trainer, shard=records.shard, units=records.units)
+            side = TrainingSide(
+                name=self.name,
+                trainer=trainer,
+                shard=records.shard,
+                units=records.units,
+                answer_times=self.answer_times,
+            )
             self._run = (digest, side)
             return side
 

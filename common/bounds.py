@@ -21,14 +21,16 @@ MAX_SAMPLED: Final = 1e12
 """Units that all rounds of a run together may be expected to sample."""
 SMALLEST_CLIP: Final = 1e-12
 LARGEST_CLIP: Final = 1e12
-SMALLEST_MULTIPLIER: Final = 1e-2
+SMALLEST_MULTIPLIER: Final = 0.1
+"""Below it, one round costs an ε of 50 and more, and to work that out takes minutes and gigabytes."""
 LARGEST_MULTIPLIER: Final = 1e4
 
 # privacy: what noise and price are worked out from
 Epsilon: TypeAlias = Annotated[float, Meta(ge=1e-3, le=1e3)]
 EpsilonLimit: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1e6)]
 """A site's own limit, of a run or of a lifetime."""
-Delta: TypeAlias = Annotated[float, Meta(ge=1e-30, le=0.5)]
+Delta: TypeAlias = Annotated[float, Meta(ge=1e-15, le=0.5)]
+"""Smaller ones are beyond the accountant's arithmetic."""
 Clip: TypeAlias = Annotated[float, Meta(ge=SMALLEST_CLIP, le=LARGEST_CLIP)]
 NoiseMultiplier: TypeAlias = Annotated[float, Meta(ge=SMALLEST_MULTIPLIER, le=LARGEST_MULTIPLIER)]
 SamplingRate: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1)]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 
+from common.bounds import LARGEST_MULTIPLIER, SMALLEST_MULTIPLIER
 from common.errors import AccountingError, UnknownEvent
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ COARSE: Final = 1e-2
 SEARCH: Final = 1e-3
 LARGEST_EPSILON: Final = 5e4
 """Above this nothing is protected, and the figure is not worth its computation."""
+LARGEST_GRID: Final = 2**23
+"""Most points of a privacy loss: some seconds and half a GiB. A coarser grid is taken instead, or nothing is stated."""
+TRANSFORM: Final = 2.0**-50
+"""Taken off δ for each round: a composition is a power of a Fourier transform, whose rounding grows with the rounds to
+some 2⁻⁵² each. At q = 1 it made ε too small, against the Gaussian mechanism's own formula: by 1e-5 of itself for 10⁴
+rounds at δ = 1e-10, and by a third for 10⁵ rounds at δ = 1e-30."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +108,15 @@ def epsilon(
         AccountingError: nonsense, a δ of 1/N or more, a slack that uses up δ, or an ε above :data:`LARGEST_EPSILON`.
     """
     check_delta(delta, population)
-    left = _left(delta, slack, lost)
     _refuse_unknown(events)
+    left = _left(delta, slack, lost, rounds=sum(each.rounds for each in events))
     if not events:
         return 0.0
     rough = _solve(_compose(events, COARSE), left, slack)
-    if rough > 500:
+    finer = _affordable(events, FINE if rough <= 50 else SEARCH)
+    if rough > 500 or finer >= COARSE:
         return rough
-    return min(rough, _solve(_compose(events, FINE if rough <= 50 else SEARCH), left, slack))
+    return min(rough, _solve(_compose(events, finer), left, slack))
 
 
 def epsilon_bound(events: Sequence[Rounds], *, delta: float, slack: float = 0.0, lost: float = 0.0) -> float:
@@ -121,23 +129,47 @@ def epsilon_bound(events: Sequence[Rounds], *, delta: float, slack: float = 0.0,
         AccountingError: as :func:`epsilon`.
     """
     check_delta(delta, None)
-    left = _left(delta, slack, lost)
     _refuse_unknown(events)
-    return _solve(_compose(events, SEARCH), left, slack) if events else 0.0
+    left = _left(delta, slack, lost, rounds=sum(each.rounds for each in events))
+    return _solve(_compose(events, _affordable(events, SEARCH)), left, slack) if events else 0.0
 
 
-def _left(delta: float, slack: float, lost: float) -> float:
+def _left(delta: float, slack: float, lost: float, *, rounds: int) -> float:
     """δ without what is lost."""
     _require(slack >= 0 and lost >= 0, "slack and lost ≥ 0", (slack, lost))
     if lost >= delta:
         raise AccountingError(f"a loss of {lost:g} uses up delta = {delta:g}: raise the cap on sampled units")
-    return delta - lost
+    left = delta - lost - TRANSFORM * rounds
+    _require(left > 0, f"a delta above {TRANSFORM * rounds:.2g}, to which {rounds} rounds can be accounted for", delta)
+    return left
 
 
 def _refuse_unknown(events: Sequence[object]) -> None:
     for event in events:
         if type(event) is not Rounds:
             raise UnknownEvent(f"the accountant knows Rounds only and states nothing about {event!r}")
+
+
+def _affordable(events: Sequence[Rounds], grid: float) -> float:
+    """This grid, or a coarser one on which the losses of all events together have at most :data:`LARGEST_GRID` points.
+
+    A round's loss reaches some 9 deviations beyond 1/(2z²), its largest mean; the mean of all is at most the sum of
+    q/(2z²), as the divergence is convex.
+
+    Raises:
+        AccountingError: So much can be lost that not even the coarsest grid holds it.
+    """
+    means = [1 / (2 * each.noise_multiplier**2) for each in events]
+    total = sum(each.rounds * each.sampling_rate * mean for each, mean in zip(events, means, strict=True))
+    square = sum(
+        each.rounds * each.sampling_rate * (mean**2 + 2 * mean) for each, mean in zip(events, means, strict=True)
+    )
+    largest = max(mean + 9 * math.sqrt(2 * mean) for mean in means)
+    reach = total + 9 * math.sqrt(square) + largest
+    while grid < COARSE and reach / grid > LARGEST_GRID:
+        grid = min(10 * grid, COARSE)
+    _require(reach / grid <= LARGEST_GRID, f"an epsilon of at most {LARGEST_EPSILON:g}: use more noise", events)
+    return grid
 
 
 def _compose(events: Sequence[Rounds], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
@@ -147,6 +179,7 @@ def _compose(events: Sequence[Rounds], grid: float) -> Any:  # noqa: ANN401 - dp
 @lru_cache(maxsize=4)
 def _composed(events: tuple[Rounds, ...], grid: float) -> Any:  # noqa: ANN401 - dp-accounting is untyped
     """Kept for the next δ: a ledger asks for a run's and for a lifetime's at each charge."""
+    _affordable(events, COARSE)
     total = pld.identity(value_discretization_interval=grid)
     for event in events:
         total = total.compose(_single(event.noise_multiplier, event.sampling_rate, grid).self_compose(event.rounds))
@@ -200,12 +233,12 @@ def calibrate(  # noqa: PLR0913 - the settings that z depends on
     lost: float = 0.0,
     population: int | None = None,
 ) -> float:
-    """The smallest noise multiplier z, rounded up to 4 digits, whose ε is at most ``target``.
+    """The smallest noise multiplier z that a manifest may have, rounded up to 4 digits, whose ε is at most ``target``.
 
     The search runs on a coarse grid and the answer is checked on the fine one, so it errs to more noise.
 
     Raises:
-        AccountingError: nonsense, or a target that no noise up to z = 10⁴ meets.
+        AccountingError: nonsense, or a target that no noise up to :data:`common.bounds.LARGEST_MULTIPLIER` meets.
     """
     _require(target > 0 and math.isfinite(target), "a target epsilon > 0", target)
 
@@ -217,13 +250,15 @@ def calibrate(  # noqa: PLR0913 - the settings that z depends on
             return False
 
     check_delta(delta, population)
-    left = _left(delta, slack, lost)
+    left = _left(delta, slack, lost, rounds=rounds)
     low, high = 0.5, 1.0
     while not meets(high, COARSE):
         low, high = high, 2 * high
-        _require(high <= 1e4, "a target epsilon that z ≤ 10000 meets", target)
+        _require(high <= LARGEST_MULTIPLIER, f"a target epsilon that z ≤ {LARGEST_MULTIPLIER:g} meets", target)
     while meets(low, COARSE):
         low, high = low / 2, low
+        if low < SMALLEST_MULTIPLIER:  # the smaller z, the longer it takes, and there is no least one where q·T ≤ δ
+            return SMALLEST_MULTIPLIER if meets(SMALLEST_MULTIPLIER, SEARCH) else high
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if meets(middle, SEARCH) else (middle, high)

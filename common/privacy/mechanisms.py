@@ -88,7 +88,7 @@ class NoisePlan:
         if not bounds.SMALLEST_CLIP <= self.clip <= bounds.LARGEST_CLIP:
             raise MechanismError(f"wanted a clip of 1e-12 to 1e12, got {self.clip}")
         if not bounds.SMALLEST_MULTIPLIER <= self.noise_multiplier <= bounds.LARGEST_MULTIPLIER:
-            raise MechanismError(f"wanted a noise multiplier of 0.01 to 10000, got {self.noise_multiplier}")
+            raise MechanismError(f"wanted a noise multiplier of 0.1 to 10000, got {self.noise_multiplier}")
         if not (0 < self.scale < math.inf and 1 <= self.sensitivity < math.inf and 0 < self.share_variance < math.inf):
             raise MechanismError(
                 f"no scale carries this noise: lower the cap ({self.cap}) or raise the noise multiplier"

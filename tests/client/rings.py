@@ -35,6 +35,7 @@ from tests.client.sites import run_config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.private_update import AnswerTimes
     from client.trainer import Trainer
     from common.config import RunConfig
     from common.manifest import Manifest
@@ -95,12 +96,15 @@ class Ring:
     desks: list[Desk] = field(default_factory=lambda: [Desk() for _ in range(COUNT)])
     stewards: list[SecureSteward] = field(default_factory=list)
     prepared: int = 0
+    answer_times: AnswerTimes = "as_computed"
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         del manifest
         self.prepared += 1
         units = tuple((row,) for row in range(len(self.site.shard)))
-        return TrainingSide(name="ward", trainer=self.trainer, shard=self.site.shard, units=units)
+        return TrainingSide(
+            name="ward", trainer=self.trainer, shard=self.site.shard, units=units, answer_times=self.answer_times
+        )
 
     def policy(self, **changes: Any) -> SitePolicy:
         limits = PrivacyLimits(

@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from client import private_update
 from client.private_update import PrivateUpdate
 from client.steward import Steward
-from client.trainer import Draws, training_draws
+from client.trainer import Draws, Trainer, training_draws
 from common.adapter.vector import initial_vector
 from common.errors import AccountingError
 from common.messages import Contribute, Evaluate, NoisedContribution, Refusal, RefusalCode, decode_reply, encode
@@ -18,7 +19,6 @@ from common.randomness import REPEATABLE_WORDS, repeatable_randomness
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
-    from client.trainer import Trainer
     from common.config import RunConfig
     from common.privacy.mechanisms import NoisePlan
     from common.privacy.run_plan import PrivatePlan
@@ -179,13 +179,97 @@ def test_a_site_with_more_units_than_the_run_counts_on_takes_no_part(site: Site)
         PrivateUpdate(trainer=one.trainer, shard=one.train, units=IMAGES, plan=plan_of(one))
 
 
+def update_of(one: Steward, units: tuple[tuple[int, ...], ...] = IMAGES, **changes: Any) -> PrivateUpdate:
+    return PrivateUpdate(trainer=one.trainer, shard=one.train, units=units, plan=plan_of(one), **changes)
+
+
+def rows_of(*units: int) -> Any:
+    return np.array(units, dtype=np.int64).repeat(3)
+
+
 def test_every_micro_batch_has_one_size(site: Site) -> None:
-    one = steward(site)
-    update = PrivateUpdate(trainer=one.trainer, shard=one.train, units=IMAGES, plan=plan_of(one))
-    batches = list(update._batches(np.arange(6).repeat(3), np.random.default_rng(0)))
+    update = update_of(steward(site))
+    batches = list(update._batches(rows_of(*range(6)), np.random.default_rng(0)))
     assert [len(batch.draws) for batch in batches] == [30]
     assert batches[0].weights.tolist() == [1.0] * 18 + [0.0] * 12
-    assert list(update._batches(np.zeros(0, dtype=np.int64), np.random.default_rng(0))) == []
+    assert list(update._batches(rows_of(), np.random.default_rng(0))) == []
+
+
+def test_with_even_answer_times_the_work_is_the_same_whoever_is_sampled(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = steward(site)
+    one.trainer._microbatch = 6  # two units
+    shapes: list[tuple[int, ...]] = []
+    losses = Trainer.losses
+
+    def watched(self: Trainer, shard: Any, draws: Draws) -> Any:
+        shapes.append(tuple(draws.noise.shape))
+        return losses(self, shard, draws)
+
+    monkeypatch.setattr(Trainer, "losses", watched)
+    one.trainer.set_adapter(elsewhere(one.trainer))
+    even, plain = update_of(one, answer_times="even"), update_of(one)
+    seen, sums = [], []
+    for chosen in (rows_of(), rows_of(4), rows_of(*range(6))):
+        shapes.clear()
+        sums.append(even.clipped(chosen, np.random.default_rng(1)).vector)
+        seen.append(list(shapes))
+        np.testing.assert_array_equal(sums[-1], plain.clipped(chosen, np.random.default_rng(1)).vector)
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == -(-plan_of(one).cap // 2)
+    assert not sums[0].any()
+    assert sums[1].any()
+
+
+def test_draws_are_made_for_one_micro_batch_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made for the whole sample at once, they would need memory that tells its size."""
+    one = steward(site)
+    one.trainer._microbatch = 3
+    happened: list[str] = []
+
+    def watched_draws(shard: Any, rows: Any, *rest: Any) -> Draws:
+        happened.append(f"draws of {len(rows)}")
+        return training_draws(shard, rows, *rest)
+
+    def watched_losses(self: Trainer, shard: Any, draws: Draws) -> Any:
+        happened.append("losses")
+        return losses(self, shard, draws)
+
+    losses = Trainer.losses
+    monkeypatch.setattr(private_update, "training_draws", watched_draws)
+    monkeypatch.setattr(Trainer, "losses", watched_losses)
+    update_of(one).clipped(rows_of(0, 3, 5), np.random.default_rng(1))
+    assert happened == ["draws of 3", "losses"] * 3
+
+
+def test_a_unit_that_cannot_be_computed_counts_as_zero_and_no_other_does(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To drop its micro-batch or the sample would let one unit's data move the sum by what all others add up to."""
+    one = steward(site)
+    one.trainer.set_adapter(elsewhere(one.trainer))
+    losses = Trainer.losses
+
+    def without(self: Trainer, shard: Any, draws: Draws) -> Any:
+        return losses(self, shard, draws) * (draws.rows != 2)
+
+    def failing(self: Trainer, shard: Any, draws: Draws) -> Any:
+        if (draws.rows == 2).any():
+            raise RuntimeError("0002.png of Jane Roe")
+        return losses(self, shard, draws)
+
+    sums = []
+    for patched in (without, failing):
+        monkeypatch.setattr(Trainer, "losses", patched)
+        sums.append(update_of(one).clipped(rows_of(*range(6)), np.random.default_rng(1)).vector)
+    assert np.linalg.norm(sums[0]) > CLIP
+    np.testing.assert_allclose(sums[1], sums[0], rtol=0, atol=1e-6 * CLIP)
+
+
+def test_a_unit_without_pictures_is_found_out_before_anybody_is_sampled(site: Site) -> None:
+    with pytest.raises(AccountingError, match="without pictures"):
+        update_of(steward(site), ((0,), ()))
 
 
 def test_a_share_never_leaves_in_the_clear_where_sums_are_to_be_masked(site: Site) -> None:

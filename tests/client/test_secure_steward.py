@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -22,7 +23,7 @@ from client.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
 from common.audit_log import verify_log
 from common.crypto import Identity, Secret
-from common.errors import BadCaption, StaleSession
+from common.errors import AccountingError, BadCaption, BadImage, ClippingError, MechanismError, StaleSession
 from common.manifest import Member, open_manifest, sign_manifest
 from common.messages import (
     Accepted,
@@ -45,6 +46,8 @@ from tests.client.sites import Site, write_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from client.private_update import AnswerTimes
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_two_adapters_for_two_sites_give_a_void_sum(ring: Ring) -> None:
     ("field", "value"),
     [
         ("epsilon", 3.9),
-        ("noise_multiplier", 0.01),
+        ("noise_multiplier", 0.11),
         ("maximum_units", 10**6),
         ("clip", 0.016),
         ("sampling_rate", 0.4),
@@ -426,6 +429,84 @@ def test_a_message_cannot_write_lines_of_its_own_into_the_log(
         assert line.isprintable()
         assert len(line) < 3000
     assert len(caplog.records) == 2
+
+
+def raising(error: Exception) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def loss_that_fails_backwards(*_: object) -> Any:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: Any, x: Any) -> Any:  # type: ignore[override]
+            return x
+
+        @staticmethod
+        def backward(_context: Any, _gradient: Any) -> Any:  # type: ignore[override]
+            raise RuntimeError("Jane Roe")
+
+    return Fails.apply(torch.ones(32, requires_grad=True))  # type: ignore[no-untyped-call]
+
+
+FAILURES = {
+    "choosing a unit's pictures": ("client.private_update.draw_images", raising(AccountingError("Jane Roe"))),
+    "drawing": ("client.private_update.training_draws", raising(MemoryError("Jane Roe"))),
+    "reading a picture late": ("client.trainer.Trainer._latents", raising(BadImage("Jane Roe.png"))),
+    "reading a shard late": ("client.trainer.Trainer._latents", raising(OSError("/vault/Jane Roe"))),
+    "the loss": ("client.trainer.Trainer.losses", raising(ValueError("Jane Roe"))),
+    "the device's memory": ("client.trainer.Trainer.losses", raising(torch.OutOfMemoryError("Jane Roe"))),
+    "memory": ("client.trainer.Trainer.losses", raising(MemoryError("Jane Roe"))),
+    "the gradient": ("client.trainer.Trainer.losses", loss_that_fails_backwards),
+    "clipping": ("client.private_update.clipped_sum", raising(ClippingError("Jane Roe"))),
+    "scaling": ("client.private_update.quantise", raising(MechanismError("Jane Roe"))),
+}
+
+
+@pytest.mark.parametrize("times", ["as_computed", "even"])
+@pytest.mark.parametrize("what", FAILURES)
+def test_whatever_fails_after_sampling_is_answered_as_an_empty_sample_is(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, times: AnswerTimes
+) -> None:
+    ring.answer_times = times
+    opened = ring.open()
+    monkeypatch.setattr("client.private_update.sample_units", lambda *_, **__: np.zeros(0, dtype=np.int64))
+    empty = ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    monkeypatch.setattr("client.private_update.sample_units", lambda *_, **__: np.arange(6))
+    where, fail = FAILURES[what]
+    monkeypatch.setattr(where, fail)
+    failed = ring.answer(0, ring.request(opened, Step(1, 0))[1])
+    assert abs(len(failed) - len(empty)) <= 1  # the round's number
+    assert [entry["kind"] for entry in ring.entries(0)][2:] == ["charged", "contributed"] * 2
+    assert ring.charged(0) == 2
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told
+    assert "Jane" not in caplog.text
+    assert all("could not be computed" in line for line in told)
+
+
+def test_what_fails_whoever_was_sampled_is_refused(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = ring.open()
+    with monkeypatch.context() as patch:
+        patch.setattr("client.private_update.add_noise", raising(OSError("no entropy")))
+        reply = ring.ask(0, ring.request(opened, Step(0, 0))[1])
+        assert isinstance(reply, Refusal)
+        assert reply.code == "internal"
+    assert ring.charged(0) == 1
+    ring.answer(0, ring.request(opened, Step(0, 1))[1])
+
+
+def test_a_device_that_is_gone_costs_nothing(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = ring.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(ring.trainer, "set_adapter", raising(RuntimeError("CUDA error")))
+        assert ring.refused(0, ring.request(opened, Step(0, 0))[1]) == "internal"
+    with monkeypatch.context() as patch:
+        patch.setattr(ring.trainer, "set_adapter", lambda _: None)
+        other = np.frombuffer(ring.adapter(), dtype="<f4") + np.float32(1)
+        assert ring.refused(0, ring.request(opened, Step(0, 1), other.tobytes())[1]) == "no_data"
 
 
 def exchange(path: Path, other: Path) -> None:
