@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from client.books import open_log
 from client.condition import BooksCondition
 from client.membership import SiteRecords
+from client.pricing import PricedAside
 from client.retention import Retention
 from client.secure_steward import SecureSteward
 from client.site_vault import hold_vault
@@ -44,6 +45,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         audit=audit,
         approvals=site.approvals,
         population=site.config.population,
+        pricing=PricedAside(),
     )
     steward = SecureSteward(site.config.name, kept, room)
     books = BooksCondition(site=site)

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
-from client.policy import check_manifest, check_parties
+from client.policy import check_parties
+from client.pricing import PricedHere
 from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest import countersign, open_manifest
-from common.manifest_terms import check_terms
-from common.privacy.run_plan import private_plan
 from common.secagg.participant import Participant, enrol
 
 if TYPE_CHECKING:
     from client.latents import LatentShard
     from client.ledger import Ledger
     from client.policy import SitePolicy
+    from client.pricing import Pricing
     from client.private_update import AnswerTimes
     from client.trainer import Trainer
     from common.audit_log import AuditLog
@@ -98,6 +98,7 @@ class SiteRecords:
 
     Attributes:
         population: the site's name for the set of privacy units that it trains on; the ledger's account.
+        pricing: works out what an approved run costs.
     """
 
     identity: Identity
@@ -106,6 +107,7 @@ class SiteRecords:
     audit: AuditLog
     approvals: Approvals
     population: str
+    pricing: Pricing = field(default_factory=PricedHere)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,8 @@ class Membership:
 def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Membership:
     """Check a proposed manifest and get ready to take part.
 
-    Guarantee: nothing is worked out for parties that the policy does not name. Nothing is made ready, and no picture is
+    Guarantee: nothing is worked out for parties that the policy does not name, or before somebody here approved, and
+    then where it keeps nobody else waiting (:mod:`client.pricing`). Nothing is made ready, and no picture is
     read, for a manifest that is not signed by the coordinator that it names, breaks the policy, states terms that do
     not follow from its settings, lacks secure aggregation or this institution, or that nobody here approved.
 
@@ -138,19 +141,19 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         UnknownInstitution: This institution is not in the roster.
         NotApproved: Nobody at this institution has approved it yet; it was kept for them.
         AccountingError: More units here than the run's settings allow one institution.
+        FiguresPending: What it costs is being worked out.
         DarkroomError: Base or pictures cannot be had.
 
     """
     manifest, digest = open_manifest(signed)
     check_parties(manifest, records.policy)
+    if not records.approvals.is_approved(digest):
+        records.approvals.note_proposal(signed)
+        raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
-    check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
     _check_code(manifest)
-    check_terms(manifest)
-    plan = private_plan(manifest.config)
-    if plan is None:
-        raise ManifestError("wanted a run with differential privacy")
+    plan = records.pricing.plan(manifest, records.policy, records.ledger.accountant)
     participant = enrol(
         manifest,
         digest,
@@ -158,9 +161,6 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         minimum_cohort=records.policy.minimum_cohort,
         last=records.ledger.last_step(digest.hex()),
     )
-    if not records.approvals.is_approved(digest):
-        records.approvals.note_proposal(signed)
-        raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     side = provider.prepare(manifest)
     _check_side(manifest, side)
     side.private_update(plan)  # too many units are a fault now, not once each round is charged

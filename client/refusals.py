@@ -11,6 +11,7 @@ from common.errors import (
     CryptoError,
     DarkroomError,
     DataError,
+    FiguresPending,
     ManifestError,
     MaskReuse,
     ModelError,
@@ -31,6 +32,7 @@ MAX_QUOTED: Final = 2000
 """Characters of an error's text."""
 _CODES: Final[tuple[tuple[type[DarkroomError], RefusalCode], ...]] = (
     (NotApproved, RefusalCode.AWAITING_APPROVAL),
+    (FiguresPending, RefusalCode.BUSY),
     (PolicyRefusal, RefusalCode.NOT_ALLOWED),
     (RequestNotAllowed, RefusalCode.NOT_ALLOWED),
     (BudgetExceeded, RefusalCode.OVER_BUDGET),

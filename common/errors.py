@@ -37,6 +37,7 @@
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── NotApproved                a manifest that nobody at the institution has approved yet
+    ├── FiguresPending             an approved manifest whose cost is still being worked out
     ├── LedgerError                the privacy ledger; LedgerRolledBack stands in client/books.py
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
@@ -222,6 +223,10 @@ class PolicyRefusal(DarkroomError):
 
 class NotApproved(DarkroomError):
     """A manifest that nobody at the institution has approved yet."""
+
+
+class FiguresPending(DarkroomError):
+    """An approved manifest whose cost is still being worked out; ask again."""
 
 
 class LedgerError(DarkroomError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ def approve(
     from client.approvals import read_signed_manifest
     from client.briefing import brief, budget_line
     from client.open_site import open_site
+    from client.pricing import work_out
     from common.errors import PolicyRefusal
     from common.manifest import open_manifest
 
@@ -31,9 +33,9 @@ def approve(
     )
     opened, digest = open_manifest(signed)
     opened.place_of(site.identity.public)
-    briefing = brief(
-        opened, digest, site.policy, accountant=site.ledger.accountant, last=site.approvals.last_approved()
-    )
+    typer.echo("working out what this run may make known ...", err=True)
+    told = partial(brief, accountant=site.ledger.accountant, last=site.approvals.last_approved())
+    briefing = work_out(told, opened, digest, site.policy)
     typer.echo(briefing.as_text())
     account = site.policy.account(site.config.population, private=True)
     typer.echo(budget_line(account, site.ledger.spent(account, run=digest.hex())))

@@ -159,7 +159,7 @@ def _affordable(events: Sequence[Rounds], grid: float) -> float:
     Raises:
         AccountingError: So much can be lost that not even the coarsest grid holds it.
     """
-    means = [1 / (2 * each.noise_multiplier**2) for each in events]
+    means = [0.5 / max(each.noise_multiplier, 1e-6) ** 2 for each in events]  # so small that its square is not 0
     total = sum(each.rounds * each.sampling_rate * mean for each, mean in zip(events, means, strict=True))
     square = sum(
         each.rounds * each.sampling_rate * (mean**2 + 2 * mean) for each, mean in zip(events, means, strict=True)

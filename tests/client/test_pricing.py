@@ -1,0 +1,138 @@
+"""What a run costs is worked out in a process that ends in time, while the steward answers others."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+
+from client.budget_accountant import PldAccountant
+from client.policy import PrivacyLimits, SitePolicy
+from client.pricing import PricedAside, PricedHere, PricingLimits, work_out
+from common.errors import AccountingError, DarkroomError, FiguresPending, PolicyRefusal
+from common.manifest import Member
+from common.manifest_terms import draft_manifest
+from common.privacy.accounting import Rounds, epsilon
+from tests.client.rings import secure_config
+
+if TYPE_CHECKING:
+    from common.manifest import Manifest
+
+ROSTER = tuple(Member(name=f"site-{number}", key=f"{number}" * 64) for number in range(1, 4))
+BASE = "sha256:" + "0" * 64
+
+
+def manifest(**privacy: float) -> Manifest:
+    return draft_manifest(
+        secure_config(**privacy),
+        base_digest=BASE,
+        adapter_digest=BASE,
+        dimension=1000,
+        coordinator=bytes.fromhex("c" * 64),
+        roster=ROSTER,
+        code_version="1",
+    )
+
+
+def policy(epsilon_per_run: float = 4.0) -> SitePolicy:
+    return SitePolicy(
+        coordinators=("c" * 64,),
+        base_digests=(BASE,),
+        adapter_kinds=("AB",),
+        institutions=tuple(member.key for member in ROSTER),
+        privacy=PrivacyLimits(
+            epsilon_per_run=epsilon_per_run,
+            delta_per_run=1e-3,
+            epsilon_lifetime=4.0,
+            delta_lifetime=1e-3,
+            units=("image",),
+        ),
+    )
+
+
+def hang() -> None:
+    time.sleep(3600)
+
+
+def fill_memory() -> int:
+    return int(np.ones(2**30)[-1])
+
+
+def end() -> None:
+    os._exit(3)
+
+
+def refuse() -> None:
+    raise PolicyRefusal("ward", ("one", "two"))
+
+
+def test_the_figures_are_those_of_this_process() -> None:
+    aside = PricedAside(patience=60.0)
+    asked = manifest()
+    assert aside.plan(asked, policy(), PldAccountant()) == PricedHere().plan(asked, policy(), PldAccountant())
+
+
+@pytest.mark.parametrize("work", [hang, fill_memory, end])
+def test_what_takes_too_long_or_too_much_is_ended_and_said(work: object) -> None:
+    limits = PricingLimits(seconds=600.0 if work is not hang else 1.0, memory_mib=200)
+    with pytest.raises(AccountingError, match=f"more than {limits.seconds:g} s or 200 MiB"):
+        work_out(work, limits=limits)  # type: ignore[arg-type]
+
+
+def test_an_error_comes_back_as_it_was_raised() -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        work_out(refuse)
+    assert caught.value.reasons == ("one", "two")
+    assert "one" in str(caught.value)
+
+
+def test_who_asks_meanwhile_is_told_to_ask_again_and_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Manifest] = []
+
+    def slow(_function: object, asked: Manifest, *_: object, **__: object) -> str:
+        started.append(asked)
+        while not done:
+            time.sleep(0.01)
+        return f"plan of {asked.config.rounds}"
+
+    done: list[bool] = []
+    monkeypatch.setattr("client.pricing.work_out", slow)
+    first, second = manifest(), manifest()
+    aside = PricedAside(patience=0.0)
+    for asked in (first, first, second):
+        with pytest.raises(FiguresPending):
+            aside.plan(asked, policy(), PldAccountant())
+    assert started == [first]
+    done.append(True)
+    patient = msgspec.structs.replace(first)
+    aside.patience = 60.0
+    assert aside.plan(patient, policy(), PldAccountant()) == f"plan of {first.config.rounds}"
+    aside.plan(second, policy(), PldAccountant())
+    assert started == [first, second]
+
+
+def test_a_refusal_is_worked_out_once() -> None:
+    aside = PricedAside(patience=60.0)
+    asked = manifest()
+    errors: list[DarkroomError] = []
+    for _ in range(2):
+        with pytest.raises(PolicyRefusal) as caught:
+            aside.plan(asked, policy(1.0), PldAccountant())
+        errors.append(caught.value)
+    assert errors[0] is errors[1]
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "sampling_rate", "rounds"),
+    [(1e-3, 0.5, 1), (1e-3, 1.0, 100_000), (0.1, 1.0, 100_000), (0.01, 0.1, 100_000), (1e-300, 1e-300, 1)],
+)
+def test_what_would_need_gigabytes_is_refused_before_it_is_begun(
+    noise_multiplier: float, sampling_rate: float, rounds: int
+) -> None:
+    event = Rounds(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, rounds=rounds)
+    with pytest.raises(AccountingError, match="use more noise"):
+        epsilon([event], delta=1e-5)
