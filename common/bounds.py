@@ -16,7 +16,7 @@ MAX_ROUNDS: Final = 100_000
 """The accountant takes some 20 s for so many; a thousand times as many would take all memory of who checks a run."""
 MAX_INSTITUTIONS: Final = 1024
 MAX_DRAWS: Final = 16
-"""Draws of one unit: at most half a micro-batch, so that one unit more or less never shows in how many there are."""
+"""Draws of one unit: at most half of a micro-batch, so that a step in an answer's time is not one unit."""
 MAX_SAMPLED: Final = 1e12
 """Units that all rounds of a run together may be expected to sample."""
 SMALLEST_CLIP: Final = 1e-12

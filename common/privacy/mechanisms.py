@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Bits: TypeAlias = Literal[32, 64]
 
 ROUNDING: Final = 2.0**-23
-"""Share of C set aside for float64 rounding in the clipped sum and in its scaling."""
+"""Share of C set aside for float64 rounding in the clipped sum and in its scaling, at least."""
 TAIL: Final = 8.0
 """Standard deviations of noise that must fit into the ring: one coordinate is beyond it with probability 1.3e-15."""
 INFLATION: Final = 0.01
@@ -95,9 +95,14 @@ class NoisePlan:
             )
 
     @property
+    def rounding(self) -> float:
+        """Share of C set aside for float64 rounding: k terms of norm C are added to within k²/2 · 2⁻⁵³ · C, twice."""
+        return max(ROUNDING, self.cap**2 * 2.0**-53)
+
+    @property
     def sensitivity(self) -> float:
         """Δ₂ in steps."""
-        return _moves(self.relation) * self.scale * self.clip * (1 + ROUNDING) + math.sqrt(self.coordinates)
+        return _moves(self.relation) * self.scale * self.clip * (1 + self.rounding) + math.sqrt(self.coordinates)
 
     @property
     def share_variance(self) -> float:
@@ -199,7 +204,7 @@ def _largest_scale(plan: NoisePlan) -> float:
     limit = 2.0 ** min(plan.bits - 1, 52) - 1
     spread = TAIL * plan.total_multiplier
     fixed = plan.institutions / 2 + spread * math.sqrt(plan.coordinates) + TAIL
-    return (limit - fixed) / (plan.clip * (plan.cap + spread * _moves(plan.relation) * (1 + ROUNDING)))
+    return (limit - fixed) / (plan.clip * (plan.cap + spread * _moves(plan.relation) * (1 + plan.rounding)))
 
 
 def quantise(total: ClippedSum, plan: NoisePlan) -> QuantizedSum:
@@ -210,7 +215,7 @@ def quantise(total: ClippedSum, plan: NoisePlan) -> QuantizedSum:
     """
     if (total.coordinates, total.sensitivity, total.relation) != (plan.coordinates, plan.clip, "add_remove_one"):
         raise MechanismError(f"wanted {plan.coordinates} coordinates clipped to {plan.clip}, got {total}")
-    if not np.linalg.norm(total.vector) <= plan.cap * plan.clip * (1 + ROUNDING):
+    if not np.linalg.norm(total.vector) <= plan.cap * plan.clip * (1 + plan.rounding):
         raise MechanismError("the sum is longer than the cap on units allows, or not finite: it was not clipped")
     steps = np.rint(total.vector * plan.scale)
     if not np.abs(steps).max() < LARGEST_STEP:

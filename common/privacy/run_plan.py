@@ -70,7 +70,7 @@ class PrivatePlan:
             cap=self.cap * self.institutions,
             colluders=self.config.colluders,
         )
-        if rounding_slack(plan, rounds=self.attempts) > self.slack:
+        if not rounding_slack(plan, rounds=self.attempts) <= self.slack:
             raise MechanismError("sums of this noise are too coarse for delta: lower privacy.largest_site")
         return plan
 

@@ -12,6 +12,7 @@ from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.membership import SiteRecords, TrainingSide
 from client.policy import PrivacyLimits, SitePolicy
+from client.pricing import PricedHere
 from client.secure_steward import SecureSteward
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog
@@ -35,6 +36,7 @@ from tests.client.sites import run_config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.pricing import Pricing
     from client.private_update import AnswerTimes
     from client.trainer import Trainer
     from common.config import RunConfig
@@ -97,6 +99,7 @@ class Ring:
     stewards: list[SecureSteward] = field(default_factory=list)
     prepared: int = 0
     answer_times: AnswerTimes = "as_computed"
+    pricing: Pricing = field(default_factory=PricedHere)
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         del manifest
@@ -131,6 +134,7 @@ class Ring:
             audit=self.log(place),
             approvals=self.desks[place],
             population="ward",
+            pricing=self.pricing,
         )
         return SecureSteward(f"site-{place}", records, self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from client import pricing
 from client.budget_accountant import PldAccountant
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
 from client.ledger import Ledger
 from client.policy import contribution_event
+from client.pricing import PricedAside
 from client.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
 from common.audit_log import verify_log
@@ -313,11 +316,43 @@ def test_a_stranger_cannot_make_it_compute(ring: Ring, monkeypatch: pytest.Monke
         raise AssertionError("worked something out for a stranger")
 
     monkeypatch.setattr(PldAccountant, "epsilon", refuse)
-    for module in ("client.membership.private_plan", "common.manifest_terms.private_plan"):
-        monkeypatch.setattr(module, refuse)
+    for name in ("client.pricing.private_plan", "common.manifest_terms.private_plan"):
+        monkeypatch.setattr(name, refuse)
     stranger = Identity(Secret(b"x" * 32))
     theirs = msgspec.structs.replace(ring.manifest, coordinator=stranger.public.hex())
     assert ring.refused(0, Propose(manifest=sign_manifest(theirs, stranger))) == "not_allowed"
+
+
+def test_nothing_is_worked_out_before_somebody_approved(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring.desks[0] = Desk(approve=False)
+    ring.stewards[0] = ring.start(0)
+    monkeypatch.setattr("client.pricing.plan_of", raising(AssertionError("worked something out")))
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
+    assert ring.desks[0].proposals == [ring.signed]
+
+
+def test_a_run_goes_on_while_another_is_priced(
+    ring: Ring, ward: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, done = PricedAside(patience=60.0), threading.Event()
+    ring.pricing = aside
+    ring.stewards[0] = ring.start(0)
+    opened = ring.open()
+    other = make_ring(ward, tmp_path / "other")
+    work_out = pricing.work_out
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        done.wait()
+        return work_out(*given, **named)
+
+    monkeypatch.setattr(pricing, "work_out", slowly)
+    aside.patience = 0.0
+    for attempt in range(2):
+        assert ring.refused(0, Propose(manifest=other.signed)) == "busy"
+        ring.answer(0, ring.request(opened, Step(0, attempt))[1])
+    done.set()
+    aside.patience = 60.0
+    assert isinstance(ring.ask(0, Propose(manifest=other.signed)), Accepted)
 
 
 def test_an_institution_with_more_units_than_the_run_allows_does_not_join(ward: Site, tmp_path: Path) -> None:

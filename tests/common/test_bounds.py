@@ -12,13 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
+from scipy import stats
 
 from common.config import PrivacyConfig, RunConfig
 from common.errors import DarkroomError, MechanismError
 from common.manifest import Manifest, PrivacyTerms
+from common.messages import Contribute, ContributeMasked, Evaluate, OpenSecureSession, Propose, ShareSessionKeys
+from common.privacy import run_plan
 from common.privacy.clipping import ClippedSum
 from common.privacy.mechanisms import NoisePlan, add_noise, plan_noise, quantise, rounded_gaussian
+from common.privacy.run_plan import private_plan
+from common.privacy.statements import RunSettings, state
 from common.randomness import REPEATABLE_WORDS, repeatable_randomness
+from common.secagg.messages import KeyAdvert, OpenSession, RoundRequest, SessionKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +52,15 @@ def numbers(struct: type, where: str = "manifest") -> Iterator[tuple[str, type, 
                 yield from numbers(kind.cls, f"{where}.{field.name}")
 
 
-NUMBERS = list(numbers(Manifest))
+def messages() -> Iterator[tuple[str, type, str, Number]]:
+    """What a coordinator may send to an institution, and an institution through it to another."""
+    for kind in (Propose, OpenSecureSession, ShareSessionKeys, ContributeMasked, Contribute, Evaluate):
+        yield from numbers(kind, kind.__name__)
+    for inner in (OpenSession, KeyAdvert, SessionKeys, RoundRequest):
+        yield from numbers(inner, inner.__name__)
+
+
+NUMBERS = [*numbers(Manifest), *messages()]
 
 
 def ends(kind: Number) -> tuple[Any, Any]:
@@ -64,6 +78,7 @@ def ends(kind: Number) -> tuple[Any, Any]:
 def test_the_walk_sees_the_whole_manifest() -> None:
     seen = {where for where, *_ in NUMBERS}
     assert {"manifest.config.privacy.clip", "manifest.privacy.noise_multiplier", "manifest.dimension"} <= seen
+    assert {"RoundRequest.round", "RoundRequest.attempt", "RoundRequest.cohort", "SessionKeys.adverts.place"} <= seen
     assert len(seen) > 40
 
 
@@ -75,11 +90,13 @@ def test_both_ends_pass_and_what_is_beyond_them_does_not(where: str, struct: typ
     whole = isinstance(kind, inspect.IntType)
     beyond = [low - 1, high + 1] if whole else [math.nextafter(low, -math.inf), math.nextafter(high, math.inf)]
     hint = next(field.type for field in msgspec.structs.fields(struct) if field.name == name)
+    shape = next(field.type for field in inspect.type_info(struct).fields if field.name == name)  # type: ignore[attr-defined]
+    several = (lambda value: (value, value)) if isinstance(shape, inspect.VarTupleType) else (lambda value: value)
     for value in (low, high):
-        assert msgspec.convert(value, hint) == value
+        assert msgspec.convert(several(value), hint) == several(value)
     for value in beyond if whole else [*beyond, math.inf, -math.inf, math.nan]:
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert(value, hint)
+            msgspec.convert(several(value), hint)
 
 
 def test_a_run_that_samples_more_than_anybody_has_is_refused() -> None:
@@ -183,3 +200,86 @@ def test_a_plan_of_no_sound_scale_cannot_be_made(scale: float) -> None:
     sound = plan_noise(coordinates=10, clip=1.0, noise_multiplier=1.0, institutions=3, cap=10)
     with pytest.raises(MechanismError, match="scale"):
         replace(sound, scale=scale)
+
+
+@pytest.mark.parametrize("cap", [10, 10**4, 10**5, 10**6])
+def test_what_float64_rounds_off_a_sum_of_so_many_units_is_part_of_its_sensitivity(cap: int) -> None:
+    """Terms of norm C: each addition rounds by 2⁻⁵³ of what was added so far, with the unit and without it."""
+    plan = plan_noise(coordinates=10, clip=1.0, noise_multiplier=5.0, institutions=3, cap=cap)
+    rounded = 2 * sum(number * 2.0**-53 for number in range(cap))
+    assert plan.sensitivity >= plan.scale * (1 + rounded) + math.sqrt(10)
+
+
+def test_more_units_than_a_float64_sum_keeps_apart_are_refused() -> None:
+    with pytest.raises(MechanismError, match="lower the cap"):
+        plan_noise(coordinates=10, clip=1.0, noise_multiplier=1e4, institutions=3, cap=10**9)
+
+
+possible = {
+    "epsilon": st.floats(1e-3, 1e3),
+    "delta": st.floats(1e-15, 0.5),
+    "clip": st.floats(1e-12, 1e12),
+    "sampling_rate": st.floats(1e-6, 1),
+    "population": st.integers(1, 10**9),
+    "largest_site": st.none() | st.integers(1, 10**9),
+    "draws": st.integers(1, 16),
+    "colluders": st.integers(0, 1023),
+    "repeats": st.integers(0, 100_000),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    table=st.fixed_dictionaries(possible),
+    rounds=st.integers(1, 100_000),
+    institutions=st.integers(1, 1024),
+    multiplier=st.floats(0.1, 1e4),
+)
+def test_any_privacy_settings_are_refused_or_give_the_noise_of_their_plan(
+    table: dict[str, Any], rounds: int, institutions: int, multiplier: float
+) -> None:
+    """What z would be is the accountant's affair, and tested there; here any z that it may give is taken."""
+    given_config = {
+        "name": "any",
+        "rounds": rounds,
+        "base": {"path": "bundled"},
+        "privacy": table,
+        "server": {"minimum_institutions": institutions},
+    }
+    config = msgspec.convert(given_config, RunConfig)
+    if list(config.faults()) or config.privacy == "none" or list(config.privacy.faults()):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.privacy.run_plan.calibrate", lambda *_, **__: multiplier)
+        run_plan._plan.cache_clear()
+        try:
+            planned = private_plan(config)
+            assert planned is not None
+            plan = planned.noise(512)
+        except DarkroomError:
+            return
+        finally:
+            run_plan._plan.cache_clear()
+    largest = table["largest_site"] or table["population"]
+    assert stats.binom.sf(planned.cap - 1, largest, table["sampling_rate"]) <= 1e-3 * table["delta"]
+    share = add_noise(noise_of(plan), repeatable_randomness("share", seed=1, acknowledge=REPEATABLE_WORDS))
+    wanted = multiplier * table["clip"] / math.sqrt(institutions - table["colluders"])
+    # the sample's deviation of 512 values is within 16 % with 5 sigma
+    assert float(np.sqrt(np.mean((share.values / plan.scale) ** 2))) >= 0.84 * wanted
+
+
+def test_every_figure_of_a_run_within_the_bounds_is_stated_or_refused_in_time() -> None:
+    """The fallback's z is that of one of many shares, far below any that a manifest may have."""
+    told = state(
+        RunSettings(
+            unit="image",
+            delta=1e-5,
+            institutions=1024,
+            colluders=0,
+            noise_multiplier=0.1,
+            sampling_rate=1e-6,
+            rounds=100_000,
+        )
+    )
+    assert told.fallback.noise_multiplier < 0.004
+    assert told.fallback.epsilon is None

@@ -5,12 +5,14 @@ import warnings
 from typing import Any
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting import rdp
 from dp_accounting.pld import PLDAccountant
 from opacus.accountants import PRVAccountant
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
+from common.bounds import SMALLEST_MULTIPLIER
 from common.errors import AccountingError, UnknownEvent
 from common.privacy.accounting import Rounds, calibrate, epsilon, epsilon_bound
 
@@ -30,6 +32,30 @@ def event(q: float, z: float, t: int) -> dp_accounting.DpEvent:
 def test_equals_dp_accounting_itself(q: float, z: float, t: int) -> None:
     wanted = PLDAccountant().compose(event(q, z, t)).get_epsilon(1e-5 - t * 2**-50)
     assert epsilon([rounds(q, z, t)], delta=1e-5) == pytest.approx(wanted, rel=1e-9)
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Of the Gaussian mechanism with sensitivity over deviation μ, in closed form (Balle and Wang 2018)."""
+
+    def excess(e: float) -> float:
+        first, second = special.log_ndtr(mu / 2 - e / mu), e + special.log_ndtr(-mu / 2 - e / mu)
+        return float(first + np.log1p(-np.exp(second - first)) - math.log(delta)) if second < first else -math.inf
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(optimize.brentq(excess, 0, high, xtol=1e-9)) if excess(0.0) > 0 else 0.0
+
+
+@pytest.mark.parametrize("delta", [1e-30, 1e-13, 1e-11, 1e-10, 1e-5])
+@pytest.mark.parametrize(("mu", "t"), [(0.5, 3000), (1.0, 5000), (8.0, 10_000), (0.05, 100_000), (12.0, 100_000)])
+def test_no_figure_is_below_the_gaussian_mechanisms_own_formula(mu: float, t: int, delta: float) -> None:
+    """Without sampling, T rounds are one Gaussian of μ = √T/z; a Fourier transform rounds, which shows at a small δ."""
+    try:
+        found = epsilon([rounds(1.0, math.sqrt(t) / mu, t)], delta=delta)
+    except AccountingError:
+        return
+    assert found >= gaussian_epsilon(mu, delta)
 
 
 @pytest.mark.parametrize(("q", "z", "t"), GRID)
@@ -169,3 +195,11 @@ def test_nonsense_events_are_refused(q: float, z: float, t: int) -> None:
 def test_hopeless_epsilons_are_refused_instead_of_computed() -> None:
     with pytest.raises(AccountingError, match="more noise"):
         epsilon([rounds(0.5, 0.1, 10_000)], delta=1e-5)
+
+
+@pytest.mark.parametrize(("target", "q", "t"), [(1e-3, 1e-6, 1), (1e3, 1e-6, 100_000)])
+def test_a_target_that_next_to_no_noise_meets_gets_the_least_that_a_manifest_may_have(
+    target: float, q: float, t: int
+) -> None:
+    """The search for the very least would take minutes: a unit is hardly ever sampled, so z = 1e-9 would do."""
+    assert calibrate(target, delta=1e-5, sampling_rate=q, rounds=t) == SMALLEST_MULTIPLIER
