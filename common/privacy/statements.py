@@ -24,8 +24,7 @@ Unit: TypeAlias = Literal["image", "subject"]
 RELATION: Final = "adding or removing one unit"
 EXCLUDED: Final = (
     "what is published apart from the rounds: number of institutions, rounds, rates, the adapter's start",
-    "the intake: a unit is what an institution's vault holds after it; which files were taken, refused as copies or "
-    "put under one subject was decided by looking at all of them",
+    "the intake: a unit is what a vault holds after it; which files it took was decided by looking at all of them",
     "float64 functions and float32 gradients are taken as exact",
     "choices made by looking at the data, and other runs over the same data: see each institution's ledger",
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from client.budget_accountant import PldAccountant
-from client.policy import PrivacyLimits, SitePolicy
+from client.policy import PrivacyLimits, SitePolicy, check_manifest
 from client.pricing import PricedAside, PricedHere, PricingLimits, work_out
 from common.errors import AccountingError, DarkroomError, FiguresPending, PolicyRefusal
 from common.manifest import Member
@@ -54,40 +54,31 @@ def policy(epsilon_per_run: float = 4.0) -> SitePolicy:
     )
 
 
-def hang() -> None:
-    time.sleep(3600)
-
-
-def fill_memory() -> int:
-    return int(np.ones(2**30)[-1])
-
-
-def end() -> None:
-    os._exit(3)
-
-
-def refuse() -> None:
-    raise PolicyRefusal("ward", ("one", "two"))
-
-
 def test_the_figures_are_those_of_this_process() -> None:
     aside = PricedAside(patience=60.0)
     asked = manifest()
     assert aside.plan(asked, policy(), PldAccountant()) == PricedHere().plan(asked, policy(), PldAccountant())
 
 
-@pytest.mark.parametrize("work", [hang, fill_memory, end])
-def test_what_takes_too_long_or_too_much_is_ended_and_said(work: object) -> None:
-    limits = PricingLimits(seconds=600.0 if work is not hang else 1.0, memory_mib=200)
-    with pytest.raises(AccountingError, match=f"more than {limits.seconds:g} s or 200 MiB"):
-        work_out(work, limits=limits)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("work", "given", "seconds"),
+    [(time.sleep, 3600, 1.0), (bytes, 2**33, 600.0), (os._exit, 3, 600.0)],
+    ids=["time", "memory", "a crash"],
+)
+def test_what_takes_too_long_or_too_much_is_ended_and_said(work: Any, given: int, seconds: float) -> None:
+    limits = PricingLimits(seconds=seconds, memory_mib=200)
+    with pytest.raises(AccountingError, match=f"more than {seconds:g} s or 200 MiB"):
+        work_out(work, given, limits=limits)
 
 
 def test_an_error_comes_back_as_it_was_raised() -> None:
-    with pytest.raises(PolicyRefusal) as caught:
-        work_out(refuse)
-    assert caught.value.reasons == ("one", "two")
-    assert "one" in str(caught.value)
+    stranger = msgspec.structs.replace(policy(), coordinators=())
+    with pytest.raises(PolicyRefusal) as here:
+        check_manifest(manifest(), stranger, accountant=PldAccountant())
+    with pytest.raises(PolicyRefusal) as there:
+        work_out(partial(check_manifest, accountant=PldAccountant()), manifest(), stranger)
+    assert there.value.reasons == here.value.reasons
+    assert str(there.value) == str(here.value)
 
 
 def test_who_asks_meanwhile_is_told_to_ask_again_and_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
