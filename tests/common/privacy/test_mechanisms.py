@@ -170,7 +170,7 @@ def test_quantised_neighbours_differ_by_at_most_the_sensitivity(seed: int, size:
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_ring_round_trip_with_both_signs_at_the_cap(bits: int) -> None:
-    made = plan(coordinates=4, cap=100 if bits == 32 else 2**24)
+    made = plan(coordinates=4, cap=100 if bits == 32 else 2**23)
     assert made.bits == bits
     vector = np.array([-made.cap * 0.5, 0.0, 0.0, 0.0])
     share = NoisedShare(
