@@ -127,8 +127,10 @@ class Membership:
         return self.digest.hex()
 
 
-def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Membership:
-    """Check a proposed manifest and get ready to take part.
+def join(
+    signed: bytes, records: SiteRecords, provider: TrainingProvider, *, patience: float | None = None
+) -> Membership:
+    """Check a proposed manifest and get ready to take part; ``patience`` is that of :meth:`Pricing.plan`.
 
     Guarantee: nothing is worked out for parties that the policy does not name, or before somebody here approved, and
     then where it keeps nobody else waiting (:mod:`client.pricing`). Nothing is made ready, and no picture is
@@ -153,7 +155,7 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
     _check_code(manifest)
-    plan = records.pricing.plan(manifest, records.policy, records.ledger.accountant)
+    plan = records.pricing.plan(manifest, records.policy, records.ledger.accountant, patience=patience)
     participant = enrol(
         manifest,
         digest,

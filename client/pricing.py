@@ -49,8 +49,16 @@ class PricingLimits:
 class Pricing(Protocol):
     """Whoever works out what an approved run costs."""
 
-    def plan(self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> PrivatePlan:
+    def plan(
+        self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant, *, patience: float | None
+    ) -> PrivatePlan:
         """The run's privacy, if policy and manifest agree with what this site works out itself.
+
+        Args:
+            manifest: The run.
+            policy: The site's.
+            accountant: Prices the run.
+            patience: Seconds to wait; None: until it is worked out, or the limits are reached.
 
         Raises:
             PolicyRefusal: Every rule of the policy that the manifest breaks.
@@ -65,8 +73,11 @@ class Pricing(Protocol):
 class PricedHere:
     """In this process and while the caller waits: for simulations, whose settings are their own."""
 
-    def plan(self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> PrivatePlan:
+    def plan(
+        self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant, *, patience: float | None
+    ) -> PrivatePlan:
         """See :class:`Pricing`."""
+        del patience
         return plan_of(manifest, policy, accountant)
 
 
@@ -76,15 +87,15 @@ class PricedAside:
 
     Args:
         limits: Of that process.
-        patience: Seconds that a caller waits; most runs are worked out within them.
 
     """
 
     limits: PricingLimits = PricingLimits()
-    patience: float = 10.0
     _found: dict[bytes, Future[PrivatePlan]] = field(init=False, default_factory=dict, repr=False)
 
-    def plan(self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> PrivatePlan:
+    def plan(
+        self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant, *, patience: float | None
+    ) -> PrivatePlan:
         """See :class:`Pricing`; what was found, or went wrong, is kept for the next caller."""
         digest = manifest_digest(canonical_bytes(manifest))
         if digest not in self._found:
@@ -94,7 +105,7 @@ class PricedAside:
                 del self._found[next(iter(self._found))]
             self._found[digest] = _aside(lambda: work_out(plan_of, manifest, policy, accountant, limits=self.limits))
         try:
-            return self._found[digest].result(timeout=self.patience)
+            return self._found[digest].result(timeout=patience)
         except TimeoutError as error:
             raise FiguresPending(f"run {manifest.config.name!r}: its figures are being worked out") from error
 

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from common.randomness import Randomness
     from common.secagg.participant import Contributing
 
+PATIENCE_SECONDS: Final = 5.0
+"""How long a run under way may be kept waiting until another is priced."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -130,7 +132,9 @@ class SecureSteward:
         current = self._membership
         if current is not None and open_manifest(request.manifest)[1] == current.digest:
             return Accepted(countersignature=self._still_approved(current).countersignature)
-        current = join(request.manifest, self._records, self._provider)
+        # whoever is in a run already does not wait for another to be priced
+        patience = None if current is None else PATIENCE_SECONDS
+        current = join(request.manifest, self._records, self._provider, patience=patience)
         self._records.audit.append("joined", {"run": current.run})
         self._membership = current
         return Accepted(countersignature=current.countersignature)

@@ -55,9 +55,9 @@ def policy(epsilon_per_run: float = 4.0) -> SitePolicy:
 
 
 def test_the_figures_are_those_of_this_process() -> None:
-    aside = PricedAside(patience=60.0)
     asked = manifest()
-    assert aside.plan(asked, policy(), PldAccountant()) == PricedHere().plan(asked, policy(), PldAccountant())
+    here = PricedHere().plan(asked, policy(), PldAccountant(), patience=None)
+    assert PricedAside().plan(asked, policy(), PldAccountant(), patience=None) == here
 
 
 @pytest.mark.parametrize(
@@ -93,26 +93,23 @@ def test_who_asks_meanwhile_is_told_to_ask_again_and_what_was_found_is_kept(monk
     done: list[bool] = []
     monkeypatch.setattr("client.pricing.work_out", slow)
     first, second = manifest(), manifest()
-    aside = PricedAside(patience=0.0)
+    aside = PricedAside()
     for asked in (first, first, second):
         with pytest.raises(FiguresPending):
-            aside.plan(asked, policy(), PldAccountant())
+            aside.plan(asked, policy(), PldAccountant(), patience=0.0)
     assert started == [first]
     done.append(True)
-    patient = msgspec.structs.replace(first)
-    aside.patience = 60.0
-    assert aside.plan(patient, policy(), PldAccountant()) == f"plan of {first.config.rounds}"
-    aside.plan(second, policy(), PldAccountant())
+    assert aside.plan(first, policy(), PldAccountant(), patience=None) == f"plan of {first.config.rounds}"
+    aside.plan(second, policy(), PldAccountant(), patience=None)
     assert started == [first, second]
 
 
 def test_a_refusal_is_worked_out_once() -> None:
-    aside = PricedAside(patience=60.0)
-    asked = manifest()
+    aside, asked = PricedAside(), manifest()
     errors: list[DarkroomError] = []
     for _ in range(2):
         with pytest.raises(PolicyRefusal) as caught:
-            aside.plan(asked, policy(1.0), PldAccountant())
+            aside.plan(asked, policy(1.0), PldAccountant(), patience=None)
         errors.append(caught.value)
     assert errors[0] is errors[1]
 

@@ -334,8 +334,7 @@ def test_nothing_is_worked_out_before_somebody_approved(ring: Ring, monkeypatch:
 def test_a_run_goes_on_while_another_is_priced(
     ring: Ring, ward: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside, done = PricedAside(patience=60.0), threading.Event()
-    ring.pricing = aside
+    ring.pricing, done = PricedAside(), threading.Event()
     ring.stewards[0] = ring.start(0)
     opened = ring.open()
     other = make_ring(ward, tmp_path / "other")
@@ -346,12 +345,12 @@ def test_a_run_goes_on_while_another_is_priced(
         return work_out(*given, **named)
 
     monkeypatch.setattr(pricing, "work_out", slowly)
-    aside.patience = 0.0
+    monkeypatch.setattr("client.secure_steward.PATIENCE_SECONDS", 0.0)
     for attempt in range(2):
         assert ring.refused(0, Propose(manifest=other.signed)) == "busy"
         ring.answer(0, ring.request(opened, Step(0, attempt))[1])
     done.set()
-    aside.patience = 60.0
+    monkeypatch.setattr("client.secure_steward.PATIENCE_SECONDS", 600.0)
     assert isinstance(ring.ask(0, Propose(manifest=other.signed)), Accepted)
 
 
