@@ -235,7 +235,7 @@ def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> No
         assert vault.infos() == ()
     ended = run(place, "--commit", "--yes")
     assert ended.exit_code == 0, ended.output
-    (path,) = (place / "site/receipts").iterdir()
+    (path,) = (place / "site/receipts").glob("*.json")
     owner = read_identity_file(place / "site/identity.key").public
     receipt = verify_receipt(path.read_bytes(), owner)
     assert isinstance(receipt, Receipt)
