@@ -190,9 +190,10 @@ class _Desk:
         try:
             room.fill(receipt)
         except OSError as error:
+            added = sum(count.number for count in receipt.records)
             raise ConfigError(
-                f"{room.path}: the receipt cannot be written ({error.strerror}); the next ingest --commit writes it "
-                "before it adds anything"
+                f"{added} pictures were added, and {room.path} cannot be written ({error.strerror}); make room: the "
+                "next ingest --commit writes their receipt before it adds anything"
             ) from error
         self._note(receipt)
 
