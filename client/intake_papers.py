@@ -81,7 +81,7 @@ def add_to_vault(site: SiteConfig, identity: Identity, intake: Intake, papers: P
         audit = open_log(Path(site.audit_log), identity)
         vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
         forget_passphrase(site.vault)
-        desk = _Desk(site, identity, audit, vault, papers)
+        desk = _Desk(identity, audit, vault, papers)
         desk.finish_earlier()
         room = _room(papers.receipt)
         try:
@@ -107,7 +107,6 @@ def unfinished(entries: Iterable[Entry]) -> VaultState | None:
 class _Desk:
     """Where one intake's papers are written."""
 
-    site: SiteConfig
     identity: Identity
     audit: AuditLog
     vault: Vault
@@ -126,9 +125,12 @@ class _Desk:
         with _undisturbed():
             self._finish(make_receipt(report, intake.rules, self.identity, now=datetime.now(UTC)), room)
         self.papers.say(f"receipt: {self.papers.receipt}")
+        self._say_left_out(report)
+        return report
+
+    def _say_left_out(self, report: IntakeReport) -> None:
         if report.left_out:
             self.papers.say(f"files that were left out, by name: {self.papers.left_out}")
-        return report
 
     def finish_earlier(self) -> None:
         """Write the receipt of an intake that was cut off before it could write one itself."""
@@ -181,6 +183,7 @@ class _Desk:
                 f"stopped, and the receipt could not be written ({error}): the next ingest --commit writes it first"
             )
             return
+        self._say_left_out(report)
         self.papers.say(
             f"stopped: {number} pictures were added; receipt: {self.papers.receipt}\n"
             "to go on, run the same command again: they are recognised, and the rest is added"

@@ -50,6 +50,8 @@ class LeftOut:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+        if not self.path.stat().st_size:
+            self.path.unlink()
 
     def note(self, example: Example) -> None:
         """Write a file down unless it is kept.

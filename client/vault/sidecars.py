@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SUFFIXES: Final = frozenset({".txt", ".caption"})
+_TABLES: Final = frozenset({".jsonl", ".json", ".csv"})
+"""Beside these, a text is no caption."""
 _MAX_BYTES: Final = 4 * MAX_RAW_CHARACTERS
 
 
@@ -30,7 +32,7 @@ class Sidecars:
                 texts.add(name)
                 self._exact.setdefault(stem, []).append(name)
                 self._loose.setdefault(_folded(stem), []).append(name)
-            else:
+            elif suffix not in _TABLES:
                 keys |= {_folded(stem), _folded(name)}
         self.names: Final = frozenset(name for name in texts if _folded(_split(name)[0]) in keys)
         """Those that lie beside another file."""

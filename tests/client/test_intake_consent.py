@@ -201,6 +201,13 @@ def test_what_may_be_metadata_and_is_not_read_stops_the_intake(site: Site, folde
         site.take(folder)
 
 
+def test_a_text_beside_metadata_is_not_its_caption(site: Site, folder: Path) -> None:
+    write(folder / "metadata.jsonl", {"file_name": "0.png"})
+    (folder / "metadata.txt").write_text("0.png no")
+    with pytest.raises(DataError, match=r"metadata.txt: may say who consents"):
+        site.take(folder)
+
+
 def test_metadata_that_is_a_link_or_no_list_stops_the_intake(site: Site, folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "elsewhere.jsonl", NO)
     (folder / "metadata.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
