@@ -80,7 +80,7 @@ def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 
 
 def colour_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Root mean square of both colours together, as a share: copies saved as JPEG are within 0.011, red 0.5 off blue."""
+    """Root mean square of both colours together, as a share: a JPEG copy is within 0.011, red from blue about 0.5."""
     gap = one[..., 1:].astype(np.float64) - other[..., 1:]
     return float(np.sqrt((gap * gap).sum(axis=-1).mean())) / 255
 
