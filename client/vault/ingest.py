@@ -170,7 +170,7 @@ class Intake:
             yield (
                 f"{held_out} of {kept} pictures are held out and never trained with: the share "
                 f"{self.rules.subjects.holdout:g} is of subjects ({people.get('holdout', 0)} of {sum(people.values())} "
-                "here), and some have many pictures; subjects.holdout = 0 holds out nobody who is new"
+                "here), drawn at random, however many pictures each has; with 0, nobody new is held out"
             )
 
     def _judge(self, listed: tuple[Listed, ...], key: IntakeKey, vault: IntakeVault | None) -> Judge:
