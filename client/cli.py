@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from client.commands.approval import approvals, approve, revoke
+from client.commands.check import check
 from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
@@ -84,23 +85,6 @@ def digest(
     typer.echo(open_base(base, allow_download=download).digest)
 
 
-@app.command()
-def check(folder: Annotated[Path, typer.Argument(help="Image folder with metadata.jsonl.")]) -> None:
-    """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
-    from client.imagefolder import check_images, read_imagefolder, unlisted_files  # noqa: PLC0415 - as above
-    from common.errors import DataError  # noqa: PLC0415 - as above
-
-    pictures = read_imagefolder(folder)
-    bad = check_images(folder, pictures)
-    if bad:
-        listed = "\n".join(f"  - {fault}" for fault in bad)
-        raise DataError(f"{folder}: {len(bad)} of {len(pictures)} pictures cannot be used:\n{listed}")
-    subjects = len({picture.subject_id for picture in pictures})
-    typer.echo(f"{folder}: {len(pictures)} pictures of {subjects} subjects can be used")
-    for name in unlisted_files(folder, pictures):
-        typer.echo(f"not used, no row in metadata.jsonl: {name}")
-
-
 @log.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="The audit log.")],
@@ -118,7 +102,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
+SITE = (check, init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
 VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
 for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)

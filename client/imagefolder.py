@@ -1,10 +1,10 @@
 """An ordinary image folder with captions, as the institution has it: the Hugging Face ``imagefolder`` convention.
 
-``metadata.jsonl`` lies at the top of the folder, one JSON object a line::
+``metadata.jsonl`` lies in the folder, one JSON object a line::
 
     {"file_name": "ward-3/0001.png", "text": "an axial brain mri, upper part", "subject_id": "p17", "label": "axial"}
 
-``file_name`` and ``text`` (or ``caption``) are needed; the rest is optional, and other keys are ignored. An empty
+What a folder may hold, and what its rows mean, is read as an intake reads it (:mod:`client.vault.sources`); an empty
 caption is a picture that is learnt without one. Pixels are read one picture at a time, by :func:`load_pixels`.
 """
 
@@ -12,32 +12,34 @@ from __future__ import annotations
 
 import logging
 import struct
-import unicodedata
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
 from PIL import Image, ImageOps
 
-from common.errors import BadCaption, BadImage, DataError, EmptyFolder
+from client.site_vault import today
+from client.vault.intake_rules import IntakeRules
+from client.vault.outcomes import Reason, Refused
+from client.vault.sources import PICTURE_SUFFIXES, Rejected, list_folder, locate
+from common.errors import BadCaption, BadImage, EmptyFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-METADATA: Final = "metadata.jsonl"
+    from client.vault.sources import Candidate
+
 MAX_PIXELS: Final = 80_000_000
 """A larger picture is refused before it is decoded, so that a few compressed bytes cannot fill the memory."""
 
 _EXAMPLE: Final = '{"file_name": "0001.png", "text": "what the picture shows"}'
-_SUFFIXES: Final = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 """Decoders that may run; Pillow's others (EPS starts Ghostscript) would only widen what a hostile file can reach."""
 _OPAQUE: Final = frozenset({"1", "L", "P", "RGB"})
@@ -54,6 +56,8 @@ DECODER_ERRORS: Final = (
     zlib.error,
 )
 """What Pillow raises on damaged files."""
+_UNUSED: Final = frozenset({Reason.UNLISTED, Reason.NO_PICTURE})
+"""Files that no row names, and captions of nothing: they are not used, and are no fault."""
 _LISTED: Final = 50
 """Faults spelt out in one message; the rest are counted."""
 
@@ -73,47 +77,62 @@ class Picture:
     """The metadata's, else the sub-folder, else empty."""
 
 
-class _Row(msgspec.Struct, frozen=True):
-    file_name: str
-    text: str | UnsetType = UNSET
-    caption: str | UnsetType = UNSET
-    subject_id: str | int | None = None
-    label: str | int | None = None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFolder:
+    """What can be trained on, and what a person should know of the rest."""
+
+    pictures: tuple[Picture, ...]
+    """In the order of the metadata, then by name."""
+    left_out: tuple[str, ...] = field(repr=False, default=())
+    """Pictures without consent, or whose use has expired."""
+    others: tuple[str, ...] = field(repr=False, default=())
+    """Files without a row that are no pictures by their names; an intake may know them."""
+    notes: tuple[str, ...] = field(repr=False, default=())
 
 
 def read_imagefolder(folder: Path) -> tuple[Picture, ...]:
     """The folder's pictures in the order of its metadata; no picture is opened.
 
-    Picture files without a row are left out, and logged; see :func:`unlisted_files`.
+    Pictures without a row or without consent are left out, and logged; see :func:`look_at`.
 
     Raises:
-        BadCaption: Rows that cannot be used, every one of them with its line: not JSON, no caption, a caption that is
-            not text, a file that is missing, listed twice or outside the folder; or ``subject_id`` in some rows only.
-        EmptyFolder: No row and no picture.
-        DataError: No such folder, or pictures without a ``metadata.jsonl``.
+        BadCaption: Rows that cannot be used, every one of them with its line; or ``subject_id`` in some rows only.
+        EmptyFolder: No picture that may be used.
+        DataError: No such folder, or metadata that cannot be trusted as a whole.
 
     """
-    lines = _metadata_lines(folder)
-    faults: list[str] = []
-    rows: dict[Path, tuple[int, _Row]] = {}
-    for number, line in lines:
-        try:
-            row = _parse(line)
-            path = _locate(folder, row.file_name)
-            if path in rows:
-                raise BadCaption(f"{row.file_name}: already listed in line {rows[path][0]}; keep one row a picture")  # noqa: TRY301 - collected like the others
-        except BadCaption as error:
-            faults.append(f"line {number}: {error}")
+    found = look_at(folder)
+    if not found.pictures:
+        raise EmptyFolder(f"{folder}: no picture that may be used; give its metadata a row for each, as {_EXAMPLE}")
+    if found.left_out:
+        _log.warning("%s: %d pictures have no consent or have expired and are left out", folder, len(found.left_out))
+    _log_unlisted(folder, found.pictures)
+    return found.pictures
+
+
+def look_at(folder: Path) -> ImageFolder:
+    """Read the folder as an intake does, with its default rules; there may be no picture.
+
+    Raises:
+        BadCaption: As :func:`read_imagefolder`.
+        DataError: As :func:`read_imagefolder`.
+
+    """
+    listing, day = list_folder(folder, IntakeRules()), today()
+    pictures, left_out, others, faults = list[Picture](), list[str](), list[str](), list[str]()
+    for entry in listing.entries:
+        if isinstance(entry, Rejected):
+            if entry.refused.reason not in _UNUSED:
+                faults.append(f"{entry.where}: {entry.refused.reason}: {entry.refused.detail}")
+        elif entry.consent is False or (entry.expires is not None and entry.expires <= day):
+            left_out.append(entry.name)
+        elif entry.where != entry.name or PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES:
+            pictures.append(_picture(entry))
         else:
-            rows[path] = (number, row)
-    faults += _subject_faults(rows.values())
+            others.append(entry.name)
     if faults:
-        raise BadCaption(_joined(folder / METADATA, faults))
-    if not rows:
-        raise EmptyFolder(f"{folder / METADATA}: has no rows; write one a picture, as {_EXAMPLE}")
-    pictures = tuple(_picture(row) for _, row in rows.values())
-    _log_unlisted(folder, pictures)
-    return pictures
+        raise BadCaption(_joined(folder, faults))
+    return ImageFolder(pictures=tuple(pictures), left_out=tuple(left_out), others=tuple(others), notes=listing.notes)
 
 
 def unlisted_files(folder: Path, pictures: Iterable[Picture]) -> tuple[str, ...]:
@@ -145,10 +164,9 @@ def load_pixels(folder: Path, picture: Picture, resolution: int) -> NDArray[np.u
             animated or of a colour mode that is not handled.
 
     """
-    try:
-        path = _locate(folder, picture.file_name)
-    except BadCaption as error:
-        raise BadImage(str(error)) from error
+    path = locate(folder, picture.file_name)
+    if isinstance(path, Refused):
+        raise BadImage(f"{picture.file_name!r}: {path.reason}: {path.detail}")
     return decode_pixels(path, picture.file_name, resolution)
 
 
@@ -206,90 +224,24 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
-def _metadata_lines(folder: Path) -> list[tuple[int, bytes]]:
-    """Numbered lines that are not blank. Lines end at a line feed only: JSON strings may hold other separators."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder that holds {METADATA} and the pictures")
-    path = folder / METADATA
-    if not path.is_file():
-        found = len(_picture_files(folder))
-        if not found:
-            raise EmptyFolder(f"{folder}: no pictures and no {METADATA}")
-        raise DataError(f"{folder}: {found} pictures but no {METADATA}; write one line a picture, as {_EXAMPLE}")
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    return [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
-
-
-def _parse(line: bytes) -> _Row:
-    try:
-        row = msgspec.json.decode(line, type=_Row)
-    except (ValueError, RecursionError) as error:  # msgspec's own errors, and Unicode's, are ValueErrors
-        raise BadCaption(f"{error}; wanted {_EXAMPLE}") from error
-    if row.text is UNSET and row.caption is UNSET:
-        raise BadCaption(f'{row.file_name}: has no caption; add "text": "..." ("" for none)')
-    if UNSET not in {row.text, row.caption} and row.text != row.caption:
-        raise BadCaption(f'{row.file_name}: "text" and "caption" differ; keep one')
-    if row.subject_id is not None and not _normal(row.subject_id):
-        raise BadCaption(f"{row.file_name}: subject_id is blank; name the subject or leave the key out")
-    return row
-
-
-def _locate(folder: Path, name: str) -> Path:
-    """Where the named file really is: a row must not reach outside the folder, by ``..`` or by a symbolic link."""
-    pure = PurePosixPath(name)
-    if not pure.name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
-        raise BadCaption(f"{name!r}: wanted a path below the folder, with / and without ..")
-    try:
-        path = (folder / pure).resolve()
-        is_below, is_file = path.is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, RuntimeError) as error:
-        raise BadCaption(f"{name!r}: cannot be followed ({error})") from error
-    if not is_below:
-        raise BadCaption(f"{name!r}: is a link that leads out of the folder; copy the file into the folder")
-    if not is_file:
-        raise BadCaption(f"{name!r}: no such file; mend the name or take the row out")
-    return path
-
-
-def _subject_faults(rows: Collection[tuple[int, _Row]]) -> list[str]:
-    """A row without ``subject_id`` beside rows with one would count a person's picture as a subject of its own."""
-    without = [number for number, row in rows if row.subject_id is None]
-    if not without or len(without) == len(rows):
-        return []
-    return [
-        f"line {number}: has no subject_id while other rows have; give it in every row or in none" for number in without
-    ]
-
-
-def _picture(row: _Row) -> Picture:
-    name = PurePosixPath(row.file_name)
-    parent = "" if name.parent == PurePosixPath() else str(name.parent)
-    caption = row.text if row.text is not UNSET else row.caption
+def _picture(found: Candidate) -> Picture:
     return Picture(
-        file_name=str(name),
-        caption="" if caption is UNSET else caption,
-        subject_id=str(name) if row.subject_id is None else _normal(row.subject_id),
-        label=parent if row.label is None else str(row.label),
+        file_name=found.name,
+        caption=found.caption,
+        subject_id=found.name if found.subject_id is None else found.subject_id,
+        label=found.label,
     )
 
 
-def _normal(subject_id: str | int) -> str:
-    """One spelling a subject: stray blanks or another Unicode form must not split a person into two privacy units."""
-    return unicodedata.normalize("NFC", str(subject_id)).strip()
-
-
 def _picture_files(folder: Path) -> list[str]:
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES)
     return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
 
 
-def _joined(source: Path, faults: list[str]) -> str:
+def _joined(folder: Path, faults: list[str]) -> str:
     listed = "\n".join(f"  - {fault}" for fault in faults[:_LISTED])
     rest = f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-    return f"{source}: {len(faults)} row{'s' if len(faults) > 1 else ''} to mend:\n{listed}{rest}"
+    return f"{folder}: {len(faults)} row{'s' if len(faults) > 1 else ''} to mend:\n{listed}{rest}"
 
 
 def _log_unlisted(folder: Path, pictures: tuple[Picture, ...]) -> None:

@@ -39,10 +39,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # with the mark that Windows editors write first
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # TOML's and Unicode's are ValueErrors, and so is a huge number
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,12 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from client.site import SiteConfig
     from client.vault.ingest import Intake
     from client.vault.intake_report import IntakeReport
     from client.vault.intake_rules import IntakeRules
-    from client.vault.records import VaultState
-    from client.vault.store import Vault
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
 Site = Annotated[Path, typer.Option("--config", help="The site's settings. A dry run can do without.", dir_okay=False)]
@@ -29,6 +26,16 @@ ReceiptPath = Annotated[Path | None, typer.Option(help="Receipt to write; absent
 AcceptText = Annotated[bool, typer.Option("--accept-text", help="Keep pictures with text in them.")]
 Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that decode; absent: one a core.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before adding.")]
+MatchesNobody = Annotated[
+    bool, typer.Option("--opt-out-matches-nobody", help="Add although the opt-out list matches nobody.")
+]
+ListPath = Annotated[
+    Path | None, typer.Option("--list", help="Names of files that would be left out, to write (dry run).")
+]
+NOTHING: Final = 3
+"""Exit code where nothing was taken, or would be."""
+_SIGINT: Final = 130
+_SIGTERM: Final = 143
 _SPLITS: Final = {"train": "to train with", "holdout": "held out, never trained with"}
 
 
@@ -42,21 +49,36 @@ def ingest(
     accept_text: AcceptText = False,
     workers: Workers = None,
     yes: Yes = False,
+    opt_out_matches_nobody: MatchesNobody = False,
+    list_: ListPath = None,
 ) -> None:
-    """Take a folder of pictures into the vault, de-identified; without --commit only look. Stop the steward first."""
+    """Take a folder of pictures into the vault, de-identified; without --commit only look. Stop the steward first.
+
+    Exit code 3: nothing was taken, or would be.
+    """
     from client.vault.ingest import Intake
 
-    chosen = _rules(rules, accept_text)
-    intake = Intake(folder=folder, rules=chosen, commit=commit, workers=workers or len(os.sched_getaffinity(0)))
+    intake = Intake(
+        folder=folder,
+        rules=_rules(rules, accept_text),
+        commit=commit,
+        workers=workers or len(os.sched_getaffinity(0)),
+        opt_out_may_match_nobody=opt_out_matches_nobody,
+    )
     if not commit:
-        found = _look(intake, config)
+        found = _look(intake, config, list_)
         _print(found, "Dry run: nothing was added")
         if report is not None:
             _sheet(found, report)
     elif yes or typer.confirm(f"Add the pictures of {folder} to the vault?", default=False):
-        _print(_add(intake, config, receipt), "Added to the vault")
+        found = _add(intake, config, receipt)
+        _print(found, "Added to the vault")
     else:
         typer.echo("nothing was added")
+        raise typer.Exit(NOTHING)
+    if not found.kept:
+        typer.echo("nothing was added: no file was taken" if commit else "no file would be taken")
+        raise typer.Exit(NOTHING)
 
 
 def ingest_rules() -> None:
@@ -88,12 +110,25 @@ def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
     return rules
 
 
-def _look(intake: Intake, config: Path) -> IntakeReport:
-    """Against the site's vault, if there is a site and it has one yet."""
+def _look(intake: Intake, config: Path, names: Path | None) -> IntakeReport:
+    from client.vault.left_out import LeftOut
+
+    if names is None:
+        return _against_vault(intake, config)
+    with LeftOut.create(names) as listed:
+        found = _against_vault(replace(intake, on_file=listed.note), config)
+    typer.echo(f"files that would be left out, by name: {names}")
+    return found
+
+
+def _against_vault(intake: Intake, config: Path) -> IntakeReport:
+    """What would be done, with the site's vault, if there is a site and it has one yet."""
     from client.books import read_noted
+    from client.intake_papers import unfinished
     from client.site import read_site
     from client.site_vault import forget_passphrase, open_vault
     from client.vault.subjects import IntakeKey
+    from common.audit_log import read_entries
     from common.crypto import random_key
     from common.identity_file import read_identity_file
 
@@ -107,57 +142,34 @@ def _look(intake: Intake, config: Path) -> IntakeReport:
         return intake.run(IntakeKey.of(identity))
     with open_vault(site.vault, expected=noted.vault) as vault:
         forget_passphrase(site.vault)
+        if unfinished(read_entries(Path(site.audit_log))) is not None:
+            typer.echo("the last intake left no receipt; the next one with --commit writes it for what was added")
         return intake.run(IntakeKey.of(identity), vault)
 
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
-    """With the steward's place held, because the audit log has one writer."""
-    from client.books import VAULT, noted_in, open_log
-    from client.service_socket import held
+    from client.intake_papers import Papers, Terminated, add_to_vault
     from client.site import read_site
-    from client.site_vault import forget_passphrase
-    from client.steward_process import socket_place
-    from client.vault.receipt import make_receipt, write_receipt
-    from client.vault.subjects import IntakeKey
-    from common.audit_log import read_entries
     from common.errors import ConfigError
     from common.identity_file import read_identity_file
 
     site = read_site(config)
     identity = read_identity_file(Path(site.identity))
     path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
-    if path.exists() or path.is_symlink():  # told before anything is added, else pictures would have no receipt
+    if path.exists() or path.is_symlink():
         raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
-    with ExitStack() as stack:
-        stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), identity)
-        vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
-        forget_passphrase(site.vault)
-        audit.append(
-            "ingesting", {VAULT: vault.state().text()}
-        )  # an intake that is stopped leaves no receipt, but this
-        found = intake.run(IntakeKey.of(identity), vault)
-        signed = make_receipt(found, intake.rules, identity, now=datetime.now(UTC))
-        write_receipt(signed, path)
-        audit.append("ingested", {"receipt": signed.digest().hex(), VAULT: found.state_after})
-    typer.echo(f"receipt: {path}")
-    return found
-
-
-def _vault(site: SiteConfig, noted: VaultState | None) -> Vault:
-    """The site's vault for writing; its first intake makes it."""
-    from client.site_vault import master_key, open_vault
-    from client.vault.store import Vault
-
-    if noted is None and not Path(site.vault.directory).exists():
-        return Vault.create(Path(site.vault.directory), master_key(site.vault))
-    return open_vault(site.vault, access="write", expected=noted)
+    try:
+        return add_to_vault(site, identity, intake, Papers(receipt=path, say=typer.echo))
+    except KeyboardInterrupt as stopped:  # what was added, and how to go on, has been said
+        raise typer.Exit(_SIGTERM if isinstance(stopped, Terminated) else _SIGINT) from None
 
 
 def _print(found: IntakeReport, title: str) -> None:
     from rich.console import Console
 
     Console().print(_table(found, title))
+    for note in found.notes:
+        typer.echo("".join(char if char.isprintable() else ascii(char)[1:-1] for char in note))
     if found.opted_out_inside:
         typer.echo(f"{found.opted_out_inside} subjects on the opt-out list are in the vault from before: erase them")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Goes into receipts; count it up with every change of a pattern."""
 
 PLACEHOLDER: Final = re.compile(r"(\[[a-z][a-z ]{0,39}\])")
@@ -28,6 +28,12 @@ _WORDS_BEFORE_NUMBERS: Final = (
     "|acct|policy|insurance|licen[sc]e|passport|nhs|ssn|social security|serial|device|chart|file|ref|reference"
     "|id|dob|born"
 )
+
+_MEASURED: Final = (
+    r"(?!\d{1,4}(?:\.\d{1,2})?-\d{1,4}(?:\.\d{1,2})? ?"
+    r"(?:[\u03bcunmck]m|px|[\u03bcunm]s|[km]?hz|kvp?|ke?v|mev|[\u03bcum]g|kg|m?mol|[\u03bcm]l|hu|dpi|ppm|mmhg|bpm)(?!\w))"
+)
+"""Not where a range of measures begins, such as ``500-1000 µm``: a unit of two letters tells it from a number."""
 
 PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("address", re.compile(r"(?:https?|ftp|file|s3|sftp)://[^\s\[]+|\bwww\.[^\s\[]+", re.IGNORECASE)),
@@ -74,6 +80,12 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
             re.IGNORECASE,
         ),
     ),
-    ("identifier", re.compile(r"(?<![\w-])(?!\d+x\d+(?:x\d+)?(?![\w-]))(?=(?:(?:[^\W\d]|-){0,60}\d){5})[\w-]{5,300}")),
-    ("number", re.compile(r"\d(?:[\s()./_,:+-]{0,3}\d){6,}")),
+    (
+        "identifier",
+        re.compile(
+            rf"(?<![\w-]){_MEASURED}(?!\d+x\d+(?:x\d+)?(?![\w-]))(?=(?:(?:[^\W\d]|-){{0,60}}\d){{5}})[\w-]{{5,300}}",
+            re.IGNORECASE,
+        ),
+    ),
+    ("number", re.compile(rf"{_MEASURED}\d(?:[\s()./_,:+-]{{0,3}}\d){{6,}}", re.IGNORECASE)),
 )

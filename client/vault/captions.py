@@ -3,7 +3,7 @@
 Rules find what has a form: mail and web addresses, numbers, dates. They do not find a name that is not in the list, a
 place, or a diagnosis so rare that it names its patient; names in scripts that put no spaces between words are not
 found either. A person must look at the contact sheet. Too much is removed rather than too little: any seven digits in a
-row of digits and separators go.
+row of digits and separators go, but for a range of two numbers before a unit of measure.
 
 Guarantee:
     With the built-in rules: the result is valid Unicode in NFKC, of at most ``max_characters``, without control, format
@@ -158,11 +158,16 @@ def clean_text(text: str) -> str:
     """
     while True:  # taking a character out can bring two together that compose
         spaced = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text))
-        visible = "".join(char for char in _BLANK.sub("", spaced) if unicodedata.category(char) not in _UNWANTED)
+        visible = "".join(char for char in without_blanks(spaced) if unicodedata.category(char) not in _UNWANTED)
         cleaned = " ".join(visible.split())
         if cleaned == text:
             return cleaned
         text = cleaned
+
+
+def without_blanks(text: str) -> str:
+    """The text without letters and marks that show nothing."""
+    return _BLANK.sub("", text)
 
 
 def folded(word: str) -> str:

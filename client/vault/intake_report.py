@@ -10,6 +10,7 @@ from client.vault.outcomes import Accepted, Converted, Duplicate, Refused, descr
 
 if TYPE_CHECKING:
     from client.vault.outcomes import Outcome
+    from client.vault.records import Split
 
 SHEET_PICTURES: Final = 400
 """Previews on the contact sheet for each kind of outcome; the rest is counted."""
@@ -27,6 +28,16 @@ class Example:
     after: bytes = field(repr=False, default=b"")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A picture that goes into the vault with the next batch."""
+
+    outcome: Outcome
+    split: Split
+    subject: str = field(repr=False)
+    caption_rules: tuple[tuple[str, int], ...]
+
+
 @dataclass(kw_only=True)
 class IntakeReport:
     """Counts grow as the intake goes on."""
@@ -35,12 +46,17 @@ class IntakeReport:
     """By outcome and reason, both from closed lists."""
     caption_rules: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    subjects: dict[str, set[str]] = field(default_factory=dict, repr=False)
+    """Of the pictures that are kept, by side."""
     opted_out_inside: int = 0
     """Subjects on the opt-out list whose pictures are in the vault from before."""
+    notes: list[str] = field(default_factory=list, repr=False)
+    """What a person should know: sentences for the terminal."""
     state_before: str = ""
     state_after: str = ""
     examples: list[Example] = field(default_factory=list, repr=False)
     _shown: Counter[type] = field(default_factory=Counter, repr=False)
+    _held: list[Kept] = field(default_factory=list, repr=False)
 
     def note(self, example: Example) -> None:
         """Count a file, and keep it as an example while there is room."""
@@ -49,6 +65,31 @@ class IntakeReport:
         self._shown[kind] += 1
         if self._shown[kind] <= SHEET_PICTURES:
             self.examples.append(example)
+
+    def hold(self, kept: Kept) -> None:
+        """Count a picture's record, which is not in the vault yet."""
+        self._held.append(kept)
+        self.splits[kept.split] += 1
+        self.subjects.setdefault(kept.split, set()).add(kept.subject)
+        self.caption_rules.update(dict(kept.caption_rules))
+
+    def added(self) -> None:
+        """What was held is in the vault."""
+        self._held.clear()
+
+    def cut_off(self, number: int) -> None:
+        """An intake ended early, with so many records in the vault: take back what never came to be there."""
+        if number == self.splits.total():  # all that was held was added, and the word of it did not come back
+            self._held.clear()
+        for kept in self._held:
+            self.outcomes[describe(kept.outcome)] -= 1
+            self._shown[type(kept.outcome)] -= 1
+            self.splits[kept.split] -= 1
+            self.caption_rules.subtract(dict(kept.caption_rules))
+        self._held.clear()
+        for counts in (self.outcomes, self.splits, self.caption_rules):
+            for key in [key for key, count in counts.items() if count == 0]:
+                del counts[key]
 
     def number(self, kind: type[Outcome]) -> int:
         """Files with this kind of outcome."""

@@ -40,14 +40,17 @@ unlisted = "refuse"
 seconds = 60
 
 [subjects]
-# Who is shown where the metadata does not say: "file" (each file its own subject) or "folder" (the top folder's name).
+# Who is shown where the metadata does not say: "file" (each file its own subject), "folder" (the top folder's name),
+# "refuse" (such files are refused), or "ask": as "file", but where others name theirs, nothing is taken until you say.
 # A subject is what the privacy guarantee protects: name people whenever one of them has several pictures.
-default = "file"
-# Share of subjects held out from training, to audit one's own exposure with. A subject never changes sides.
+default = "ask"
+# Share of subjects (not of pictures) held out from training, to audit one's own exposure with. None ever changes sides.
 holdout = 0.15
-# Files with one entry a line: subject ids (or PatientIDs), or SHA-256 of files. "" for none.
+# A file with one entry a line: subject ids (or PatientIDs), or SHA-256 of files; of a table, the columns that its first
+# line names, or all. Letter case, blanks, hyphens and padding zeros make no difference. "" for none.
 opt_out = ""
-# "required": only rows with consent = true, or with a date that has not passed.
+# "required": only rows with consent = true, or with a date that has not passed. Whatever this says, a row whose consent
+# is anything else, or empty, is refused.
 consent = "optional"
 
 [pixels]
@@ -62,10 +65,11 @@ faces = "keep"
 near_duplicates = "drop"
 # Two pictures are nearly equal if their perceptual hashes differ in at most so many of 64 bits, and their thumbnails,
 # once brightness and contrast are matched, by at most this share; pictures of one subject, such as neighbouring slices
-# of a scan, by at most the second.
+# of a scan, by at most the second; and their colours by at most the third.
 near_distance = 6
 near_difference = 0.01
 same_subject_difference = 0.001
+near_colour = 0.03
 
 [captions]
 max_characters = 1000
@@ -103,7 +107,7 @@ class FileRules(Config, frozen=True, kw_only=True):
 class SubjectRules(Config, frozen=True, kw_only=True):
     """Who is shown, and who is left out."""
 
-    default: Literal["file", "folder"] = "file"
+    default: Literal["ask", "file", "folder", "refuse"] = "ask"
     holdout: Annotated[float, Meta(ge=0, le=0.5)] = 0.15
     opt_out: PathText = ""
     consent: Literal["optional", "required"] = "optional"
@@ -119,6 +123,7 @@ class PixelRules(Config, frozen=True, kw_only=True):
     near_distance: Annotated[int, Meta(ge=0, le=16)] = 6
     near_difference: Annotated[float, Meta(ge=0, le=1)] = 0.01
     same_subject_difference: Annotated[float, Meta(ge=0, le=1)] = 0.001
+    near_colour: Annotated[float, Meta(ge=0, le=1)] = 0.03
 
 
 class CaptionRules(Config, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date
 
+    from numpy.typing import NDArray
+
     from client.vault.deidentify import Cleaned, CleanFile, CleanPicture
     from client.vault.duplicates import Owner
     from client.vault.ingest import IntakeVault
@@ -87,7 +89,7 @@ class Judge:
     known: KnownSubjects
     today: date
     names_subjects: bool
-    """Whether the metadata names subjects: then a file without one could be anybody's."""
+    """Whether the metadata names subjects: then a file without one could be anybody's, unless the rules say whose."""
     _splits: dict[str, Split] = field(default_factory=dict, repr=False)
 
     def refuse_early(self, listed: Listed) -> Refused | None:
@@ -142,13 +144,19 @@ class Judge:
         elif cleaned.patient is not None:
             subject = pseudonym
         else:
-            subject = "" if self.names_subjects else candidate.name
+            subject = candidate.name if self._is_own_subject else ""
         if self.opt_out.covers(tuple(filter(None, (subject, patient, pseudonym))), cleaned.file_digest):
             return Refused(Reason.OPTED_OUT)
         if subject:
             return subject
         whose = "no PatientID in its header" if cleaned.patient is not None else "other files name theirs"
         return Refused(Reason.NO_SUBJECT, f"{whose}; {_NAME_SUBJECT}")
+
+    @property
+    def _is_own_subject(self) -> bool:
+        """Whether a file of which nobody says whom it shows counts as a subject of its own."""
+        default = self.rules.subjects.default
+        return default == "file" or (default == "ask" and not self.names_subjects)
 
     def _picture(
         self,
@@ -210,5 +218,5 @@ class Judge:
         return self._splits[subject]
 
 
-def _thumbnail(picture: CleanPicture) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    return np.frombuffer(picture.thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)
+def _thumbnail(picture: CleanPicture) -> NDArray[np.uint8]:
+    return np.frombuffer(picture.thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL, 3)

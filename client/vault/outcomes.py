@@ -25,6 +25,7 @@ class Reason(enum.StrEnum):
     FORMAT = "picture format that is not read"
     MISSING = "no such file"
     NO_CONSENT = "no consent"
+    NO_PICTURE = "caption beside no picture"
     NO_PIXELS = "DICOM object without pixels"
     NO_SUBJECT = "no subject"
     NOT_A_FILE = "not a regular file"

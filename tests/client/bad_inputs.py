@@ -153,7 +153,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "script.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "refused: FORMAT"),
     "archive.zip": (archive, "refused: NOT_A_PICTURE"),
     "zip slip.png": (lambda: archive("../../x"), "refused: NOT_A_PICTURE"),
-    "orphan.txt": (lambda: b"a caption of nothing", "refused: NOT_A_PICTURE"),
+    "orphan.txt": (lambda: b"a caption of nothing", "refused: NO_PICTURE"),
     "archive in chunk.png": (lambda: _in_chunk(36, archive()), "accepted"),
     "30000 by 30000.png": (lambda: png(30_000, 30_000), "refused: TOO_LARGE"),
     "2 billion wide.png": (lambda: png(2**31 - 1, 1), "refused: TOO_LARGE"),

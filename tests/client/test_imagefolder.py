@@ -55,9 +55,7 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> N
 
 
 BAD_ROWS = {
-    "no caption": '{"file_name": "a.png"}',
     "number as caption": '{"file_name": "a.png", "text": 3}',
-    "null as caption": '{"file_name": "a.png", "text": null}',
     "list as caption": '{"file_name": "a.png", "caption": ["x"]}',
     "two captions": '{"file_name": "a.png", "text": "x", "caption": "y"}',
     "no file": '{"text": "x"}',
@@ -102,7 +100,7 @@ def hostile(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
 def test_bad_row_is_refused_with_file_and_line(hostile: Path, row: str) -> None:
     write_rows(hostile, {"file_name": "b.png", "text": "good"}, "", row)
-    with pytest.raises(BadCaption, match=r"metadata\.jsonl: 1 row to mend:\n  - line 3: "):
+    with pytest.raises(BadCaption, match=r": 1 row to mend:\n  - metadata\.jsonl line 3: "):
         read_imagefolder(hostile)
 
 
@@ -112,20 +110,20 @@ def test_every_bad_row_is_named_at_once(hostile: Path) -> None:
         read_imagefolder(hostile)
     assert f"{len(BAD_ROWS)} rows to mend" in str(caught.value)
     for number in range(1, len(BAD_ROWS) + 1):
-        assert f"- line {number}: " in str(caught.value)
+        assert f"- metadata.jsonl line {number}: " in str(caught.value)
 
 
 @pytest.mark.parametrize("again", ["a.png", "./a.png", "same.png"])
 def test_one_file_in_two_rows_is_refused(hostile: Path, again: str) -> None:
     (hostile / "same.png").symlink_to(hostile / "a.png")
     write_rows(hostile, {"file_name": "a.png", "text": "x"}, {"file_name": again, "text": "y"})
-    with pytest.raises(BadCaption, match=r"line 2: .*already listed in line 1"):
+    with pytest.raises(BadCaption, match=r"line 2: .*already listed in metadata.jsonl line 1"):
         read_imagefolder(hostile)
 
 
 def test_subject_in_some_rows_only_is_refused(hostile: Path) -> None:
     write_rows(hostile, {"file_name": "a.png", "text": "", "subject_id": "p"}, {"file_name": "b.png", "text": ""})
-    with pytest.raises(BadCaption, match="line 2: has no subject_id while other rows have"):
+    with pytest.raises(DataError, match=r"1 pictures have no subject_id(.|\n)*line 2: has no subject_id"):
         read_imagefolder(hostile)
 
 
@@ -139,16 +137,13 @@ def test_folder_without_anything_is_empty(tmp_path: Path) -> None:
     with pytest.raises(EmptyFolder):
         read_imagefolder(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("\n")
-    with pytest.raises(EmptyFolder, match="has no rows"):
+    with pytest.raises(EmptyFolder, match="a row for each"):
         read_imagefolder(tmp_path)
 
 
-def test_missing_folder_and_missing_metadata_say_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_imagefolder(tmp_path / "gone")
-    paint(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r'1 pictures but no metadata\.jsonl; write .*"file_name"'):
-        read_imagefolder(tmp_path)
 
 
 def test_files_without_a_row_are_left_out_and_told(hostile: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,16 +160,26 @@ def test_sidecars_and_csv_give_captions(site: Site, folder: Path) -> None:
     }  # fmt: skip
     assert outcomes(found)["2.png"] == "refused: UNLISTED"
     assert outcomes(found)["metadata.csv line 5"] == "refused: BAD_ROW"
-    assert outcomes(found)["3.png"] == "refused: NO_SUBJECT"
+    assert outcomes(found)["metadata.csv line 6"] == "refused: BAD_ROW"
+    assert outcomes(found)["3.png"] == "refused: UNLISTED"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "file_name", "text\nabc", '"unclosed', "file_name,text\n" + "x" * 200_000, "\0\n\0"]
-)
+@pytest.mark.parametrize("text", ["file_name", "file_name,text\n" + "x" * 200_000, 'file_name,text\na.png,"unclosed'])
 def test_odd_tables(site: Site, folder: Path, text: str) -> None:
     (folder / "a.png").write_bytes(picture(1))
     (folder / "metadata.csv").write_text(text)
-    assert outcomes(site.take(folder))["a.png"] == "refused: UNLISTED"
+    for unlisted in ("refuse", "keep"):
+        assert outcomes(site.take(folder, commit=False, rules={"files": {"unlisted": unlisted}}))["a.png"] == (
+            "accepted" if (text, unlisted) == ("file_name", "keep") else "refused: UNLISTED"
+        )
+
+
+@pytest.mark.parametrize("text", ["", "text\nabc", '"unclosed', "\0\n\0", "file_name,text,text\na.png,x,y"])
+def test_tables_without_columns_are_refused_as_a_whole(site: Site, folder: Path, text: str) -> None:
+    (folder / "a.png").write_bytes(picture(1))
+    (folder / "metadata.csv").write_text(text)
+    with pytest.raises(DataError, match="its first line"):
+        site.take(folder)
 
 
 def test_two_metadata_files_and_no_folder(site: Site, folder: Path) -> None:
@@ -224,12 +234,12 @@ def test_opting_out(site: Site, folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", ["Doe-77", "DOE-77", "doe-77 ", "WARD/doe-77"])
 def test_opting_out_covers_other_ways_of_writing(written: str) -> None:
-    assert OptOut(subjects=frozenset({"dOE-77"})).covers((written,), b"")
-    assert not OptOut(subjects=frozenset({"doe-7"})).covers((written,), b"")
+    assert OptOut.of(["dOE-77"]).covers((written,), b"")
+    assert not OptOut.of(["doe-7"]).covers((written,), b"")
 
 
 def test_opting_out_covers_a_patient_whatever_the_issuer() -> None:
-    listed = OptOut(subjects=frozenset({"123"}))
+    listed = OptOut.of(["123"])
     assert listed.covers(("WARD/123",), b"")
     assert not listed.covers(("WARD/1234",), b"")
 

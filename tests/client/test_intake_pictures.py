@@ -384,14 +384,15 @@ def test_exact_hash_knows_the_shape() -> None:
 
 
 def test_difference_of_flat_pictures() -> None:
-    flat, other = np.zeros((32, 32), np.uint8), thumbnail(pixels(1))
+    flat, other = np.zeros((32, 32, 3), np.uint8), thumbnail(pixels(1))
     assert (difference(flat, flat), difference(flat, other)) == (0.0, 1.0)
+    assert difference(flat, flat + np.uint8(51)) == pytest.approx(0.2)
     assert difference(other, other) == pytest.approx(0.0)
 
 
 def test_the_search_grows() -> None:
     kept = search()
-    small = np.zeros((32, 32), np.uint8)
+    small = np.zeros((32, 32, 3), np.uint8)
     for number in range(3000):
         kept.add(str(number), owner=number, exact=number.to_bytes(32, "big"), perceptual=number << 40, thumbnail=small)
     assert len(kept) == 3000
