@@ -3,6 +3,11 @@
 The VAE and the text encoder are loaded, used and dropped here, so that neither is in memory during training. For each
 picture the posterior's mean and standard deviation are kept, and each training draw samples the latent from them,
 exactly as if the picture were encoded afresh. For each distinct caption one text embedding is kept.
+
+Guarantee: what is kept of a picture or caption is a function of it, the base and the device alone, to the last bit.
+Each passes its encoder by itself, because kernels choose by a batch's size how they round: with neighbours, up to six
+coordinates of a latent came out another way, and an adapter made for the purpose turned that into a change of the
+*other* picture's clipped gradient by up to twice the clip.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -34,11 +38,8 @@ if TYPE_CHECKING:
     from common.adapter.model import BaseModel
 
 _log: Final = logging.getLogger(__name__)
-ENCODING_BATCH: Final = 16
-"""Pictures in one pass of the autoencoder."""
-ENCODING_FORMAT: Final = "1"
-"""Of what is kept; another one is encoded anew."""
-_CAPTION_BATCH: Final = 64
+ENCODING_FORMAT: Final = "2"
+"""Of what is kept; another one is encoded anew. Format 1 was encoded in company."""
 
 
 @dataclass(frozen=True)
@@ -130,34 +131,33 @@ def _encode_pictures(
         for mean, std in encode_pixels(base, pixels, plan, source=str(folder)):
             means.append(mean)
             stds.append(std)
-            advance(len(mean))
-    return torch.cat(means), torch.cat(stds)
+            advance(1)
+    return torch.stack(means), torch.stack(stds)
 
 
 def encode_pixels(
     base: BaseModel, pictures: Iterable[NDArray[np.uint8]], plan: EncodingPlan, *, source: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode pictures of ``plan.resolution`` as they come, sixteen at a time; the autoencoder goes with the iterator.
+    """Encode pictures of ``plan.resolution`` as they come, each view alone; the autoencoder goes with the iterator.
 
     Yields:
-        ``mean`` and ``std`` of a :class:`LatentShard`, for up to sixteen pictures.
+        ``mean`` and ``std`` of one picture, [views, channels, height, width].
 
     Raises:
         BadImage: A latent is not finite; ``source`` says whose.
 
     """
     vae = base.load_vae().to(plan.device)
-    views = 2 if plan.horizontal_flips else 1
-    remaining = iter(pictures)
-    while batch := list(islice(remaining, ENCODING_BATCH)):
-        stacked = np.stack([view for pixels in batch for view in _views(pixels, plan)])
+    for pixels in pictures:
         with torch.no_grad():
-            posterior = vae.encode(_to_tensor(stacked).to(plan.device)).latent_dist
-        mean, std = (each.cpu() * vae.config.scaling_factor for each in (posterior.mean, posterior.std))
+            views = [vae.encode(_to_tensor(view).to(plan.device)).latent_dist for view in _views(pixels, plan)]
+        mean, std = (
+            torch.cat(each).cpu() * vae.config.scaling_factor
+            for each in ([view.mean for view in views], [view.std for view in views])
+        )
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise BadImage(f"{source}: the autoencoder gave non-finite latents; is the base model intact?")
-        shape = (len(batch), views, *mean.shape[1:])
-        yield mean.reshape(shape).half(), std.reshape(shape).half()
+        yield mean.half(), std.half()
 
 
 def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uint8]]:
@@ -165,17 +165,15 @@ def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uin
 
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def encode_caption_table(base: BaseModel, captions: Sequence[str], plan: EncodingPlan) -> CaptionTable:
-    """Encode distinct captions; row 0 of the table is what guidance guides away from, caption i is row i + 1."""
+    """Encode distinct captions, each alone; row 0 is what guidance guides away from, caption i is row i + 1."""
     encoders = tuple(encoder.to(plan.device) for encoder in base.load_text_encoders())
     tokenizers = base.load_tokenizers()
     nothing = unconditional(tokenizers, encoders, base.family, zeros=base.zero_unconditional)
-    # a long list in one pass would take gigabytes
-    batches = (captions[start : start + _CAPTION_BATCH] for start in range(0, len(captions), _CAPTION_BATCH))
-    parts = [nothing, *(encode_captions(tokenizers, encoders, base.family, batch) for batch in batches)]
+    parts = [nothing, *(encode_captions(tokenizers, encoders, base.family, [caption]) for caption in captions)]
     pooled = [part.pooled.cpu() for part in parts if part.pooled is not None]
     return CaptionTable(torch.cat([part.embeddings.cpu() for part in parts]), torch.cat(pooled) if pooled else None)
 

@@ -1,14 +1,14 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
-The numbers are those of :func:`client.latents.encode_folder` on the same pictures in the same order, bit by bit if
-everything is encoded at once. What was encoded in another company, before pictures were added or erased, may differ in
-the last bit of a float, as it may between two devices.
+The numbers are those of :func:`client.latents.encode_folder` on the same pictures in the same order, bit by bit,
+whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +16,6 @@ from safetensors.torch import load, save
 
 from client.imagefolder import decode_pixels
 from client.latents import (
-    ENCODING_BATCH,
     ENCODING_FORMAT,
     CaptionTable,
     LatentShard,
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 Parts: TypeAlias = dict[str, torch.Tensor]
 _log: Final = logging.getLogger(__name__)
+KEPT_TOGETHER: Final = 16
+"""Encoded pictures in one write to the vault."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +59,8 @@ def encode_vault(
 ) -> VaultShard:
     """Encode what has not expired, in the order in which it was added.
 
-    A vault that is open for writing keeps what is encoded, sixteen pictures at a time: what is interrupted goes on
-    where it was.
+    A vault that is open for writing keeps what is encoded, :data:`KEPT_TOGETHER` pictures at a time: what is
+    interrupted goes on where it was.
 
     Raises:
         EmptyFolder: Nothing of this split, or all expired.
@@ -95,10 +96,10 @@ def _encoded_pictures(
     missing = [each for each in ids if each not in found]
     pixels = (decode_pixels(vault.read(each).image, f"record {each}", plan.resolution) for each in missing)
     with bar("encoding pictures", len(missing)) as advance:
-        batches = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
-        for start, (mean, std) in zip(range(0, len(missing), ENCODING_BATCH), batches, strict=True):
-            ids_of_batch = missing[start : start + ENCODING_BATCH]
-            batch = {each: {"mean": mean[row], "std": std[row]} for row, each in enumerate(ids_of_batch)}
+        # with nothing to encode, no autoencoder is loaded either
+        made = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
+        encoded = zip(missing, made, strict=True)
+        while batch := {each: {"mean": mean, "std": std} for each, (mean, std) in islice(encoded, KEPT_TOGETHER)}:
             _keep(vault, kind, batch)
             found |= batch
             advance(len(batch))
