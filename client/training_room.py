@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from client.arithmetic import fix_kernels
+from client.batch_invariance import settle_microbatch
 from client.membership import TrainingSide
 from client.memory import MIB, check_memory, choose_device
 from client.trainer import build_trainer
@@ -78,6 +80,7 @@ class TrainingRoom:
         Raises:
             ModelError: The base cannot be read, or is not the manifest's.
             NotEnoughMemory: It does not fit.
+            NotRepeatable: This device does not compute a unit's gradient twice alike, even alone.
             DarkroomError: The pictures cannot be had.
 
         """
@@ -89,10 +92,13 @@ class TrainingRoom:
             self._run = None  # before the next is loaded: two do not fit
             base = self.open_base(manifest.base_digest)
             device = choose_device(self.device)
+            fix_kernels(device)
             memory = check_memory(base, device=device, limit=self.limit)
             _log.info("the base fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device)
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
+            if manifest.config.privacy != "none":
+                settle_microbatch(trainer, records.shard, draws=manifest.config.privacy.draws)
             side = TrainingSide(name=self.name, trainer=trainer, shard=records.shard, units=records.units)
             self._run = (digest, side)
             return side
