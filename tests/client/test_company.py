@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parents[2] / "simulations" / "base" / "model"
 """Of an encoder large enough that its kernels differ with the batch's size."""
-MICROBATCH = 4
-CLIP = 0.01
+MICROBATCH = 2
+CLIP = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -147,17 +147,17 @@ def test_one_unit_moves_the_sum_by_at_most_the_clip_at_any_adapter(base: BaseMod
     pictures = read_imagefolder(folder)[:17]
     shards = encoded(base, folder, pictures), encoded(base, folder, pictures[1:])
     # row 16, the last, is alone in a batch of sixteen and one; row 0, the unit, is a neighbour of all
-    rows = np.array([0, 16, 5, 9, 12])
+    rows = np.array([0, 16, 9])
     adapter = {"rank": 4, "alpha": 4.0, "train": "core", "targets": ("to_q", "to_k")}
     trainer = build_trainer(base, run_config(adapter=adapter))
-    for seed in range(6):
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         scale = 10 * 35 ** rng.random()
         trainer.set_adapter((scale * rng.standard_normal(trainer.spec.dimension)).astype(np.float32))
         draws = training_draws(shards[0], rows, trainer.config, trainer.schedule_steps, rng)
         captions = torch.where(draws.caption_rows > 0, shards[1].caption_rows[draws.rows - 1], 0)
         others = replace(draws, rows=draws.rows - 1, caption_rows=captions)  # its numbers are coupled
-        with_unit = clipped(trainer, shards[0], draws, range(5))
-        without = clipped(trainer, shards[1], others, range(1, 5))
+        with_unit = clipped(trainer, shards[0], draws, range(3))
+        without = clipped(trainer, shards[1], others, range(1, 3))
         assert np.linalg.norm(with_unit - without) <= CLIP * (1 + 2**-20)
         assert np.linalg.norm(with_unit) > CLIP  # else nothing was clipped
