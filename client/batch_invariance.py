@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from client.arithmetic import computed
 from client.latents import CaptionTable, LatentShard
 from client.trainer import Draws
 from common.adapter.vector import trained_parameters
@@ -51,14 +50,14 @@ def settle_microbatch(trainer: Trainer, like: LatentShard, *, draws: int) -> Non
     adapter = trainer.adapter()
     public = _PublicUnits.of(like, trainer, units=max(1, trainer.microbatch // draws), draws=draws)
     try:
-        if computed(public.is_invariant):
+        if public.is_invariant():
             return
         _log.warning(
             "this device computes a picture's gradient differently among other pictures, which no clipping bounds: "
             "from now on one unit at a time, which is slower"
         )
         trainer.take_one_at_a_time()
-        if not computed(public.repeats_alone):
+        if not public.repeats_alone():
             raise NotRepeatable(
                 f"{trainer.device} computes one and the same gradient in two ways, so no bound holds for a picture's "
                 'part in the sum; set device = "cpu", or update the driver and torch'

@@ -5,7 +5,7 @@ picture the posterior's mean and standard deviation are kept, and each training 
 exactly as if the picture were encoded afresh. For each distinct caption one text embedding is kept.
 
 Guarantee: what is encoded of a picture or caption is a function of it, the plan, the base and
-:func:`client.arithmetic.arithmetic_of` the device, to the last bit; no other picture or caption has a part in it. Each
+:func:`common.arithmetic.arithmetic_of` the device, to the last bit; no other picture or caption has a part in it. Each
 passes its encoder by itself, because kernels choose by a batch's size how they round: with neighbours, up to six
 coordinates of a latent came out another way, and an adapter made for the purpose turned that into a change of the
 *other* picture's clipped gradient by up to twice the clip. Alone is the one rule that needs no trust in kernels. What
@@ -27,9 +27,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from client.arithmetic import arithmetic_of, computed
 from client.imagefolder import check_images, load_pixels
 from common.adapter.text import encode_captions, overlong_captions, unconditional
+from common.arithmetic import arithmetic_of, computed
 from common.errors import BadImage, DataError, EmptyFolder, NotRepeatable
 from common.progress import bar
 

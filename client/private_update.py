@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.arithmetic import computed
 from client.trainer import training_draws
 from common.adapter.vector import trained_parameters
 from common.errors import AccountingError
@@ -92,15 +91,13 @@ class PrivateUpdate:
     def clipped(self, rows: NDArray[np.int64], rng: np.random.Generator) -> ClippedSum:
         """Sum of the clipped gradients of units given by their pictures' rows, [units·K]; secret."""
         trainer = self.trainer
-        return computed(
-            lambda: clipped_sum(
-                trainer.unet,
-                trained_parameters(trainer.unet, trainer.spec),
-                self._batches(rows, rng),
-                lambda batch: trainer.losses(self.shard, batch.draws) * batch.weights.to(trainer.device),
-                clip=self.plan.config.clip,
-                draws=self.plan.config.draws,
-            )
+        return clipped_sum(
+            trainer.unet,
+            trained_parameters(trainer.unet, trainer.spec),
+            self._batches(rows, rng),
+            lambda batch: trainer.losses(self.shard, batch.draws) * batch.weights.to(trainer.device),
+            clip=self.plan.config.clip,
+            draws=self.plan.config.draws,
         )
 
     def _batches(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[WeightedDraws]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from client.arithmetic import fix_kernels
 from client.batch_invariance import settle_microbatch
 from client.membership import TrainingSide
 from client.memory import MIB, check_memory, choose_device
 from client.trainer import build_trainer
 from common.adapter.model import open_base
+from common.arithmetic import fix_kernels
 from common.errors import DigestMismatch
 from common.manifest import canonical_bytes, manifest_digest
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from common.arithmetic import computed
 from common.errors import ClippingError
 from common.privacy.unit_gradients import record_units
 
@@ -60,11 +61,11 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum the clipped per-unit gradients over micro-batches of whole units.
 
-    Guarantee: adding or removing one unit moves the result by at most (1 + 2⁻²³)·``clip`` in Euclidean norm, whatever
-    its data, if each unit's gradient has the same bits at every place of a micro-batch, in every one of them, and among
-    any other units. Then the other terms are equal with and without it; its own is scaled, and all are added, in
-    float64, which rounds by less than 2⁻²³·``clip`` for up to 10⁴ units. A unit whose gradient is not finite counts as
-    zero.
+    Guarantee: adding or removing one unit moves the result by at most ``clip`` in Euclidean norm, and by what float64
+    rounds, whatever its data, if each unit's gradient has the same bits at every place of a micro-batch, in every one
+    of them, and among any other units. Then all other terms are the same with and without it; its own is scaled, and
+    all are added, in float64, which rounds by less than k²·2⁻⁵³·``clip`` for k units. A unit whose gradient is not
+    finite counts as zero.
 
     Assumed, not shown here: that equality. A float32 gradient whose last bits follow its neighbours' company can be
     turned by a chosen adapter into one of another direction, which clipping does not bound. Micro-batches of one size,
@@ -78,7 +79,8 @@ def clipped_sum(
         batches: micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
             zero vector.
         losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
-            other. It may use autocast and gradient checkpointing; losses must not be scaled.
+            other. It may use autocast and gradient checkpointing; losses must not be scaled. It and the batches are
+            called in another thread, see :func:`common.arithmetic.computed`.
         clip: C > 0.
         draws: K ≥ 1 rows per unit.
 
@@ -89,9 +91,13 @@ def clipped_sum(
         raise ClippingError(f"wanted a finite clip norm above 0, got {clip}")
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
     parts = torch.split(total, [p.numel() for p in parameters])
-    with record_units(model, parameters, draws=draws) as recorder:
+
+    def add_all() -> None:
         for batch in batches:
             _add_clipped(parts, _backward(recorder, losses(batch), draws), clip)
+
+    with record_units(model, parameters, draws=draws) as recorder:
+        computed(add_all)
     return ClippedSum(vector=total.cpu().numpy(), sensitivity=clip)
 
 
@@ -125,7 +131,7 @@ def unit_gradients(
     They are the data: for data that is public. Arguments and errors as for :func:`clipped_sum`.
     """
     with record_units(model, parameters, draws=draws) as recorder:
-        parts = _backward(recorder, losses(batch), draws)
+        parts = computed(lambda: _backward(recorder, losses(batch), draws))
     units = max(len(part) for part in parts if part is not None)
     return torch.cat(
         [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from client.arithmetic import arithmetic_of, computed
+from common.arithmetic import arithmetic_of, computed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -64,7 +64,7 @@ def fix_kernels(device: str) -> None:
 def arithmetic_of(device: str) -> str:
     """All of it in words: results that are kept may stand beside new ones only where these are the same.
 
-    Assumed: one device computes the same twice; :mod:`client.batch_invariance` and :mod:`client.latents` ask it.
+    Assumed: one device computes the same twice, which is to be asked of it before anything rests on it.
     """
     parts = [f"{name} {version(name)}" for name in _LIBRARIES]
     if torch.device(device).type == "cuda":
