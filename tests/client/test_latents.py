@@ -130,6 +130,25 @@ def test_a_device_that_encodes_one_thing_in_two_ways_is_refused(
         )
 
 
+def test_each_view_and_caption_passes_alone_and_without_subnormals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def watch(_module: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        (batch, *_), tiny = (*given, *named.values()), torch.full((1,), 1e-39) * 0.5
+        seen.append((len(batch), bool(tiny.view(torch.int32))))
+
+    vae, texts = site.base.load_vae(), site.base.load_text_encoders()
+    vae.encoder.register_forward_pre_hook(watch, with_kwargs=True)
+    for each in texts:
+        each.register_forward_pre_hook(watch, with_kwargs=True)
+    monkeypatch.setattr(type(site.base), "load_vae", lambda _: vae)
+    monkeypatch.setattr(type(site.base), "load_text_encoders", lambda _: texts)
+    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=True)
+    encode_folder(site.base, site.folder, read_imagefolder(site.folder), plan)
+    assert set(seen) == {(1, False)}
+    assert len(seen) >= 2 * 6 + 3
+
+
 def test_pictures_gone_since_the_metadata_was_read_are_named(site: Site, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "gone")
     pictures = read_imagefolder(folder)
