@@ -3,6 +3,14 @@
 The VAE and the text encoder are loaded, used and dropped here, so that neither is in memory during training. For each
 picture the posterior's mean and standard deviation are kept, and each training draw samples the latent from them,
 exactly as if the picture were encoded afresh. For each distinct caption one text embedding is kept.
+
+Guarantee: what is encoded of a picture or caption is a function of it, the plan, the base and
+:func:`common.arithmetic.arithmetic_of` the device, to the last bit; no other picture or caption has a part in it. Each
+passes its encoder by itself, because kernels choose by a batch's size how they round: with neighbours, up to six
+coordinates of a latent came out another way, and an adapter made for the purpose turned that into a change of the
+*other* picture's clipped gradient by up to twice the clip. Alone is the one rule that needs no trust in kernels. What
+was kept under another arithmetic is made anew. Assumed: the device repeats itself; a public picture and the empty
+caption are encoded twice to see it.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,7 +29,8 @@ from safetensors.numpy import load_file, save_file
 
 from client.imagefolder import check_images, load_pixels
 from common.adapter.text import encode_captions, overlong_captions, unconditional
-from common.errors import BadImage, DataError, EmptyFolder
+from common.arithmetic import arithmetic_of, computed
+from common.errors import BadImage, DataError, EmptyFolder, NotRepeatable
 from common.progress import bar
 
 if TYPE_CHECKING:
@@ -32,13 +41,11 @@ if TYPE_CHECKING:
 
     from client.imagefolder import Picture
     from common.adapter.model import BaseModel
+    from common.adapter.text import TextConditioning
 
 _log: Final = logging.getLogger(__name__)
-ENCODING_BATCH: Final = 16
-"""Pictures in one pass of the autoencoder."""
-ENCODING_FORMAT: Final = "1"
-"""Of what is kept; another one is encoded anew."""
-_CAPTION_BATCH: Final = 64
+ENCODING_FORMAT: Final = "2"
+"""Of what is kept; another one is encoded anew. Format 1 was encoded in company."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,10 @@ class EncodingPlan:
     """Directory that keeps encoded shards between runs; None keeps nothing."""
     device: str = "cpu"
 
+    def made_by(self) -> str:
+        """Digest of the way in which bits come about; what has another one may not stand beside what is encoded now."""
+        return hashlib.sha256(f"{ENCODING_FORMAT}\0{arithmetic_of(self.device)}".encode()).hexdigest()
+
 
 def encode_folder(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> LatentShard:
     """Encode every picture and caption of a folder, or read them from the cache.
@@ -130,34 +141,48 @@ def _encode_pictures(
         for mean, std in encode_pixels(base, pixels, plan, source=str(folder)):
             means.append(mean)
             stds.append(std)
-            advance(len(mean))
-    return torch.cat(means), torch.cat(stds)
+            advance(1)
+    return torch.stack(means), torch.stack(stds)
 
 
 def encode_pixels(
     base: BaseModel, pictures: Iterable[NDArray[np.uint8]], plan: EncodingPlan, *, source: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode pictures of ``plan.resolution`` as they come, sixteen at a time; the autoencoder goes with the iterator.
+    """Encode pictures of ``plan.resolution`` as they come, each view alone; the autoencoder goes with the iterator.
 
     Yields:
-        ``mean`` and ``std`` of a :class:`LatentShard`, for up to sixteen pictures.
+        ``mean`` and ``std`` of one picture, [views, channels, height, width].
 
     Raises:
         BadImage: A latent is not finite; ``source`` says whose.
+        NotRepeatable: This device encodes one picture in two ways.
 
     """
     vae = base.load_vae().to(plan.device)
-    views = 2 if plan.horizontal_flips else 1
-    remaining = iter(pictures)
-    while batch := list(islice(remaining, ENCODING_BATCH)):
-        stacked = np.stack([view for pixels in batch for view in _views(pixels, plan)])
+    scale = vae.config.scaling_factor
+
+    def encode(view: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
-            posterior = vae.encode(_to_tensor(stacked).to(plan.device)).latent_dist
-        mean, std = (each.cpu() * vae.config.scaling_factor for each in (posterior.mean, posterior.std))
+            posterior = vae.encode(_to_tensor(view).to(plan.device)).latent_dist
+        return posterior.mean.cpu() * scale, posterior.std.cpu() * scale
+
+    first, other = np.random.default_rng(0).integers(0, 256, (2, plan.resolution, plan.resolution, 3), dtype=np.uint8)
+    before, _, after = (computed(partial(encode, each)) for each in (first, other, first))
+    _check_repeats(before, after, f"a picture on {plan.device}")
+    for pixels in pictures:
+        means, stds = zip(*(computed(partial(encode, view)) for view in _views(pixels, plan)), strict=True)
+        mean, std = torch.cat(means), torch.cat(stds)
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise BadImage(f"{source}: the autoencoder gave non-finite latents; is the base model intact?")
-        shape = (len(batch), views, *mean.shape[1:])
-        yield mean.reshape(shape).half(), std.reshape(shape).half()
+        yield mean.half(), std.half()
+
+
+def _check_repeats(first: Sequence[torch.Tensor], again: Sequence[torch.Tensor], what: str) -> None:
+    if not all(np.array_equal(one.numpy(), two.numpy()) for one, two in zip(first, again, strict=True)):
+        raise NotRepeatable(
+            f"encoding {what} twice gives two results, so a picture's encoding would not be its own alone; set "
+            'device = "cpu", or update the driver and torch'
+        )
 
 
 def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uint8]]:
@@ -165,19 +190,34 @@ def _views(pixels: NDArray[np.uint8], plan: EncodingPlan) -> list[NDArray[np.uin
 
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def encode_caption_table(base: BaseModel, captions: Sequence[str], plan: EncodingPlan) -> CaptionTable:
-    """Encode distinct captions; row 0 of the table is what guidance guides away from, caption i is row i + 1."""
+    """Encode distinct captions, each alone; row 0 is what guidance guides away from, caption i is row i + 1.
+
+    Raises:
+        NotRepeatable: This device encodes one caption in two ways.
+
+    """
     encoders = tuple(encoder.to(plan.device) for encoder in base.load_text_encoders())
     tokenizers = base.load_tokenizers()
-    nothing = unconditional(tokenizers, encoders, base.family, zeros=base.zero_unconditional)
-    # a long list in one pass would take gigabytes
-    batches = (captions[start : start + _CAPTION_BATCH] for start in range(0, len(captions), _CAPTION_BATCH))
-    parts = [nothing, *(encode_captions(tokenizers, encoders, base.family, batch) for batch in batches)]
-    pooled = [part.pooled.cpu() for part in parts if part.pooled is not None]
-    return CaptionTable(torch.cat([part.embeddings.cpu() for part in parts]), torch.cat(pooled) if pooled else None)
+
+    def alone(caption: str) -> tuple[torch.Tensor, ...]:
+        return _parts(encode_captions(tokenizers, encoders, base.family, [caption]))
+
+    def nothing() -> tuple[torch.Tensor, ...]:
+        return _parts(unconditional(tokenizers, encoders, base.family, zeros=base.zero_unconditional))
+
+    before, *rows, after = (computed(partial(alone, each)) for each in ("", *captions, ""))
+    _check_repeats(before, after, f"a caption on {plan.device}")
+    embeddings, *pooled = (torch.cat(parts) for parts in zip(computed(nothing), *rows, strict=True))
+    return CaptionTable(embeddings, pooled[0] if pooled else None)
+
+
+def _parts(made: TextConditioning) -> tuple[torch.Tensor, ...]:
+    embeddings = made.embeddings.cpu()
+    return (embeddings,) if made.pooled is None else (embeddings, made.pooled.cpu())
 
 
 def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:
@@ -189,7 +229,7 @@ def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:
 def _cache_key(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> str:
     """Digest of everything the encoding depends on, contents of the files included."""
     state = hashlib.sha256()
-    for part in (ENCODING_FORMAT, base.digest, str(plan.resolution), str(plan.horizontal_flips)):
+    for part in (plan.made_by(), base.digest, str(plan.resolution), str(plan.horizontal_flips)):
         state.update(part.encode() + b"\0")
     for picture in pictures:
         state.update(f"{_content(folder / picture.file_name)}\0{picture.caption}\0".encode())

@@ -68,7 +68,15 @@ class Draws:
 def training_draws(
     shard: LatentShard, rows: NDArray[np.int64], config: TrainingConfig, steps: int, rng: np.random.Generator
 ) -> Draws:
-    """Random draws for the given picture rows; ``steps`` is the length of the noise schedule."""
+    """Random draws for the given picture rows; ``steps`` is the length of the noise schedule.
+
+    Everybody's draws come from one stream, so one unit more shifts which numbers the others get. That gives nothing
+    away: the numbers are independent of each other and of the data, and those of one unit independent of all others'.
+    Two runs, with and without a unit, may therefore be coupled so that the others' numbers are equal; for each choice
+    of them the sums differ by the unit's clipped gradient alone, and a mixture over choices is no easier to tell apart
+    than its worst one (the hockey-stick divergence is jointly convex). What the coupling needs is that equal numbers
+    give equal gradients at another place of a micro-batch: see :func:`common.privacy.clipping.clipped_sum`.
+    """
     count, shape = len(rows), shard.mean.shape[2:]
     chosen = torch.from_numpy(rows)
     captions = shard.caption_rows[chosen].clone()
@@ -159,6 +167,10 @@ class Trainer:
     def microbatch(self) -> int:
         """Draws per forward and backward."""
         return self._microbatch
+
+    def take_one_at_a_time(self) -> None:
+        """One draw, or one unit's draws, per forward and backward: where rows depend on their neighbours."""
+        self._microbatch = 1
 
     def set_adapter(self, vector: NDArray[np.float32]) -> None:
         """Load adapter parameters, float32 [d], into the UNet."""

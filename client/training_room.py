@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from client.batch_invariance import settle_microbatch
 from client.membership import TrainingSide
 from client.memory import MIB, check_memory, choose_device
 from client.trainer import build_trainer
 from common.adapter.model import open_base
+from common.arithmetic import fix_kernels
 from common.errors import DigestMismatch
 from common.manifest import canonical_bytes, manifest_digest
 
@@ -88,6 +90,7 @@ class TrainingRoom:
         Raises:
             ModelError: The base cannot be read, or is not the manifest's.
             NotEnoughMemory: It does not fit.
+            NotRepeatable: This device does not compute a unit's gradient twice alike, even alone.
             DarkroomError: The pictures cannot be had.
 
         """
@@ -99,10 +102,13 @@ class TrainingRoom:
             self._run = None  # before the next is loaded: two do not fit
             base = self.open_base(manifest.base_digest)
             device = choose_device(self.device)
+            fix_kernels(device)
             memory = check_memory(base, device=device, limit=self.limit)
             _log.info("the base fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device)
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
+            if manifest.config.privacy != "none":
+                settle_microbatch(trainer, records.shard, draws=manifest.config.privacy.draws)
             side = TrainingSide(
                 name=self.name,
                 trainer=trainer,

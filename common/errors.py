@@ -55,6 +55,7 @@
     └── PrivacyError               something that would void or misstate a privacy guarantee
         ├── NotPrivate             repeatable noise or unclipped data where secret noise is due
         ├── ClippingError          a model or batch whose per-unit gradients cannot be had exactly
+        ├── NotRepeatable          a device that computes the same twice with two results
         ├── MechanismError         noise, scale or ring settings that cannot carry the guarantee
         └── AccountingError        settings for which no (ε, δ) can be stated
             └── UnknownEvent       something happened that the accountant does not know
@@ -291,6 +292,10 @@ class NotPrivate(PrivacyError):
 
 class ClippingError(PrivacyError):
     """A model or batch whose per-unit gradients cannot be had exactly."""
+
+
+class NotRepeatable(PrivacyError):
+    """A device that computes the same twice with two results, so that no result is its inputs' alone."""
 
 
 class MechanismError(PrivacyError):

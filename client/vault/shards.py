@@ -1,14 +1,14 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
-The numbers are those of :func:`client.latents.encode_folder` on the same pictures in the same order, bit by bit if
-everything is encoded at once. What was encoded in another company, before pictures were added or erased, may differ in
-the last bit of a float, as it may between two devices.
+The numbers are those of :func:`client.latents.encode_folder` on the same pictures in the same order, bit by bit,
+whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
@@ -16,8 +16,6 @@ from safetensors.torch import load, save
 
 from client.imagefolder import decode_pixels
 from client.latents import (
-    ENCODING_BATCH,
-    ENCODING_FORMAT,
     CaptionTable,
     LatentShard,
     encode_caption_table,
@@ -38,6 +36,13 @@ if TYPE_CHECKING:
 
 Parts: TypeAlias = dict[str, torch.Tensor]
 _log: Final = logging.getLogger(__name__)
+KEPT_TOGETHER: Final = 16
+"""Encoded pictures in one write to the vault."""
+_MADE_BY: Final = "made_by"
+"""The part of what is kept that says how it was made: by another way, it is made anew and replaced.
+
+It is no part of the kind, or what nobody reads any more would stay. The 1 in the kinds is of the time before it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +63,8 @@ def encode_vault(
 ) -> VaultShard:
     """Encode what has not expired, in the order in which it was added.
 
-    A vault that is open for writing keeps what is encoded, sixteen pictures at a time: what is interrupted goes on
-    where it was.
+    A vault that is open for writing keeps what is encoded, :data:`KEPT_TOGETHER` pictures at a time: what is
+    interrupted goes on where it was.
 
     Raises:
         EmptyFolder: Nothing of this split, or all expired.
@@ -90,16 +95,16 @@ def encode_vault(
 def _encoded_pictures(
     base: BaseModel, vault: Vault, plan: EncodingPlan, ids: Sequence[RecordId]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kind = f"latents/{ENCODING_FORMAT}/{base.digest}/{plan.resolution}/{plan.horizontal_flips}"
-    found = {each: parts for each in ids if (parts := _kept(vault, each, kind)) is not None}
+    kind, made_by = f"latents/1/{base.digest}/{plan.resolution}/{plan.horizontal_flips}", plan.made_by()
+    found = {each: parts for each in ids if (parts := _kept(vault, each, kind, made_by)) is not None}
     missing = [each for each in ids if each not in found]
     pixels = (decode_pixels(vault.read(each).image, f"record {each}", plan.resolution) for each in missing)
     with bar("encoding pictures", len(missing)) as advance:
-        batches = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
-        for start, (mean, std) in zip(range(0, len(missing), ENCODING_BATCH), batches, strict=True):
-            ids_of_batch = missing[start : start + ENCODING_BATCH]
-            batch = {each: {"mean": mean[row], "std": std[row]} for row, each in enumerate(ids_of_batch)}
-            _keep(vault, kind, batch)
+        # with nothing to encode, no autoencoder is loaded either
+        made = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
+        encoded = zip(missing, made, strict=True)
+        while batch := {each: {"mean": mean, "std": std} for each, (mean, std) in islice(encoded, KEPT_TOGETHER)}:
+            _keep(vault, kind, batch, made_by)
             found |= batch
             advance(len(batch))
     mean = torch.stack([found[each]["mean"] for each in ids])
@@ -109,11 +114,15 @@ def _encoded_pictures(
 def _encoded_captions(
     base: BaseModel, vault: Vault, plan: EncodingPlan, ids: Sequence[RecordId]
 ) -> tuple[CaptionTable, list[int]]:
-    """The table, and each record's row of it."""
+    """The table, and each record's row of it.
+
+    Guarantee: a record's row does not depend on who else has its caption, nor on who had it first: whoever's copy is
+    taken, or none, it was made alone and in the present way.
+    """
     captions = vault.captions(ids)
     first = dict(reversed(list(zip(captions, ids, strict=True))))
     distinct = sorted(set(captions) - {""})
-    of_base = f"{ENCODING_FORMAT}/{base.digest}"
+    of_base = f"1/{base.digest}"
     table = _caption_table(
         base,
         vault,
@@ -136,13 +145,14 @@ class _Kept(NamedTuple):
 
 
 def _caption_table(base: BaseModel, vault: Vault, plan: EncodingPlan, wanted: list[_Kept]) -> CaptionTable:
-    found = {each: parts for each in wanted if (parts := _kept(vault, each.record_id, each.kind)) is not None}
+    made_by = plan.made_by()
+    found = {each: parts for each in wanted if (parts := _kept(vault, each.record_id, each.kind, made_by)) is not None}
     missing = [each for each in wanted if each not in found]
     if missing:
         table = encode_caption_table(base, [each.caption for each in missing if each.caption], plan)
         new = {each: _row(table, row) for row, each in enumerate((wanted[0], *(m for m in missing if m.caption)))}
         for kind in sorted({each.kind for each in new}):
-            _keep(vault, kind, {each.record_id: parts for each, parts in new.items() if each.kind == kind})
+            _keep(vault, kind, {each.record_id: parts for each, parts in new.items() if each.kind == kind}, made_by)
         found |= new
     rows = [found[each] for each in wanted]
     pooled = [row["pooled"] for row in rows if "pooled" in row]
@@ -154,16 +164,24 @@ def _row(table: CaptionTable, row: int) -> Parts:
     return text if table.pooled is None else text | {"pooled": table.pooled[row]}
 
 
-def _keep(vault: Vault, kind: str, items: Mapping[RecordId, Parts]) -> None:
+def _keep(vault: Vault, kind: str, items: Mapping[RecordId, Parts], made_by: str) -> None:
     if vault.access == "write":
+        mark = {_MADE_BY: _mark(made_by)}
         vault.put_derived(
             kind,
-            {each: save({name: part.contiguous() for name, part in parts.items()}) for each, parts in items.items()},
+            {
+                each: save({name: part.contiguous() for name, part in (parts | mark).items()})
+                for each, parts in items.items()
+            },
         )
 
 
-def _kept(vault: Vault, record_id: RecordId, kind: str) -> Parts | None:
-    """What is kept, if it is whole: what is not is made anew from the picture, which the vault vouches for."""
+def _mark(made_by: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(made_by)), dtype=torch.uint8)
+
+
+def _kept(vault: Vault, record_id: RecordId, kind: str, made_by: str) -> Parts | None:
+    """What is kept, if it is whole and made in this way; else it is made anew, of what the vault vouches for."""
     try:
         data = vault.derived(record_id, kind)
     except VaultDamaged as error:
@@ -172,4 +190,5 @@ def _kept(vault: Vault, record_id: RecordId, kind: str) -> Parts | None:
     if data is None:
         return None
     parts: Parts = load(data)  # what the vault opens was written here
-    return parts
+    mark = parts.pop(_MADE_BY, None)
+    return parts if mark is not None and torch.equal(mark, _mark(made_by)) else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from common.arithmetic import computed
 from common.errors import ClippingError
 from common.privacy.unit_gradients import record_units
 
@@ -60,19 +61,26 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum the clipped per-unit gradients over micro-batches of whole units.
 
-    Guarantee: adding or removing one unit moves the result by at most ``clip`` in Euclidean norm, whatever its data, if
-    the rows of a batch do not influence each other in the model and arithmetic is exact. Rounding of the sum itself is
-    below 2⁻²³·``clip`` for up to 10⁴ units, since terms are added in float64; that a unit's float32 gradient may depend
-    in its last bits on its neighbours in the micro-batch is not covered. A unit whose gradient is not finite counts as
-    zero.
+    Guarantee: adding or removing one unit moves the result by at most ``clip`` in Euclidean norm, and by what float64
+    rounds, whatever its data, if each unit's gradient has the same bits at every place of a micro-batch, in every one
+    of them, and among any other units. Then all other terms are the same with and without it; its own is scaled, and
+    all are added, in float64, which rounds by less than k²·2⁻⁵³·``clip`` for k units. A unit whose gradient is not
+    finite counts as zero.
+
+    Assumed, not shown here: that equality. A float32 gradient whose last bits follow its neighbours' company can be
+    turned by a chosen adapter into one of another direction, which clipping does not bound. Micro-batches of one size,
+    filled up with rows of weight 0, are what it takes on a processor; the steward asks its device before each run
+    (:mod:`client.batch_invariance`), and takes one unit at a time where nothing else will do.
 
     Args:
         model: with PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
             is neither read nor changed.
         parameters: all trained parameters, in the order of the vector.
-        batches: micro-batches of whole units, of any sizes; none at all gives the zero vector.
+        batches: micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
+            zero vector.
         losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
-            other. It may use autocast and gradient checkpointing; losses must not be scaled.
+            other. It may use autocast and gradient checkpointing; losses must not be scaled. It and the batches are
+            called in another thread, see :func:`common.arithmetic.computed`.
         clip: C > 0.
         draws: K ≥ 1 rows per unit.
 
@@ -83,9 +91,13 @@ def clipped_sum(
         raise ClippingError(f"wanted a finite clip norm above 0, got {clip}")
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
     parts = torch.split(total, [p.numel() for p in parameters])
-    with record_units(model, parameters, draws=draws) as recorder:
+
+    def add_all() -> None:
         for batch in batches:
             _add_clipped(parts, _backward(recorder, losses(batch), draws), clip)
+
+    with record_units(model, parameters, draws=draws) as recorder:
+        computed(add_all)
     return ClippedSum(vector=total.cpu().numpy(), sensitivity=clip)
 
 
@@ -104,6 +116,30 @@ def unit_norms(
     with record_units(model, parameters, draws=draws) as recorder:
         found = [_norms(_backward(recorder, losses(batch), draws)).cpu().numpy() for batch in batches]
     return np.concatenate([np.zeros(0), *found])
+
+
+def unit_gradients(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batch: Batch,
+    losses: Callable[[Batch], Tensor],
+    *,
+    draws: int = 1,
+) -> Tensor:
+    """The unclipped gradient of each unit of one micro-batch, [units, d], to the bit as :func:`clipped_sum` takes it.
+
+    They are the data: for data that is public. Arguments and errors as for :func:`clipped_sum`.
+    """
+    with record_units(model, parameters, draws=draws) as recorder:
+        parts = computed(lambda: _backward(recorder, losses(batch), draws))
+    units = max(len(part) for part in parts if part is not None)
+    return torch.cat(
+        [
+            torch.zeros(units, p.numel()) if part is None else part.cpu()
+            for p, part in zip(parameters, parts, strict=True)
+        ],
+        1,
+    )
 
 
 def _backward(recorder: UnitRecorder, losses: Tensor, draws: int) -> list[Tensor | None]:

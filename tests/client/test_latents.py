@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from client import latents
 from client.imagefolder import load_pixels, read_imagefolder
 from client.latents import EncodingPlan, concatenate, encode_folder, load_shard, overlong, save_shard
 from common.adapter.model import Family
-from common.errors import DataError, EmptyFolder
+from common.errors import DataError, EmptyFolder, NotRepeatable
 from tests.client.sites import write_folder
 
 if TYPE_CHECKING:
@@ -87,6 +90,63 @@ def test_a_damaged_cache_is_made_anew(site: Site, tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:50])
     assert torch.equal(encode_folder(site.base, site.folder, pictures, plan).mean, encoded.mean)
     assert torch.equal(load_shard(kept).mean, encoded.mean)
+
+
+def test_what_an_earlier_format_or_another_arithmetic_left_in_the_cache_is_not_read(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=True, cache=tmp_path)
+    pictures = read_imagefolder(site.folder)
+    for name, value in (("ENCODING_FORMAT", "1"), ("arithmetic_of", lambda device: f"another {device}")):
+        with monkeypatch.context() as other:
+            other.setattr(latents, name, value)
+            encode_folder(site.base, site.folder, pictures, plan)
+    for kept in tmp_path.iterdir():
+        save_shard(replace(site.shard, mean=site.shard.mean + 1), kept)
+    assert torch.equal(encode_folder(site.base, site.folder, pictures, plan).mean, site.shard.mean)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("part", ["load_vae", "load_text_encoders"])
+def test_a_device_that_encodes_one_thing_in_two_ways_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    loaded, calls = getattr(site.base, part)(), itertools.count()
+
+    def waver(*_: object) -> None:
+        models[0].get_parameter(name).data.mul_(1 + 1e-3 * next(calls))
+
+    models = loaded if isinstance(loaded, tuple) else (loaded,)
+    name = next(name for name, _ in models[0].named_parameters())
+    layer = models[0].encoder if part == "load_vae" else models[0]
+    layer.register_forward_pre_hook(waver)
+    monkeypatch.setattr(type(site.base), part, lambda _: loaded)
+    with pytest.raises(NotRepeatable, match="twice gives two results"):
+        encode_folder(
+            site.base,
+            site.folder,
+            read_imagefolder(site.folder),
+            EncodingPlan(resolution=site.base.resolution, horizontal_flips=False),
+        )
+
+
+def test_each_view_and_caption_passes_alone_and_without_subnormals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def watch(_module: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        (batch, *_), tiny = (*given, *named.values()), torch.full((1,), 1e-39) * 0.5
+        seen.append((len(batch), bool(tiny.view(torch.int32))))
+
+    vae, texts = site.base.load_vae(), site.base.load_text_encoders()
+    vae.encoder.register_forward_pre_hook(watch, with_kwargs=True)
+    for each in texts:
+        each.register_forward_pre_hook(watch, with_kwargs=True)
+    monkeypatch.setattr(type(site.base), "load_vae", lambda _: vae)
+    monkeypatch.setattr(type(site.base), "load_text_encoders", lambda _: texts)
+    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=True)
+    encode_folder(site.base, site.folder, read_imagefolder(site.folder), plan)
+    assert set(seen) == {(1, False)}
+    assert len(seen) >= 2 * 6 + 3
 
 
 def test_pictures_gone_since_the_metadata_was_read_are_named(site: Site, tmp_path: Path) -> None:

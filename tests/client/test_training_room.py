@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+import torch
 
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
+from client.trainer import Trainer
 from client.training_room import EncodedRecords, TrainingRoom
 from common.adapter.model import Family, open_base
+from common.errors import NotRepeatable
 from simulations.tiny import write_tiny_base
 from tests.client.rings import make_ring
 from tests.client.sites import Site, write_folder
@@ -60,3 +64,21 @@ def test_two_manifests_of_one_number_get_each_their_own_units(ward: Site, tmp_pa
     assert len(room.prepare(images).units) == 6
     assert room.prepare(images) is room.prepare(images)
     assert records.asked == ["image", "subject", "image"]
+
+
+def test_a_room_asks_its_device_before_a_run(ward: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, losses, calls = make_ring(ward, tmp_path).manifest, Trainer.losses, itertools.count()
+
+    def room() -> TrainingRoom:
+        return TrainingRoom(
+            name="ward", directory=str(ward.base.directory), device="cpu", limit=None, records=Records(ward)
+        )
+
+    assert room().prepare(manifest).trainer.microbatch == 32
+    monkeypatch.setattr(Trainer, "losses", lambda *given: losses(*given) * (1 + 1e-6 * torch.arange(len(given[2]))))
+    assert room().prepare(manifest).trainer.microbatch == 1
+    monkeypatch.setattr(Trainer, "losses", lambda *given: losses(*given) * (1 + 1e-6 * next(calls)))
+    refusing = room()
+    with pytest.raises(NotRepeatable):
+        refusing.prepare(manifest)
+    assert not refusing.loaded

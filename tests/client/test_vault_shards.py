@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save
 
+from client import latents
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
 from client.vault.records import NewRecord
@@ -89,6 +91,28 @@ def test_another_plan_or_base_is_encoded_anew(site: Site, vault: Vault) -> None:
         one = encode_vault(site.base, vault, plan, today=TODAY)
         assert one.shard.mean.shape[1] == 1
         assert len(vault._interior.blobs.names()) == files + 6
+
+
+def test_what_an_earlier_format_or_another_arithmetic_left_is_made_anew_and_replaced(
+    site: Site, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, base = plan_of(site), site.base.digest
+    with vault:
+        ids = [info.record_id for info in vault.infos()]
+        wrong = {"mean": site.shard.mean[0] + 1, "std": site.shard.std[0]}
+        vault.put_derived(f"latents/1/{base}/{plan.resolution}/True", dict.fromkeys(ids, save(wrong)))
+        texts = save({"text": site.shard.captions.embeddings[1] + 1})
+        vault.put_derived(f"no caption/1/{base}", {ids[0]: texts})
+        vault.put_derived(f"caption/1/{base}", dict.fromkeys(ids[:3], texts))
+        files = vault._interior.blobs.names()
+        assert_same(encode_vault(site.base, vault, plan, today=TODAY).shard, site.shard)
+        anew = vault._interior.blobs.names()
+        assert len(anew) == len(files) == 6 + 6 + 4
+        assert len(anew & files) == 6  # the pictures
+        monkeypatch.setattr(latents, "arithmetic_of", lambda device: f"another {device}")
+        encode_vault(site.base, vault, plan, today=TODAY)
+        assert len(vault._interior.blobs.names()) == 16
+        assert len(vault._interior.blobs.names() & anew) == 6
 
 
 def test_a_reader_encodes_and_keeps_nothing(site: Site, vault: Vault, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from common.adapter.lora import inject_lora
 from common.adapter.spec import AdapterSpec, Family
 from common.adapter.vector import trained_parameters
 from common.config import AdapterConfig
-from common.privacy.clipping import clipped_sum, unit_norms
+from common.privacy.clipping import clipped_sum, unit_gradients, unit_norms
 from simulations.tiny import _unet
 
 if TYPE_CHECKING:
@@ -151,3 +151,24 @@ def test_rows_do_not_influence_each_other() -> None:
     changed[0][1] *= 50
     alone, beside = (unit_norms(unet, parameters, [batch], losses_of(unet))[0] for batch in (data, changed))
     assert alone == pytest.approx(beside, rel=1e-13)
+
+
+def test_subnormals_are_flushed_where_gradients_are_computed() -> None:
+    unet, _, parameters = adapted(Family.SD1, "B", dtype=torch.float32)
+    data, left = rows(unet, 2, torch.float32), list[bool]()
+
+    def losses(batch: tuple[Tensor, ...]) -> Tensor:
+        left.append(bool((torch.full((1,), 1e-39) * 0.5).view(torch.int32)))
+        return losses_of(unet)(batch)
+
+    clipped_sum(unet, parameters, [data], losses, clip=1.0)
+    unit_gradients(unet, parameters, data, losses)
+    assert left == [False, False]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unit_gradients_are_those_that_are_clipped(mode: str) -> None:
+    unet, _, parameters = adapted(Family.SD1, mode)
+    data = rows(unet, 4)
+    found = unit_gradients(unet, parameters, data, losses_of(unet), draws=2).numpy()
+    assert np.allclose(found, naive(unet, parameters, data, 2), rtol=1e-9, atol=1e-12)
