@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
-from client.policy import check_manifest, check_parties
+from client.policy import check_coordinator, check_manifest
 from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest import countersign, open_manifest
@@ -123,9 +123,10 @@ class Membership:
 def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Membership:
     """Check a proposed manifest and get ready to take part.
 
-    Guarantee: nothing is worked out for parties that the policy does not name. Nothing is made ready, and no picture is
-    read, for a manifest that is not signed by the coordinator that it names, breaks the policy, states terms that do
-    not follow from its settings, lacks secure aggregation or this institution, or that nobody here approved.
+    Guarantee: nothing is worked out for a coordinator that the policy does not name, or before somebody here approved.
+    Nothing is made ready, and no picture is read, for a manifest that is not signed by the coordinator that it names,
+    breaks the policy, states terms that do not follow from its settings, or lacks secure aggregation or this
+    institution.
 
     Raises:
         ManifestError: Unreadable, unsigned, or terms that do not follow from its own settings.
@@ -137,7 +138,10 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
 
     """
     manifest, digest = open_manifest(signed)
-    check_parties(manifest, records.policy)
+    check_coordinator(manifest, records.policy)
+    if not records.approvals.is_approved(digest):  # before the policy: a person names institutions by what is proposed
+        records.approvals.note_proposal(signed)
+        raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
     check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
@@ -153,9 +157,6 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         minimum_cohort=records.policy.minimum_cohort,
         last=records.ledger.last_step(digest.hex()),
     )
-    if not records.approvals.is_approved(digest):
-        records.approvals.note_proposal(signed)
-        raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     side = provider.prepare(manifest)
     _check_side(manifest, side)
     side.private_update(plan)  # too many units are a fault now, not once each round is charged

@@ -40,7 +40,7 @@ def steward_checks(site: SiteConfig) -> Iterator[Check]:
         yield private_file_check(Path(site.vault.passphrase_file), "passphrase's file")
     yield Check(
         name="policy",
-        wanted="readable, with coordinators and base digests",
+        wanted="readable, with coordinators, base digests and institutions",
         remedy=f"mend {site.policy}",
         look=lambda: _policy(site),
     )
@@ -155,7 +155,9 @@ def _policy(site: SiteConfig) -> str:
     policy = read_policy(Path(site.policy))
     if missing := policy.unfinished():
         raise NotAsWanted("; ".join(missing))
-    return f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models"
+    return (
+        f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models; {policy.figure_that_holds()}"
+    )
 
 
 def _base(site: SiteConfig) -> str:

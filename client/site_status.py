@@ -12,6 +12,7 @@ from client.open_site import link_to_steward
 from client.site_vault import count_vault, today
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
+from common.provisioning import institution_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,6 +63,12 @@ class SiteStatus:
     head: str
     health: Health | None
     """None: no steward is running."""
+    fingerprint: str
+    """Of the site's own key, to be read out to other institutions."""
+    figure: str
+    """Which of a run's figures the site may count on."""
+    unfinished: tuple[str, ...]
+    """What the policy lacks."""
 
 
 def site_status(site: OpenSite) -> SiteStatus:
@@ -88,6 +95,9 @@ def site_status(site: OpenSite) -> SiteStatus:
         entries=verified.entries,
         head=verified.head.hex(),
         health=_health(site),
+        fingerprint=institution_fingerprint(site.identity.public),
+        figure=site.policy.figure_that_holds(),
+        unfinished=site.policy.unfinished(),
     )
 
 

@@ -32,7 +32,12 @@ def approve(
     opened, digest = open_manifest(signed)
     opened.place_of(site.identity.public)
     briefing = brief(
-        opened, digest, site.policy, accountant=site.ledger.accountant, last=site.approvals.last_approved()
+        opened,
+        digest,
+        site.policy,
+        own=site.identity.public,
+        accountant=site.ledger.accountant,
+        last=site.approvals.last_approved(),
     )
     typer.echo(briefing.as_text())
     account = site.policy.account(site.config.population, private=True)
@@ -47,15 +52,20 @@ def approve(
 
 
 def approvals(config: Site = Path("site.toml")) -> None:
-    """List the runs that this site knows of: pending, approved, revoked."""
+    """List the runs that this site knows of: pending, with their institutions, approved, revoked."""
+    from client.briefing import roster_words
     from client.open_site import open_site
 
-    known = open_site(config).approvals.proposals()
+    site = open_site(config)
+    known = site.approvals.proposals()
     if not known:
         typer.echo("no run yet: a coordinator proposes one by starting it, or sends a manifest's file to approve")
     for each in known:
         when = "" if each.word is None else f"  {each.word.time}"
         typer.echo(f"{each.state:<9} {each.digest.hex()}  {each.manifest.config.name}{when}")
+        if each.word is None:
+            for line in roster_words(each.manifest, site.policy, own=site.identity.public):
+                typer.echo(line if line.startswith("institutions =") else f"    {line}")
 
 
 def revoke(

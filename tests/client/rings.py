@@ -110,6 +110,7 @@ class Ring:
             coordinators=(self.coordinator.public.hex(),),
             base_digests=(self.manifest.base_digest,),
             adapter_kinds=("AB",),
+            institutions=tuple(member.key for member in self.manifest.roster),
             privacy=limits,
         )
         return msgspec.structs.replace(made, **changes)

@@ -20,8 +20,11 @@ from client.site_vault import hold_vault, open_vault
 from client.training_room import TrainingRoom
 from client.vault.errors import WrongMasterKey
 from common.adapter.model import Family, open_base
+from common.crypto import Identity
 from common.errors import ConfigError, NotEnoughMemory
+from common.identity_file import read_identity_file
 from common.manifest import open_manifest
+from common.provisioning import institution_fingerprint
 from simulations.tiny import write_tiny_base
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites
 
@@ -90,6 +93,32 @@ def test_a_run_that_the_policy_forbids_cannot_be_approved_even_with_yes(sites: V
     assert done.exit_code != 0
     assert "FORBIDS" in done.output
     assert not sites.open(SITE).approvals.is_approved(open_manifest(sites.signed)[1])
+
+
+def test_a_roster_of_strangers_is_shown_and_what_approve_prints_makes_the_policy_complete(sites: VaultSites) -> None:
+    policy = sites.root / SITE / "policy.toml"
+    whole = policy.read_text()
+    policy.write_text(re.sub(r"(?m)^institutions = .*$", "institutions = []", whole))
+    sites.open(SITE).approvals.note_proposal(sites.signed)
+    for words in (("approvals",), ("approve", str(sites.root / "run.manifest"), "--yes")):
+        said = invoke(sites, *words)
+        assert said.output.count("NOT NAMED in the policy") == len(NAMES)
+        (line,) = re.findall(r"(?m)^institutions = .*$", said.output)
+    assert "policy.institutions" in str(said.exception)
+    assert "no institution is named" in " ".join(invoke(sites, "status").output.split())
+    policy.write_text(re.sub(r"(?m)^institutions = .*$", line, policy.read_text()))
+    assert invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes").exit_code == 0
+    assert "NOT NAMED" not in invoke(sites, "approvals").output
+
+
+def test_each_institution_is_told_the_fingerprint_that_the_others_are_shown(sites: VaultSites, tmp_path: Path) -> None:
+    said = init(tmp_path / "site").output
+    own = Identity(read_identity_file(tmp_path / "site" / "identity.key").seed()).public
+    assert f"to read out to the other institutions: {institution_fingerprint(own)}" in said
+    shown = invoke(sites, "approve", str(sites.root / "run.manifest"), answer="n\n").output
+    ours = institution_fingerprint(sites.open(SITE).identity.public)
+    assert f"- {SITE}  {ours}  named in the policy, this site" in shown
+    assert ours in " ".join(invoke(sites, "status").output.split())
 
 
 def test_a_new_site_has_an_empty_vault(tmp_path: Path) -> None:
