@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from client.policy import check_manifest
-from common.errors import DarkroomError, PolicyRefusal
+from client.policy import refusal_reasons
+from common.errors import DarkroomError
 from common.manifest_diff import describe_changes
 from common.manifest_terms import check_terms
 from common.manifest_words import printable, privacy_words, terms_words
@@ -63,7 +63,7 @@ class Briefing:
         return ["This site's policy FORBIDS the run:", *(f"- {printable(reason)}" for reason in self.reasons)]
 
 
-def brief(
+def brief(  # noqa: PLR0913 - what a person decides by
     manifest: Manifest,
     digest: bytes,
     policy: SitePolicy,
@@ -71,6 +71,7 @@ def brief(
     own: bytes,
     accountant: BudgetAccountant,
     last: Manifest | None,
+    more: tuple[str, ...] = (),
 ) -> Briefing:
     """Put a manifest, whose signature was checked, into words.
 
@@ -81,6 +82,7 @@ def brief(
         own: Its public key.
         accountant: Prices the run.
         last: The manifest that was approved last, if any.
+        more: Why this site could not take part even if its policy allowed the run.
 
     """
     return Briefing(
@@ -89,7 +91,7 @@ def brief(
         privacy=privacy_words(manifest),
         standing=_standing(manifest, policy),
         changes=None if last is None else describe_changes(last, manifest),
-        reasons=(*_reasons(manifest, policy, accountant), *_contradictions(manifest)),
+        reasons=(*refusal_reasons(manifest, policy, accountant=accountant), *_contradictions(manifest), *more),
     )
 
 
@@ -135,14 +137,6 @@ def budget_line(account: Account, spent: Spent) -> str:
         f"Budget of {account.population}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
         f"δ = {account.lifetime.delta:.3g}; {left:.4g} left. ε of runs do not simply add up; the ledger composes them."
     )
-
-
-def _reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> tuple[str, ...]:
-    try:
-        check_manifest(manifest, policy, accountant=accountant)
-    except PolicyRefusal as refusal:
-        return refusal.reasons
-    return ()
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:

@@ -10,6 +10,7 @@ from client.condition import BooksCondition
 from client.membership import SiteRecords
 from client.retention import Retention
 from client.secure_steward import SecureSteward
+from client.serving_policy import note_policy
 from client.site_vault import hold_vault
 from client.steward_process import StewardProcess
 from client.training_room import TrainingRoom
@@ -45,6 +46,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         approvals=site.approvals,
         population=site.config.population,
     )
+    note_policy(site)
     steward = SecureSteward(site.config.name, kept, room)
     books = BooksCondition(site=site)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
-from client.policy import check_coordinator, check_manifest
+from client.policy import check_coordinator, check_manifest, check_size
 from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest import countersign, open_manifest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from common.crypto import Identity
     from common.manifest import Manifest
     from common.privacy.run_plan import PrivatePlan
+    from common.privacy.statements import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class TrainingSide:
         """What makes this institution's shares.
 
         Raises:
-            AccountingError: More units than the run's settings allow one institution.
+            TooManyUnits: More units than the run's settings allow one institution.
 
         """
         return PrivateUpdate(trainer=self.trainer, shard=self.shard, units=self.units, plan=plan)
@@ -57,6 +58,10 @@ class TrainingSide:
 
 class TrainingProvider(Protocol):
     """Gets base and pictures ready."""
+
+    def count_units(self, unit: Unit) -> int:
+        """How many there are to train with, without a look at a picture."""
+        ...
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Ready to train in this run, or a DarkroomError that says why not."""
@@ -133,7 +138,7 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         PolicyRefusal: Every rule of the policy that it breaks.
         UnknownInstitution: This institution is not in the roster.
         NotApproved: Nobody at this institution has approved it yet; it was kept for them.
-        AccountingError: More units here than the run's settings allow one institution.
+        TooManyUnits: More units here than the run's settings allow one institution.
         DarkroomError: Base or pictures cannot be had.
 
     """
@@ -144,6 +149,8 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
         raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
+    if manifest.config.privacy != "none":  # answered as the door before, and as soon
+        check_size(provider.count_units(manifest.privacy.unit), manifest.config.privacy)
     check_manifest(manifest, records.policy, accountant=records.ledger.accountant)
     _check_code(manifest)
     check_terms(manifest)
@@ -159,7 +166,7 @@ def join(signed: bytes, records: SiteRecords, provider: TrainingProvider) -> Mem
     )
     side = provider.prepare(manifest)
     _check_side(manifest, side)
-    side.private_update(plan)  # too many units are a fault now, not once each round is charged
+    side.private_update(plan)  # what came into the vault meanwhile is a fault now, not once each round is charged
     return Membership(
         manifest=manifest,
         digest=digest,

@@ -22,7 +22,7 @@ from client.ledger import Account, Budget, Event
 from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
 from common.config import PLAIN_WORDS, Config, Digest
 from common.crypto import check_identity
-from common.errors import BadKey, DarkroomError, PolicyRefusal
+from common.errors import BadKey, DarkroomError, PolicyRefusal, TooManyUnits
 from common.manifest import PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
 from common.randomness import REPEATABLE_WORDS
 from common.toml_config import parse_config, read_toml
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.ledger import BudgetAccountant
+    from common.config import PrivacyConfig
     from common.manifest import Manifest, PrivacyTerms
 
 ANY_INSTITUTION: Final = (
@@ -212,6 +213,23 @@ def check_coordinator(manifest: Manifest, policy: SitePolicy) -> None:
         raise PolicyRefusal(manifest.config.name, reasons)
 
 
+def check_size(units: int, config: PrivacyConfig) -> None:
+    """Refuse a run whose cap on samples was not worked out for so many units: more would reach it, unaccounted for.
+
+    To train on as many as are allowed is no way out: a choice that is filled up to the limit takes another unit in for
+    one that is taken away, and add-or-remove becomes replace, with twice the sensitivity.
+
+    Raises:
+        TooManyUnits: How many are allowed, and never how many there are.
+
+    """
+    if units > (most := config.largest_site or config.population):
+        raise TooManyUnits(
+            f"this institution has more than {most} privacy units, the most that the run allows one; have the "
+            "coordinator draft it with a larger privacy.largest_site"
+        )
+
+
 def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> None:
     """Allow a manifest, whose signature and canonical form are checked, or say why not.
 
@@ -219,15 +237,19 @@ def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: Budget
         PolicyRefusal: With every reason.
 
     """
-    reasons = (
+    if reasons := refusal_reasons(manifest, policy, accountant=accountant):
+        raise PolicyRefusal(manifest.config.name, reasons)
+
+
+def refusal_reasons(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> tuple[str, ...]:
+    """Every rule of the policy that the manifest breaks; none if it is allowed."""
+    return (
         *_coordinator_reasons(manifest, policy),
         *_roster_reasons(manifest, policy),
         *_model_reasons(manifest, policy),
         *_aggregation_reasons(manifest, policy),
         *_privacy_reasons(manifest, policy, accountant),
     )
-    if reasons:
-        raise PolicyRefusal(manifest.config.name, reasons)
 
 
 def _coordinator_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:

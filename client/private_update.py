@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from client.policy import check_size
 from client.trainer import training_draws
 from common.adapter.vector import trained_parameters
-from common.errors import AccountingError
 from common.privacy.clipping import clipped_sum
 from common.privacy.mechanisms import add_noise, quantise
 from common.privacy.sampling import draw_images, sample_units
@@ -50,7 +50,7 @@ class PrivateUpdate:
         plan: The run's privacy.
 
     Raises:
-        AccountingError: More units than the run's settings allow one institution.
+        TooManyUnits: More units than the run's settings allow one institution.
 
     """
 
@@ -60,12 +60,7 @@ class PrivateUpdate:
     plan: PrivatePlan
 
     def __post_init__(self) -> None:
-        largest = self.plan.config.largest_site or self.plan.config.population
-        if len(self.units) > largest:  # the cap's overflow probability was worked out for this many
-            raise AccountingError(
-                f"this institution has more than {largest} privacy units: raise privacy.largest_site, or take part "
-                "with fewer"
-            )
+        check_size(len(self.units), self.plan.config)
 
     def share(self, randomness: Randomness) -> NoisedShare:
         """A noised share for one attempt, from a fresh secret sample.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from common.messages import (
     Refusal,
     SessionKeyAdvert,
     ShareSessionKeys,
+    encode,
 )
 from common.privacy.run_plan import private_plan
 from common.randomness import REPEATABLE_WORDS, repeatable_randomness
@@ -353,9 +355,27 @@ def test_a_stranger_cannot_make_it_compute(ring: Ring, monkeypatch: pytest.Monke
     assert ring.refused(0, Propose(manifest=sign_manifest(theirs, stranger))) == "not_allowed"
 
 
-def test_an_institution_with_more_units_than_the_run_allows_does_not_join(ward: Site, tmp_path: Path) -> None:
+def test_more_units_than_a_run_allows_are_answered_as_if_nobody_had_approved(
+    ward: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a coordinator would learn N by halving: each approved manifest told whether it is above ``largest_site``."""
     ring = make_ring(ward, tmp_path, secure_config(largest_site=5))  # it has 6
-    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+    ask = Propose(manifest=ring.signed)
+    approved = ring.stewards[0].answer(encode(ask))
+    assert "more than 5 privacy units" in caplog.text  # the site's own people are told
+    ring.desks[0] = Desk(approve=False)
+    ring.stewards[0] = ring.start(0)
+    assert ring.stewards[0].answer(encode(ask)) == approved
+    assert ring.refusals(0) == ["awaiting_approval"] * 2
+    assert ring.prepared == 0
+
+
+def test_units_that_came_while_pictures_were_made_ready_are_answered_so_as_well(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = dataclasses.replace(ring.prepare(ring.manifest), units=((0,),) * 9)
+    monkeypatch.setattr(ring, "prepare", lambda _: many)
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
 
 
 def test_a_session_of_another_run_and_stolen_keys_are_refused(ring: Ring, ward: Site, tmp_path: Path) -> None:
