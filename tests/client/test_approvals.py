@@ -155,6 +155,17 @@ def test_a_briefing_shows_whom_the_policy_names_and_the_line_that_would_name_all
     assert "institutions = " not in said(manifest())
 
 
+def test_a_briefing_tells_what_noise_and_price_rest_on() -> None:
+    privacy = PrivacyConfig(
+        epsilon=6.0, delta=1e-5, clip=0.0625, population=123, largest_site=77, sampling_rate=0.375, draws=4
+    )
+    made = private_manifest()
+    text = said(msgspec.structs.replace(made, config=msgspec.structs.replace(made.config, privacy=privacy)))
+    for words in ("Clip: 0.0625,", "the mean of 4 draws", "Sampling rate: 0.375,", "least 123 of", "largest site: 77,"):
+        assert words in text
+    assert "largest site: 100," in said(made)  # as many as all together, where none is given
+
+
 def test_a_briefing_says_which_figure_holds() -> None:
     assert "the figures hold that are stated" in said(private_manifest())
     any_one = {
