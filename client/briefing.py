@@ -7,13 +7,16 @@ be compared.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from client.policy import check_manifest
-from common.errors import DarkroomError, PolicyRefusal
+from client.policy import refusal_reasons
+from common.errors import DarkroomError
 from common.manifest_diff import describe_changes
 from common.manifest_terms import check_terms
 from common.manifest_words import printable, privacy_words, terms_words
+from common.privacy.run_plan import private_plan
+from common.privacy.statements import figure
+from common.provisioning import institution_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +31,10 @@ class Briefing:
     """What a person reads before the site's word is given."""
 
     terms: tuple[str, ...]
+    roster: tuple[str, ...]
     privacy: str
+    standing: str
+    """Which of the figures this site may count on."""
     changes: tuple[str, ...] | None
     """Since the last approved manifest; None if there is none."""
     reasons: tuple[str, ...]
@@ -41,7 +47,8 @@ class Briefing:
 
     def as_text(self) -> str:
         """All of it."""
-        return "\n".join([*self.terms, "", self.privacy, "", *self._changes(), "", *self._verdict()])
+        parts = (self.terms, self.roster, (self.privacy, self.standing), self._changes(), self._verdict())
+        return "\n\n".join("\n".join(part) for part in parts)
 
     def _changes(self) -> list[str]:
         if self.changes is None:
@@ -56,8 +63,15 @@ class Briefing:
         return ["This site's policy FORBIDS the run:", *(f"- {printable(reason)}" for reason in self.reasons)]
 
 
-def brief(
-    manifest: Manifest, digest: bytes, policy: SitePolicy, *, accountant: BudgetAccountant, last: Manifest | None
+def brief(  # noqa: PLR0913 - what a person decides by
+    manifest: Manifest,
+    digest: bytes,
+    policy: SitePolicy,
+    *,
+    own: bytes,
+    accountant: BudgetAccountant,
+    last: Manifest | None,
+    more: tuple[str, ...] = (),
 ) -> Briefing:
     """Put a manifest, whose signature was checked, into words.
 
@@ -65,15 +79,54 @@ def brief(
         manifest: The run.
         digest: Its name.
         policy: The site's.
+        own: Its public key.
         accountant: Prices the run.
         last: The manifest that was approved last, if any.
+        more: Why this site could not take part even if its policy allowed the run.
 
     """
     return Briefing(
         terms=tuple(terms_words(manifest, digest)),
+        roster=tuple(roster_words(manifest, policy, own=own)),
         privacy=privacy_words(manifest),
+        standing=_standing(manifest, policy),
         changes=None if last is None else describe_changes(last, manifest),
-        reasons=(*_reasons(manifest, policy, accountant), *_contradictions(manifest)),
+        reasons=(*refusal_reasons(manifest, policy, accountant=accountant), *_contradictions(manifest), *more),
+    )
+
+
+def roster_words(manifest: Manifest, policy: SitePolicy, *, own: bytes) -> Iterator[str]:
+    """Each institution with its key's fingerprint, whether the policy names it, and what to write if not."""
+    yield "Institutions by the fingerprints of their keys:"
+    unnamed = []
+    for member in manifest.roster:
+        named = member.key in policy.institutions
+        ours = ", this site" if member.key == own.hex() else ""
+        yield f"- {member.name}  {institution_fingerprint(bytes.fromhex(member.key))}  {_MARKS[named]}{ours}"
+        if not named:
+            unnamed.append(member.key)
+    if unnamed and not policy.any_institution:
+        keys = ", ".join(f'"{key}"' for key in (*policy.institutions, *unnamed))
+        yield "Compare each fingerprint with its owner, at a number that did not come with this run. If all agree,"
+        yield "write into policy.toml, and restart the steward if it runs:"
+        yield f"institutions = [{keys}]"
+
+
+_MARKS: Final = {True: "named in the policy", False: "NOT NAMED in the policy"}
+
+
+def _standing(manifest: Manifest, policy: SitePolicy) -> str:
+    words = f"At this site {policy.figure_that_holds()}."
+    try:
+        plan = private_plan(manifest.config)
+        stated = None if plan is None else plan.report(plan.attempts).statements
+    except DarkroomError:
+        stated = None  # the figures' own line says why
+    if stated is None or not policy.any_institution:
+        return words
+    return (
+        f"{words} A coordinator that invented the roster learns up to epsilon = {figure(stated.fallback.epsilon)}, "
+        f"and not {figure(stated.server.epsilon)}."
     )
 
 
@@ -84,14 +137,6 @@ def budget_line(account: Account, spent: Spent) -> str:
         f"Budget of {account.population}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
         f"δ = {account.lifetime.delta:.3g}; {left:.4g} left. ε of runs do not simply add up; the ledger composes them."
     )
-
-
-def _reasons(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> tuple[str, ...]:
-    try:
-        check_manifest(manifest, policy, accountant=accountant)
-    except PolicyRefusal as refusal:
-        return refusal.reasons
-    return ()
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:

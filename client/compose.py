@@ -11,6 +11,7 @@ from client.membership import SiteRecords
 from client.pricing import PricedAside
 from client.retention import Retention
 from client.secure_steward import SecureSteward
+from client.serving_policy import note_policy
 from client.site_vault import hold_vault
 from client.steward_process import StewardProcess
 from client.training_room import TrainingRoom
@@ -47,6 +48,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         population=site.config.population,
         pricing=PricedAside(),
     )
+    note_policy(site)
     steward = SecureSteward(site.config.name, kept, room)
     books = BooksCondition(site=site)
 

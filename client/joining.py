@@ -14,6 +14,7 @@ from client.bundle import holds_bundle, read_named
 from client.safe_folder import SafeFolder, make_read_only, set_folder_mode
 from common.app_bundle import parse_bundle
 from common.certificates import create_node_key, read_node_key
+from common.durable_file import PUBLIC, write_atomically
 from common.errors import ProvisioningError
 from common.flower_commands import ENVIRONMENT, program
 from common.identity_file import create_identity_file, read_identity_file
@@ -53,7 +54,8 @@ def request_to_join(
     key = site.node_key_file
     line = read_node_key(key) if key.exists() else create_node_key(key)
     request = create_request(name=name, contact=contact, identity=identity, node_key=line)
-    site.identity_public_file.write_text(request.identity + "\n")
+    # the SuperNode's user reads it
+    write_atomically(site.identity_public_file, request.identity.encode() + b"\n", mode=PUBLIC)
     path = site.root / f"{request.name}.request"
     path.write_bytes(encode_request(request))
     return request, path
@@ -132,6 +134,7 @@ class SuperNode:
             capture_output=True,
             text=True,
             timeout=_INSTALL_SECONDS,
+            umask=0o022,  # an administrator installs what the SuperNode's user reads
             check=False,
         )
         if done.returncode != 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
-from client.policy import check_parties
+from client.policy import check_coordinator, check_size
 from client.pricing import PricedHere
 from client.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from common.crypto import Identity
     from common.manifest import Manifest
     from common.privacy.run_plan import PrivatePlan
+    from common.privacy.statements import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class TrainingSide:
         """What makes this institution's shares.
 
         Raises:
-            AccountingError: More units than the run's settings allow one institution.
+            TooManyUnits: More units than the run's settings allow one institution.
 
         """
         return PrivateUpdate(
@@ -62,6 +63,10 @@ class TrainingSide:
 
 class TrainingProvider(Protocol):
     """Gets base and pictures ready."""
+
+    def count_units(self, unit: Unit) -> int:
+        """How many there are to train with, without a look at a picture."""
+        ...
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Ready to train in this run, or a DarkroomError that says why not."""
@@ -132,28 +137,30 @@ def join(
 ) -> Membership:
     """Check a proposed manifest and get ready to take part; ``patience`` is that of :meth:`Pricing.plan`.
 
-    Guarantee: nothing is worked out for parties that the policy does not name, or before somebody here approved, and
-    then where it keeps nobody else waiting (:mod:`client.pricing`). Nothing is made ready, and no picture is
-    read, for a manifest that is not signed by the coordinator that it names, breaks the policy, states terms that do
-    not follow from its settings, lacks secure aggregation or this institution, or that nobody here approved.
+    Guarantee: nothing is worked out for a coordinator that the policy does not name, or before somebody here approved,
+    and then where it keeps nobody else waiting (:mod:`client.pricing`). Nothing is made ready, and no picture is read,
+    for a manifest that is not signed by the coordinator that it names, breaks the policy, states terms that do not
+    follow from its settings, or lacks secure aggregation or this institution.
 
     Raises:
         ManifestError: Unreadable, unsigned, or terms that do not follow from its own settings.
         PolicyRefusal: Every rule of the policy that it breaks.
         UnknownInstitution: This institution is not in the roster.
         NotApproved: Nobody at this institution has approved it yet; it was kept for them.
-        AccountingError: More units here than the run's settings allow one institution.
+        TooManyUnits: More units here than the run's settings allow one institution.
         FiguresPending: What it costs is being worked out.
         DarkroomError: Base or pictures cannot be had.
 
     """
     manifest, digest = open_manifest(signed)
-    check_parties(manifest, records.policy)
-    if not records.approvals.is_approved(digest):
+    check_coordinator(manifest, records.policy)
+    if not records.approvals.is_approved(digest):  # before the policy: a person names institutions by what is proposed
         records.approvals.note_proposal(signed)
         raise NotApproved(f"run {manifest.config.name!r} ({digest.hex()}) waits for approval at this institution")
     if manifest.privacy is None or manifest.secure_aggregation is None:
         raise ManifestError("wanted a run with differential privacy and secure aggregation")
+    if manifest.config.privacy != "none":  # answered as the door before, and as soon
+        check_size(provider.count_units(manifest.privacy.unit), manifest.config.privacy)
     _check_code(manifest)
     plan = records.pricing.plan(manifest, records.policy, records.ledger.accountant, patience=patience)
     participant = enrol(
@@ -165,7 +172,7 @@ def join(
     )
     side = provider.prepare(manifest)
     _check_side(manifest, side)
-    side.private_update(plan)  # too many units are a fault now, not once each round is charged
+    side.private_update(plan)  # what came into the vault meanwhile is a fault now, not once each round is charged
     return Membership(
         manifest=manifest,
         digest=digest,

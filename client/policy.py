@@ -2,12 +2,18 @@
 
 A policy can only narrow what a manifest asks. ε is not taken from the manifest's word: the site's accountant computes
 it from the manifest's noise, sampling rate and rounds.
+
+A run's four figures rest on the other institutions' being real: noise of institutions that the coordinator invented is
+known to it, or was never added. So a policy names the institutions, and then the figure against the coordinator with t
+of them holds; or it says in words that any will do, and then the site's own share of the noise alone is sure to be in a
+sum, whoever looks at it. Budgets of such a site are charged by that share: charged by the smaller figure, they would be
+overspent by the first coordinator that lies.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +21,8 @@ from msgspec import Meta
 from client.ledger import Account, Budget, Event
 from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
 from common.config import PLAIN_WORDS, Config, Digest
-from common.errors import DarkroomError, PolicyRefusal
+from common.crypto import check_identity
+from common.errors import BadKey, DarkroomError, PolicyRefusal, TooManyUnits
 from common.manifest import PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
 from common.randomness import REPEATABLE_WORDS
 from common.toml_config import parse_config, read_toml
@@ -25,7 +32,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.ledger import BudgetAccountant
+    from common.config import PrivacyConfig
     from common.manifest import Manifest, PrivacyTerms
+
+ANY_INSTITUTION: Final = (
+    "any: a roster that the coordinator invented would leave this site its own share of the noise alone"
+)
+"""What a policy says instead of naming the institutions."""
 
 
 class PrivacyLimits(Config, frozen=True, kw_only=True):
@@ -39,7 +52,8 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
     units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
     """What counts as one unit: one of them, not ``image`` where a person has several pictures."""
     rely_on_secure_aggregation: bool = True
-    """False: budgets are charged as if everybody else colluded, by this site's own noise share alone."""
+    """False, as it must be where any institution will do: budgets are charged as if everybody else colluded, by this
+    site's own noise share alone."""
 
     def faults(self) -> Iterator[str]:
         """Rules that types cannot say."""
@@ -65,7 +79,10 @@ class SitePolicy(Config, frozen=True, kw_only=True):
     colluders: bounds.Colluders = 1
     """How many other institutions are assumed to work with the coordinator."""
     institutions: tuple[PublicKeyHex, ...] = ()
-    """Keys of institutions known to be real; if given, a roster with any other is refused."""
+    """Keys of institutions known to be real, this one included: compared with their owners by another channel than the
+    coordinator's. A roster with any other is refused."""
+    any_institution: str = ""
+    """To name none, and take part with whatever roster a coordinator shows: the sentence :data:`ANY_INSTITUTION`."""
     privacy: PrivacyLimits
     non_private: str = ""
     """To take part in runs without privacy: the sentence :data:`common.config.PLAIN_WORDS`."""
@@ -80,11 +97,34 @@ class SitePolicy(Config, frozen=True, kw_only=True):
             yield f'non_private: wanted "{PLAIN_WORDS}" or nothing, got {self.non_private!r}'
         if self.repeatable not in {"", REPEATABLE_WORDS}:
             yield f'repeatable: wanted "{REPEATABLE_WORDS}" or nothing, got {self.repeatable!r}'
+        yield from self._any_faults()
+        for name, keys in (("coordinators", self.coordinators), ("institutions", self.institutions)):
+            for key in keys:
+                try:
+                    check_identity(bytes.fromhex(key))
+                except BadKey as error:
+                    yield f"{name}: {key}: {error}"
+
+    def _any_faults(self) -> Iterator[str]:
+        if self.any_institution not in {"", ANY_INSTITUTION}:
+            yield f'any_institution: wanted "{ANY_INSTITUTION}" or nothing, got {self.any_institution!r}'
+        if not self.any_institution:
+            return
+        if self.institutions:
+            yield f"any_institution: says that any will do, and institutions names {len(self.institutions)}; give one"
+        if self.privacy.rely_on_secure_aggregation:
+            yield (
+                "privacy.rely_on_secure_aggregation: wanted false, because any_institution lets a coordinator invent "
+                "the others: their noise is then no protection, and budgets have to be charged without it"
+            )
 
     def unfinished(self) -> tuple[str, ...]:
         """What is still to be filled in: until then every run is refused."""
         lists = {"coordinators": self.coordinators, "base_digests": self.base_digests}
-        return tuple(f"{key}: empty, so every run would be refused" for key, value in lists.items() if not value)
+        empty = [f"{key}: empty, so every run would be refused" for key, value in lists.items() if not value]
+        if not self.institutions and not self.any_institution:
+            empty.append(_NOBODY_NAMED)
+        return tuple(empty)
 
     def account(self, population: str, *, private: bool) -> Account:
         """The ledger limits of one population; without limit for runs that are allowed to have no secret noise."""
@@ -96,6 +136,24 @@ class SitePolicy(Config, frozen=True, kw_only=True):
             lifetime=Budget(epsilon=math.inf if unlimited else limits.epsilon_lifetime, delta=limits.delta_lifetime),
             per_run=Budget(epsilon=math.inf if unlimited else limits.epsilon_per_run, delta=limits.delta_per_run),
         )
+
+    def figure_that_holds(self) -> str:
+        """Which of a run's figures this site may count on, in words."""
+        if self.any_institution:
+            return (
+                "any institution will do, so the fallback figure is the one that holds, against everybody; budgets are "
+                "charged by it"
+            )
+        if not self.institutions:
+            return "no institution is named, so every run is refused"
+        charged = "" if self.privacy.rely_on_secure_aggregation else "; budgets are charged by the fallback figure"
+        return f"{len(self.institutions)} institutions are named, so the figures hold that are stated{charged}"
+
+
+_NOBODY_NAMED: Final = (
+    "institutions: empty, so every run would be refused; name them, this one included (darkroom-client approve shows a "
+    f'run\'s, with the line to write), or set any_institution = "{ANY_INSTITUTION}"'
+)
 
 
 def read_policy(path: Path) -> SitePolicy:
@@ -142,15 +200,34 @@ def _is_repeatable(manifest: Manifest) -> bool:
     return privacy != "none" and not privacy.is_private
 
 
-def check_parties(manifest: Manifest, policy: SitePolicy) -> None:
-    """Refuse a manifest of strangers, without working anything out: anybody can sign settings that keep one busy.
+def check_coordinator(manifest: Manifest, policy: SitePolicy) -> None:
+    """Refuse a stranger's manifest, without working anything out: anybody can sign settings that keep one busy.
+
+    Its institutions are not looked at: who is in the roster is what a person has to see before they can be named.
 
     Raises:
-        PolicyRefusal: Coordinator or institutions that the policy does not name.
+        PolicyRefusal: A coordinator that the policy does not name.
 
     """
-    if reasons := tuple(_party_reasons(manifest, policy)):
+    if reasons := tuple(_coordinator_reasons(manifest, policy)):
         raise PolicyRefusal(manifest.config.name, reasons)
+
+
+def check_size(units: int, config: PrivacyConfig) -> None:
+    """Refuse a run whose cap on samples was not worked out for so many units: more would reach it, unaccounted for.
+
+    To train on as many as are allowed is no way out: a choice that is filled up to the limit takes another unit in for
+    one that is taken away, and add-or-remove becomes replace, with twice the sensitivity.
+
+    Raises:
+        TooManyUnits: How many are allowed, and never how many there are.
+
+    """
+    if units > (most := config.largest_site or config.population):
+        raise TooManyUnits(
+            f"this institution has more than {most} privacy units, the most that the run allows one; have the "
+            "coordinator draft it with a larger privacy.largest_site"
+        )
 
 
 def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> None:
@@ -160,23 +237,32 @@ def check_manifest(manifest: Manifest, policy: SitePolicy, *, accountant: Budget
         PolicyRefusal: With every reason.
 
     """
-    reasons = (
-        *_party_reasons(manifest, policy),
+    if reasons := refusal_reasons(manifest, policy, accountant=accountant):
+        raise PolicyRefusal(manifest.config.name, reasons)
+
+
+def refusal_reasons(manifest: Manifest, policy: SitePolicy, *, accountant: BudgetAccountant) -> tuple[str, ...]:
+    """Every rule of the policy that the manifest breaks; none if it is allowed."""
+    return (
+        *_coordinator_reasons(manifest, policy),
+        *_roster_reasons(manifest, policy),
         *_model_reasons(manifest, policy),
         *_aggregation_reasons(manifest, policy),
         *_privacy_reasons(manifest, policy, accountant),
     )
-    if reasons:
-        raise PolicyRefusal(manifest.config.name, reasons)
 
 
-def _party_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
+def _coordinator_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
     if manifest.coordinator not in policy.coordinators:
         yield f"coordinator {manifest.coordinator} is not in policy.coordinators"
-    if policy.institutions:
-        for member in manifest.roster:
-            if member.key not in policy.institutions:
-                yield f"institution {member.name} with key {member.key} is not in policy.institutions"
+
+
+def _roster_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
+    if policy.any_institution:
+        return
+    for member in manifest.roster:
+        if member.key not in policy.institutions:
+            yield f"institution {member.name} with key {member.key} is not in policy.institutions"
 
 
 def _model_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:

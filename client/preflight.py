@@ -12,6 +12,7 @@ from client.bundle import read_named
 from client.handshake import check_clock, shake_hands
 from client.memory import MIB, check_memory, choose_device
 from client.policy import read_policy
+from client.serving_policy import restart_words, serving_policy
 from client.site_vault import count_vault, today
 from common.adapter.model import open_base
 from common.certificates import read_node_key
@@ -40,9 +41,15 @@ def steward_checks(site: SiteConfig) -> Iterator[Check]:
         yield private_file_check(Path(site.vault.passphrase_file), "passphrase's file")
     yield Check(
         name="policy",
-        wanted="readable, with coordinators and base digests",
+        wanted="readable, with coordinators, base digests and institutions",
         remedy=f"mend {site.policy}",
         look=lambda: _policy(site),
+    )
+    yield Check(
+        name="running steward",
+        wanted="none, or one that goes by the policy as it is now",
+        remedy="restart the steward",
+        look=lambda: _running(site),
     )
     yield Check(
         name="base",
@@ -155,7 +162,18 @@ def _policy(site: SiteConfig) -> str:
     policy = read_policy(Path(site.policy))
     if missing := policy.unfinished():
         raise NotAsWanted("; ".join(missing))
-    return f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models"
+    return (
+        f"{len(policy.coordinators)} coordinators, {len(policy.base_digests)} base models; {policy.figure_that_holds()}"
+    )
+
+
+def _running(site: SiteConfig) -> str:
+    serving = serving_policy(site)
+    if serving is None:
+        return "none"
+    if serving.policy != read_policy(Path(site.policy)):
+        raise NotAsWanted(restart_words(serving))
+    return f"goes by this policy since {serving.since}"
 
 
 def _base(site: SiteConfig) -> str:

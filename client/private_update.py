@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import numpy as np
 import torch
 
+from client.policy import check_size
 from client.refusals import place_of
 from client.trainer import Draws, training_draws
 from common.adapter.vector import trained_parameters
@@ -80,7 +81,8 @@ class PrivateUpdate:
         answer_times: Whether the number of micro-batches follows the sample.
 
     Raises:
-        AccountingError: More units than the run's settings allow one institution, or one without pictures.
+        TooManyUnits: More units than the run's settings allow one institution.
+        AccountingError: A unit without pictures.
 
     """
 
@@ -91,12 +93,7 @@ class PrivateUpdate:
     answer_times: AnswerTimes = "as_computed"
 
     def __post_init__(self) -> None:
-        largest = self.plan.config.largest_site or self.plan.config.population
-        if len(self.units) > largest:  # the cap's overflow probability was worked out for this many
-            raise AccountingError(
-                f"this institution has more than {largest} privacy units: raise privacy.largest_site, or take part "
-                "with fewer"
-            )
+        check_size(len(self.units), self.plan.config)  # the cap's overflow probability was worked out for so many
         if not all(self.units):  # found out here, because whoever is sampled must not be told by an error
             raise AccountingError("this institution has a privacy unit without pictures: ingest its pictures anew")
 

@@ -23,6 +23,7 @@ from common.errors import (
     ReplayedStep,
     RequestNotAllowed,
     StaleSession,
+    TooManyUnits,
     UnknownInstitution,
 )
 from common.manifest_words import printable
@@ -33,6 +34,8 @@ MAX_QUOTED: Final = 2000
 _CODES: Final[tuple[tuple[type[DarkroomError], RefusalCode], ...]] = (
     (NotApproved, RefusalCode.AWAITING_APPROVAL),
     (FiguresPending, RefusalCode.BUSY),
+    # a code of its own would tell for each largest_site that a coordinator tries whether there are more
+    (TooManyUnits, RefusalCode.AWAITING_APPROVAL),
     (PolicyRefusal, RefusalCode.NOT_ALLOWED),
     (RequestNotAllowed, RefusalCode.NOT_ALLOWED),
     (BudgetExceeded, RefusalCode.OVER_BUDGET),

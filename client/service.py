@@ -24,8 +24,9 @@ import msgspec
 
 from client.refusals import place_of
 from client.request_log import ANSWERED, Line, log_request, outcome_of, read_heading
-from client.service_socket import open_to_group, owner_only_files
+from client.service_socket import open_to_group
 from client.turnstile import Passage, RefusalAllowance, Turnstile
+from common.durable_file import owner_only_files
 from common.errors import StewardUnavailable
 from common.messages import MAX_MESSAGE_BYTES, Refusal, RefusalCode, encode
 from common.steward_link import ANSWER, HEALTH, TOKEN_KEY, Health

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LONGEST_PATH: Final = 100
 """Bytes of a Unix socket's path; the kernel takes 107, gRPC needs a few."""
-_OWNER_ONLY: Final = 0o177
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +86,6 @@ def held(place: SocketPlace) -> Iterator[None]:
             _remove_socket(place.path)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def owner_only_files() -> Iterator[None]:
-    """Files and sockets made in this block are the owner's alone from their first moment on."""
-    before = os.umask(_OWNER_ONLY)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def open_to_group(place: SocketPlace) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
+from client.policy import ANY_INSTITUTION
 from client.service_socket import create_token_file
 from client.site import SiteConfig, VaultConfig
 from client.site_layout import SiteLayout
@@ -80,8 +81,13 @@ adapter_kinds = ["B", "core"]
 # Fewest institutions in any sum, this one included, and how many of the others may work with the coordinator.
 minimum_cohort = 3
 colluders = 1
-# Keys of institutions known to be real; if any are given, a run with another is refused.
+# Keys of institutions known to be real, this one included: the fingerprints compared with their owners by telephone. A
+# run with another is refused. "darkroom-client approve" and "approvals" show a run's, and the line to write here.
 institutions = []
+# Or none are named, and this says, word for word:
+# "{any}".
+# Then rely_on_secure_aggregation has to be false, and a run of the same noise costs more.
+any_institution = ""
 
 [privacy]
 # The most that may become known about one unit: in one run, and in all runs ever.
@@ -93,7 +99,7 @@ delta_lifetime = 1e-4
 units = ["subject"]
 # false: budgets are charged as if every other institution worked with the coordinator.
 rely_on_secure_aggregation = true
-"""
+""".replace("{any}", ANY_INSTITUTION)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
+from client.serving_policy import older_policy, restart_words
 from client.site_vault import count_vault, today
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
+from common.provisioning import institution_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,6 +64,12 @@ class SiteStatus:
     head: str
     health: Health | None
     """None: no steward is running."""
+    fingerprint: str
+    """Of the site's own key, to be read out to other institutions."""
+    figure: str
+    """Which of a run's figures the site may count on."""
+    policy_faults: tuple[str, ...]
+    """What the policy lacks, and that the running steward goes by an older one."""
 
 
 def site_status(site: OpenSite) -> SiteStatus:
@@ -88,6 +96,9 @@ def site_status(site: OpenSite) -> SiteStatus:
         entries=verified.entries,
         head=verified.head.hex(),
         health=_health(site),
+        fingerprint=institution_fingerprint(site.identity.public),
+        figure=site.policy.figure_that_holds(),
+        policy_faults=tuple(_policy_faults(site)),
     )
 
 
@@ -132,6 +143,17 @@ def _sums(entries: Iterable[Entry]) -> dict[str, int]:
     for entry in entries:
         total.update({reason: count for reason, count in entry.details.items() if isinstance(count, int)})
     return dict(total)
+
+
+def _policy_faults(site: OpenSite) -> Iterator[str]:
+    yield from site.policy.unfinished()
+    try:
+        older = older_policy(site)
+    except StewardUnavailable as error:
+        yield str(error)
+        return
+    if older is not None:
+        yield restart_words(older)
 
 
 def _health(site: OpenSite) -> Health | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from client.vault.interior import Access
     from client.vault.master_key import MasterKey
     from client.vault.records import VaultState
+    from common.privacy.statements import Unit
 
 
 def today() -> date:
@@ -110,6 +111,19 @@ def count_vault(config: VaultConfig, *, day: date, expected: VaultState | None) 
             subjects=len({info.subject for info in infos}),
             expired=sum(info.expires is not None and info.expires <= day for info in infos),
         )
+
+
+def count_units(config: VaultConfig | HeldVault, unit: Unit, *, day: date, expected: VaultState | None) -> int:
+    """How many privacy units a run would train on: what is held out or has expired does not count.
+
+    Raises:
+        ConfigError: The passphrase is not where the site says.
+        VaultError: It cannot be opened.
+
+    """
+    with open_vault(config, expected=expected) as vault:
+        usable = [info for info in vault.infos("train") if info.expires is None or info.expires > day]
+    return len({info.subject for info in usable}) if unit == "subject" else len(usable)
 
 
 def _passphrase(config: VaultConfig) -> str:

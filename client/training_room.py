@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from client.site import SiteConfig
     from common.adapter.model import BaseModel
     from common.manifest import Manifest
+    from common.privacy.statements import Unit
 
 _log: Final = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ class EncodedRecords:
 
 class RecordSource(Protocol):
     """Where a site's pictures come from."""
+
+    def count_units(self, unit: Unit) -> int:
+        """How many a run of this unit would train on."""
+        ...
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """The site's training pictures, encoded by this base; without erased, expired and held-out ones."""
@@ -83,6 +88,15 @@ class TrainingRoom:
     def loaded(self) -> bool:
         """Whether a base is in memory."""
         return self._run is not None
+
+    def count_units(self, unit: Unit) -> int:
+        """How many a run of this unit would train on.
+
+        Raises:
+            DarkroomError: They cannot be counted.
+
+        """
+        return self.records.count_units(unit)
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Base, adapter and records of this run; those of the run before are dropped first.

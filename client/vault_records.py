@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from client.books import PREPARED, VAULT, Use, check_use, noted_in
 from client.latents import EncodingPlan
-from client.site_vault import open_vault, today
+from client.site_vault import count_units, open_vault, today
 from client.training_room import EncodedRecords
 from client.vault.shards import encode_vault
 from common.audit_log import read_entries
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from common.adapter.model import BaseModel
     from common.audit_log import AuditLog
     from common.manifest import Manifest
+    from common.privacy.statements import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,16 @@ class VaultRecords:
         noted = noted_in(read_entries(self.audit.path))
         with open_vault(self.config, expected=noted.vault) as vault:
             check_use(noted, self._use(vault, unit))
+
+    def count_units(self, unit: Unit) -> int:
+        """How many a run of this unit would train on.
+
+        Raises:
+            VaultError: The vault cannot be opened, is damaged, or is an older copy.
+
+        """
+        expected = noted_in(read_entries(self.audit.path)).vault
+        return count_units(self.config, unit, day=today(), expected=expected)
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """What has not expired, encoded; that this run uses it is written down first.

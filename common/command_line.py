@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from common.durable_file import owner_only_files
 from common.errors import DarkroomError
 
 if TYPE_CHECKING:
@@ -19,10 +20,14 @@ def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped")
 
     So does a file or directory that the system refuses (read-only, full disk, a file where a directory is wanted). An
     ``OSError`` that names no file is no user's mistake and keeps its stack trace.
+
+    Guarantee: whatever the umask of whoever calls, what the program and the programs that it starts make is its user's
+    alone, but for files that say another mode.
     """
     quiet_libraries()
     try:
-        app()
+        with owner_only_files():
+            app()
     except DarkroomError as error:
         sys.stderr.write(f"error: {_shown(str(error))}\n")
         raise SystemExit(2) from None

@@ -58,6 +58,20 @@ SMALL_ORDER_IDENTITIES: Final = frozenset(
 )
 """Encodings, sign bit cleared, of the Ed25519 points of order 1, 2, 4 and 8: one signature would fit many messages."""
 
+SMALL_ORDER_AGREEMENTS: Final = frozenset(
+    bytes.fromhex(point)
+    for point in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ec" + "ff" * 30 + "7f",
+    )
+)
+"""Canonical encodings of the X25519 points of order 1, 2, 4 and 8, curve and twist: every shared secret is zero."""
+_FIELD: Final = 2**255 - 19
+"""Of both curves: a coordinate is written as a number below it."""
+
 
 @final
 class Secret:
@@ -146,14 +160,19 @@ def stretch_passphrase(passphrase: Secret, *, salt: bytes, memory_kib: int, pass
 def check_identity(public: bytes) -> None:
     """Refuse a public key that no honest party makes.
 
+    Guarantee: of the encodings of one point, one at most passes, so keys that differ are different keys.
+
     Raises:
-        BadKey: Not 32 bytes, or a point of small order.
+        BadKey: Not 32 bytes, a point of small order, or a second encoding of a point.
 
     """
     if len(public) != PUBLIC_KEY_BYTES:
         raise BadKey(f"wanted an Ed25519 public key of {PUBLIC_KEY_BYTES} bytes, got {len(public)}")
-    if public[:-1] + bytes([public[-1] & 0x7F]) in SMALL_ORDER_IDENTITIES:
+    unsigned = public[:-1] + bytes([public[-1] & 0x7F])
+    if unsigned in SMALL_ORDER_IDENTITIES:
         raise BadKey("an Ed25519 public key of small order signs nothing; ask its owner for a real one")
+    if int.from_bytes(unsigned, "little") >= _FIELD:  # RFC 8032, 5.1.3: decoding fails
+        raise BadKey("not the canonical encoding of an Ed25519 public key, so one key could pass for two")
 
 
 @final
@@ -204,6 +223,26 @@ def verify_signature(public: bytes, signature: bytes, label: Label, *parts: Buff
         raise BadSignature(f"the signature for {label.value.decode()} is not by key {public.hex()}") from error
 
 
+def check_agreement_key(public: bytes) -> None:
+    """Refuse a session key that no honest party makes.
+
+    RFC 7748 has X25519 ignore bit 255 and reduce the rest modulo the field's prime, so a copied key could be written in
+    another way and pass for a second institution's.
+
+    Guarantee: of the encodings of one point, one at most passes, so keys that differ agree on different secrets.
+
+    Raises:
+        BadKey: Not 32 bytes, a point of small order, which makes every secret zero, or a second encoding of a point.
+
+    """
+    if len(public) != PUBLIC_KEY_BYTES:
+        raise BadKey(f"wanted an X25519 session key of {PUBLIC_KEY_BYTES} bytes, got {len(public)}")
+    if int.from_bytes(public, "little") >= _FIELD:
+        raise BadKey(f"session key {public.hex()} is not in canonical encoding, so one key could pass for two")
+    if public in SMALL_ORDER_AGREEMENTS:
+        raise BadKey(f"session key {public.hex()} is of small order: every secret with it would be zero")
+
+
 @final
 class AgreementKey:
     """One session's X25519 key; lives in memory only."""
@@ -225,13 +264,11 @@ class AgreementKey:
         """The raw shared secret; derive keys from it before use.
 
         Raises:
-            BadKey: Wrong size, or a point of small order, which makes the secret zero whatever our key is.
+            BadKey: As :func:`check_agreement_key`.
 
         """
-        try:
-            return Secret(self._key.exchange(X25519PublicKey.from_public_bytes(peer)))
-        except ValueError as error:
-            raise BadKey(f"session key {peer.hex()} is of wrong size or small order") from error
+        check_agreement_key(peer)
+        return Secret(self._key.exchange(X25519PublicKey.from_public_bytes(peer)))
 
     def __repr__(self) -> str:
         return f"AgreementKey(public={self.public.hex()})"

@@ -1,23 +1,42 @@
-"""Files that survive a crash: whole or not at all."""
+"""Files that survive a crash, whole or not at all, and that are their user's alone unless somebody says otherwise."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-_FOR_ALL: Final = 0o666
-"""Less what the process's umask takes away."""
+OWNER_ONLY: Final = 0o600
+PUBLIC: Final = 0o644
+"""For what another user of the machine has to read, and nobody has to keep to himself."""
+_NOT_FOR_OTHERS: Final = 0o077
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = _FOR_ALL) -> None:
+@contextmanager
+def owner_only_files() -> Iterator[None]:
+    """Files, folders and sockets made in this block are the owner's alone from their first moment on.
+
+    A shell's umask is no promise: under 000, as in some containers and on some shares, every user of the machine could
+    read or change what says no mode of its own. Processes that are started in the block inherit it.
+    """
+    before = os.umask(_NOT_FOR_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:
     """Replace the file's content so that a crash, or a power cut, leaves the old content or the new.
 
-    Nobody has more rights than ``mode`` at any moment in between. Of several writers at once the last one's content
-    stays, whole. A crash may leave a file beside it whose name begins with a dot and ends in ``.partial``.
+    Its mode is ``mode`` whatever the umask, and nobody has more rights at any moment in between. Of several writers at
+    once the last one's content stays, whole. A crash may leave a file beside it whose name begins with a dot and ends
+    in ``.partial``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own, and no file that is there already: another writer's must not be renamed half-written
@@ -25,6 +44,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = _FOR_ALL) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

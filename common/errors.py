@@ -58,7 +58,8 @@
         ├── NotRepeatable          a device that computes the same twice with two results
         ├── MechanismError         noise, scale or ring settings that cannot carry the guarantee
         └── AccountingError        settings for which no (ε, δ) can be stated
-            └── UnknownEvent       something happened that the accountant does not know
+            ├── UnknownEvent       something happened that the accountant does not know
+            └── TooManyUnits       more units at an institution than a run's settings allow one
 """
 
 from __future__ import annotations
@@ -308,3 +309,7 @@ class AccountingError(PrivacyError):
 
 class UnknownEvent(AccountingError):
     """Something happened that the accountant does not know, so it states nothing."""
+
+
+class TooManyUnits(AccountingError):
+    """More privacy units at this institution than a run's settings allow one: answered as if nobody had approved it."""

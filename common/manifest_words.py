@@ -33,7 +33,21 @@ def terms_words(manifest: Manifest, digest: bytes) -> Iterator[str]:
         f"{_TRAINED[config.adapter.train]}."
     )
     yield f"Rounds: {config.rounds}, mode {config.training.mode}; code version {printable(manifest.code_version)}."
+    yield from _sampling(manifest)
     yield _aggregation(manifest)
+
+
+def _sampling(manifest: Manifest) -> Iterator[str]:
+    """What noise and price rest on, as the coordinator chose it."""
+    privacy = manifest.config.privacy
+    if privacy == "none":
+        return
+    yield f"Clip: {privacy.clip:g}, to which each {privacy.unit}'s gradient, the mean of {privacy.draws} draws, is cut."
+    yield (
+        f"Sampling rate: {privacy.sampling_rate:g}, the chance of each {privacy.unit} to be in a round; population: at "
+        f"least {privacy.population} of all institutions together, so {privacy.expected_batch:g} expected in a round; "
+        f"largest site: {privacy.largest_site or privacy.population}, the most that one institution may have."
+    )
 
 
 def _aggregation(manifest: Manifest) -> str:

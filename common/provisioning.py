@@ -107,6 +107,11 @@ def coordinator_fingerprint(public: bytes) -> str:
     return _digits(digest(Label.FINGERPRINT, b"coordinator", public))
 
 
+def institution_fingerprint(public: bytes) -> str:
+    """Thirty digits in groups of five, of an institution's identity: what institutions read out to each other."""
+    return _digits(digest(Label.FINGERPRINT, b"institution", public))
+
+
 def create_request(*, name: str, contact: str, identity: Identity, node_key: str) -> SiteRequest:
     """A signed request.
 

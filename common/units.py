@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from common.durable_file import PUBLIC, write_atomically
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -166,6 +167,6 @@ def write_units(units: Iterable[Unit], folder: Path) -> tuple[Path, ...]:
     written = []
     for unit in units:
         path = folder / unit.file_name
-        path.write_text(unit.text())
+        write_atomically(path, unit.text().encode(), mode=PUBLIC)
         written.append(path)
     return tuple(written)

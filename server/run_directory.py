@@ -37,6 +37,12 @@ LOG_FILE: Final = "coordinator.log"
 """What the coordinator's loop says, over all starts: Flower keeps each start's log apart, and loses the last lines of
 one that is killed."""
 
+PAST_THE_PROTOCOL: Final = (
+    "measured by the simulation past the protocol: a real private run tells these losses and counts to nobody, and the "
+    "stated epsilon does not cover them"
+)
+"""Beside losses that no institution was asked for."""
+
 
 class RunDirectory:
     """A run observer that writes everything down.
@@ -82,6 +88,7 @@ class RunDirectory:
                 "seconds": report.seconds,
             }
             | ({} if report.asked else {"asked": False})
+            | ({} if report.asked or not report.losses else {"note": PAST_THE_PROTOCOL})
         )
 
     def on_finish(self, finish: RunFinish) -> None:

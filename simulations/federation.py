@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.crypto import Identity
     from common.manifest import Manifest
+    from common.privacy.statements import Unit
     from simulations.institution_store import InstitutionStore
 
 _IDENTITY: Final = "identity"
@@ -112,6 +113,13 @@ class _Shared:
 
     federation: SimulatedFederation
     index: int
+
+    def count_units(self, unit: Unit) -> int:
+        """As :meth:`prepare` gives them: a run has one unit."""
+        del unit
+        rows = self.federation.store.institutions[self.index]
+        units = rows.units()
+        return len(rows.train) if units is None else len(units)
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Ready as it is: the store was encoded before the run."""

@@ -28,6 +28,7 @@ from common.adapter.model import open_base
 from common.config import RunConfig
 from common.errors import StewardUnavailable
 from common.flower_commands import program
+from common.identity_file import read_identity_file
 from common.provisioning import coordinator_fingerprint, sign_join_file
 from server.adapter_files import adapter_spec
 from server.federation import FederationDirectory
@@ -50,6 +51,7 @@ base_digests = ["{base}"]
 adapter_kinds = ["AB", "B", "core"]
 minimum_cohort = {minimum}
 colluders = 1
+institutions = {institutions}
 [privacy]
 epsilon_per_run = 100.0
 delta_per_run = 1e-2
@@ -141,7 +143,9 @@ class Laboratory:
         base_digest = open_base(str(self.plan.base)).digest
         requests = []
         for name in self.plan.names:
-            self._make_site(name, base_digest)
+            make_site(self.root(name), name)
+        for name in self.plan.names:
+            self._fill_site(name, base_digest)
             requests.append(request_to_join(SiteLayout(self.root(name)), name=name, contact=f"it@{name}.example")[0])
         bundle = KeptBundle(self.federation).keep(self._build())
         self.federation.approve(requests, bundle=bundle)
@@ -157,19 +161,22 @@ class Laboratory:
         for name in self.plan.names:
             open_site(SiteLayout(self.root(name)).site_file).approvals.approve(signed)
 
-    def _make_site(self, name: str, base_digest: str) -> None:
+    def _fill_site(self, name: str, base_digest: str) -> None:
         root = self.root(name)
-        make_site(root, name)
         settings = SiteLayout(root).site_file
         settings.write_text(settings.read_text().replace('base = "base"', f'base = "{self.plan.base}"'))
         policy = self.plan.policies.get(name, _POLICY).format(
             coordinator=self.federation.identity().public.hex(),
             base=base_digest,
+            institutions=[self._key(each) for each in self.plan.names],
             minimum=self.plan.config.server.minimum_institutions,
         )
         (root / "policy.toml").write_text(policy)
         with open_vault(read_site(settings).vault, access="write") as vault:
             vault.add([self.plan.record(name, number) for number in range(self.plan.pictures)])
+
+    def _key(self, name: str) -> str:
+        return read_identity_file(SiteLayout(self.root(name)).identity_file).public.hex()
 
     def _build(self) -> bytes:
         built = self.plan.directory / "bundle"

@@ -175,6 +175,7 @@ class Pilot:
 
     def _approve_run(self, manifest: Path) -> None:
         for site in self._sites:
+            site.name_institutions([each.key for each in self._sites])
             client(self._log, "approve", str(manifest), "--config", str(site.site_file), "--yes")
             self._tell(f"{site.name} approves the run")
 

@@ -17,6 +17,7 @@ from simulations.processes import client, client_command
 from simulations.users import FIRST_UID, UnixUser, as_user, give
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from common.supervision import Command
@@ -91,11 +92,21 @@ class PilotSite:
     def fill_in(self, *, base: Path, base_digest: str, coordinator: str, unit: str) -> None:
         """What ``darkroom-client init`` leaves to people."""
         _replace(self.site_file, 'base = "base"', f'base = "{base}"')
-        policy = self.root / "policy.toml"
+        policy = self.layout.policy_file
         _replace(policy, "coordinators = []", f'coordinators = ["{coordinator}"]')
         _replace(policy, "base_digests = []", f'base_digests = ["{base_digest}"]')
         _replace(policy, 'units = ["subject"]', f'units = ["{unit}"]')
         _replace(policy, 'adapter_kinds = ["B", "core"]', 'adapter_kinds = ["AB", "B", "core"]')
+
+    def name_institutions(self, keys: Sequence[str]) -> None:
+        """What people write once they have compared the fingerprints; here nobody is in between."""
+        named = ", ".join(f'"{key}"' for key in keys)
+        _replace(self.layout.policy_file, "institutions = []", f"institutions = [{named}]")
+
+    @property
+    def key(self) -> str:
+        """Its public key, as the others hear it."""
+        return self.layout.identity_public_file.read_text().strip()
 
     def fill_vault(self, log: Path) -> int:
         """Take the pictures into the vault, by the command for that; how many can be trained with."""

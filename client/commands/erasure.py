@@ -22,20 +22,10 @@ Commit = Annotated[bool, typer.Option("--commit", help="Destroy; without it only
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-def erase(
-    subject: Annotated[
-        str,
-        typer.Option(
-            prompt="subject's id, or a DICOM patient's number",
-            help="Its id as it stood at intake, or a DICOM patient's number; better left out, and asked for: arguments "
-            "show in the shell's history and to other users.",
-        ),
-    ],
-    config: Site = Path("site.toml"),
-    commit: Commit = False,
-    yes: Yes = False,
-) -> None:
-    """Forget a subject: keys, pictures and what was computed from them. Stop the steward first."""
+def erase(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = False) -> None:
+    """Forget a subject: keys, pictures and what was computed from them. Asks for its id. Stop the steward first."""
+    # asked for, or read from standard input: arguments show in the shell's history and to every user of the machine
+    subject: str = typer.prompt("subject's id as it stood at intake, or a DICOM patient's number")
     _forget(
         config,
         _Forgetting(

@@ -32,6 +32,7 @@ def init(
     """Make a site's folder: settings, policy, keys, vault, ledger, audit log and token. Nothing is overwritten."""
     from client.site_directory import make_site, site_steps
     from common.identity_file import read_identity_file
+    from common.provisioning import institution_fingerprint
 
     key = _key_source(passphrase_env, keyring)
     steps = site_steps(folder, name, key) if dry_run else make_site(folder, name, key)
@@ -39,8 +40,10 @@ def init(
         note = " (exists)" if dry_run and step.path.exists() else ""
         typer.echo(f"{'would make' if dry_run else 'made'} {step.path}: {step.what}{note}")
     if not dry_run:
-        typer.echo(f"public key: {read_identity_file(folder / 'identity.key').public.hex()}")
-        typer.echo("next: fill in base in site.toml, coordinators and base_digests in policy.toml")
+        public = read_identity_file(folder / "identity.key").public
+        typer.echo(f"public key: {public.hex()}")
+        typer.echo(f"its fingerprint, to read out to the other institutions: {institution_fingerprint(public)}")
+        typer.echo("next: fill in base in site.toml; coordinators, base_digests and institutions in policy.toml")
 
 
 def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:
@@ -122,6 +125,8 @@ def _facts(found: SiteStatus, vault: str) -> Table:
     facts.add_column()
     facts.add_row("steward", _health(found))
     facts.add_row("vault", vault)
+    facts.add_row("this institution", found.fingerprint)
+    facts.add_row("policy", "\n".join([found.figure, *found.policy_faults]))
     facts.add_row("refusals", _counts(found.refusals))
     facts.add_row("turned away", _counts(found.turned_away))
     waiting = [f"{each.manifest.config.name} {each.digest.hex()[:16]}" for each in found.pending]

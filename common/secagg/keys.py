@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
-from common.crypto import AgreementKey, Label, derive_key, expand_key, frame
+from common.crypto import AgreementKey, Label, check_agreement_key, derive_key, expand_key, frame
 from common.errors import (
     BadKey,
     CohortRefused,
@@ -112,6 +112,7 @@ def check_advert(advert: KeyAdvert, terms: Terms, *, epoch: int) -> None:
         StaleSession: For another run or session.
         UnknownInstitution: No such place in the roster.
         BadSignature: Not signed with the roster's key.
+        BadKey: A session key that no honest institution makes.
 
     """
     if (advert.manifest, advert.epoch) != (terms.manifest, epoch):
@@ -119,6 +120,7 @@ def check_advert(advert: KeyAdvert, terms: Terms, *, epoch: int) -> None:
     if advert.place >= len(terms.roster):
         raise UnknownInstitution(f"place {advert.place}; the roster has {len(terms.roster)}")
     advert.check_signature(terms.roster[advert.place])
+    check_agreement_key(advert.key)
 
 
 def check_session(keys: SessionKeys, terms: Terms, *, epoch: int) -> None:
@@ -127,7 +129,7 @@ def check_session(keys: SessionKeys, terms: Terms, *, epoch: int) -> None:
     Raises:
         StaleSession: For another run or session.
         CohortRefused: Too few, repeated or out of order.
-        BadKey: Two institutions show one key.
+        BadKey: Two institutions show one key, or a key that no honest institution makes.
         UnknownInstitution: No such place in the roster.
         BadSignature: The coordinator's or an institution's signature is wrong.
 

@@ -35,12 +35,13 @@ def nginx(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("darkroom.conf"),
 ) -> None:
     """Write an nginx configuration that passes what the embedded listener passes. Nothing is installed."""
+    from common.durable_file import PUBLIC, write_atomically
     from server.federation import FederationDirectory
     from server.nginx import nginx_configuration
 
     federation = FederationDirectory(directory.resolve())
     config = federation.config()
-    out.write_text(nginx_configuration(federation, config))
+    write_atomically(out, nginx_configuration(federation, config).encode(), mode=PUBLIC)
     typer.echo(f"# wrote {out}; read it, then run as root:")
     typer.echo(f"cp {out} /etc/nginx/conf.d/darkroom.conf && nginx -t && systemctl reload nginx")
     if config.front != "nginx":

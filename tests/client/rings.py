@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.manifest import Manifest
     from common.messages import Reply, Request
+    from common.privacy.statements import Unit
     from common.secagg.messages import Step
     from tests.client.sites import Site
 
@@ -101,6 +102,10 @@ class Ring:
     answer_times: AnswerTimes = "as_computed"
     pricing: Pricing = field(default_factory=PricedHere)
 
+    def count_units(self, unit: Unit) -> int:
+        del unit
+        return len(self.site.shard)
+
     def prepare(self, manifest: Manifest) -> TrainingSide:
         del manifest
         self.prepared += 1
@@ -117,6 +122,7 @@ class Ring:
             coordinators=(self.coordinator.public.hex(),),
             base_digests=(self.manifest.base_digest,),
             adapter_kinds=("AB",),
+            institutions=tuple(member.key for member in self.manifest.roster),
             privacy=limits,
         )
         return msgspec.structs.replace(made, **changes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -10,10 +11,14 @@ import pytest
 from client.approvals import MAX_PENDING, ApprovalStore
 from client.briefing import brief, budget_line
 from client.ledger import Spent
+from client.policy import ANY_INSTITUTION
+from common.config import BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Secret
 from common.errors import ApprovalError, ManifestError, UnknownInstitution
 from common.manifest import Manifest, open_manifest, sign_manifest
-from tests.client.test_policy import COORDINATOR, ZERO, Simple, manifest, policy
+from common.manifest_words import terms_words
+from common.provisioning import institution_fingerprint
+from tests.client.test_policy import COORDINATOR, SITES, ZERO, Simple, manifest, policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,8 +119,8 @@ def test_a_run_is_found_by_the_beginning_of_its_digest(store: ApprovalStore) -> 
             store.signed_manifest(odd)
 
 
-def said(made: Manifest, last: Manifest | None = None) -> str:
-    return brief(made, b"\x01" * 32, policy(), accountant=Simple(), last=last).as_text()
+def said(made: Manifest, last: Manifest | None = None, **rules: Any) -> str:
+    return brief(made, b"\x01" * 32, policy(**rules), own=OURS.public, accountant=Simple(), last=last).as_text()
 
 
 def test_a_briefing_names_parties_changes_and_every_reason() -> None:
@@ -128,9 +133,60 @@ def test_a_briefing_names_parties_changes_and_every_reason() -> None:
     assert ZERO in text
 
 
+def private_manifest() -> Manifest:
+    """With settings from which the four figures can be worked out."""
+    config = RunConfig(
+        name="lungs",
+        rounds=20,
+        privacy=PrivacyConfig(epsilon=6.0, delta=1e-5, clip=1.0, population=100, sampling_rate=0.5),
+        base=BaseModelConfig(path="bundled"),
+        server=ServerConfig(minimum_institutions=5),
+    )
+    return manifest(config=config)
+
+
+def test_a_briefing_shows_whom_the_policy_names_and_the_line_that_would_name_all() -> None:
+    text = said(manifest(), institutions=SITES[:3])
+    lines = {line.split()[1]: line for line in text.splitlines() if re.match(r"- site-\d  (\d{5} ){6}", line)}
+    assert ["NOT NAMED" in lines[f"site-{place}"] for place in range(5)] == [False, False, False, True, True]
+    assert ["this site" in lines[f"site-{place}"] for place in range(5)] == [True, False, False, False, False]
+    assert institution_fingerprint(bytes.fromhex(SITES[4])) in lines["site-4"]
+    (pasted,) = [line for line in text.splitlines() if line.startswith("institutions = ")]
+    assert set(msgspec.toml.decode(pasted)["institutions"]) == set(SITES)
+    assert "institutions = " not in said(manifest())
+
+
+def test_a_briefing_tells_what_noise_and_price_rest_on() -> None:
+    privacy = PrivacyConfig(
+        epsilon=6.0, delta=1e-5, clip=0.0625, population=123, largest_site=77, sampling_rate=0.375, draws=4
+    )
+    made = private_manifest()
+    changed = msgspec.structs.replace(made, config=msgspec.structs.replace(made.config, privacy=privacy))
+    text = "\n".join(terms_words(changed, bytes(32)))
+    for words in ("Clip: 0.0625,", "the mean of 4 draws", "Sampling rate: 0.375,", "least 123 of", "largest site: 77,"):
+        assert words in text
+    assert "largest site: 100," in "\n".join(terms_words(made, bytes(32)))  # all together, where none is given
+
+
+def test_a_briefing_says_which_figure_holds() -> None:
+    assert "the figures hold that are stated" in said(private_manifest())
+    any_one = {
+        "institutions": (),
+        "any_institution": ANY_INSTITUTION,
+        "privacy_rely_on_secure_aggregation": False,
+    }
+    text = said(private_manifest(), **any_one)
+    fallback = re.search(r"if secure aggregation fails for one institution: epsilon = ([0-9.]+)\.\n", text)
+    server = re.search(r"Against the coordinator with colluding .*: epsilon = ([0-9.]+)\.\n", text)
+    assert fallback
+    assert server
+    assert f"learns up to epsilon = {fallback[1]}, and not {server[1]}." in text
+    assert "institutions = " not in text
+
+
 def test_terms_that_do_not_follow_from_the_settings_forbid_the_run() -> None:
     """The manifest of these tests states privacy terms beside a configuration without any."""
-    briefing = brief(manifest(), b"\x01" * 32, policy(), accountant=Simple(), last=None)
+    briefing = brief(manifest(), b"\x01" * 32, policy(), own=OURS.public, accountant=Simple(), last=None)
     assert not briefing.allowed
     assert "do not follow" in briefing.as_text()
 

@@ -112,8 +112,8 @@ def test_an_older_ledger_is_refused_by_every_command(site: Path) -> None:
     kept = copy_ledger(site)
     charge(site, 4)
     put_back(site, kept)  # it is whole in itself; only the log tells
-    for words in (["status"], ["approvals"], ["steward"], ["erase", "--subject", "x"], ["expire"], ["revoke", "abcd"]):
-        done = CliRunner().invoke(app, [*words, "--config", str(site / "site.toml")])
+    for words in (["status"], ["approvals"], ["steward"], ["erase"], ["expire"], ["revoke", "abcd"]):
+        done = CliRunner().invoke(app, [*words, "--config", str(site / "site.toml")], input="x\n")
         assert isinstance(done.exception, LedgerRolledBack), (words, done.exception)
         assert "holds 4 contributions, and the audit log says that 5" in str(done.exception)
 
@@ -173,13 +173,13 @@ def test_an_older_vault_is_refused_wherever_it_is_opened(site: Path, tmp_path: P
     folder.mkdir()
     (folder / "x.txt").write_text("x")
     for words in (
-        ["erase", "--subject", "patient 1"],
-        ["erase", "--subject", "patient 1", "--commit", "--yes"],
+        ["erase"],
+        ["erase", "--commit", "--yes"],
         ["expire", "--commit", "--yes"],
         ["ingest", str(folder)],
         ["ingest", str(folder), "--commit", "--yes"],
     ):
-        done = CliRunner().invoke(app, [*words, *config])
+        done = CliRunner().invoke(app, [*words, *config], input="patient 1\n")
         assert isinstance(done.exception, VaultRolledBack), (words, done.output, done.exception)
     assert "cannot be opened: the vault was never in the state" in " ".join(
         CliRunner().invoke(app, ["status", *config], terminal_width=1000, env={"COLUMNS": "1000"}).output.split()

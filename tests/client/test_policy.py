@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from client.ledger import Event
-from client.policy import PrivacyLimits, SitePolicy, check_manifest, check_parties, contribution_event, read_policy
+from client.policy import (
+    ANY_INSTITUTION,
+    PrivacyLimits,
+    SitePolicy,
+    check_coordinator,
+    check_manifest,
+    contribution_event,
+    read_policy,
+)
 from common.config import PLAIN_WORDS, AdapterConfig, BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Secret
 from common.errors import ConfigError, ConfigErrors, PolicyRefusal
@@ -30,6 +38,7 @@ base_digests = ["{ZERO}"]
 adapter_kinds = ["B", "core"]
 minimum_cohort = 3
 colluders = 1
+institutions = [{", ".join(f'"{each}"' for each in SITES)}]
 
 [privacy]
 epsilon_per_run = 8.0
@@ -59,6 +68,7 @@ def policy(**changes: Any) -> SitePolicy:
     fields: dict[str, Any] = {
         "coordinators": (COORDINATOR,),
         "base_digests": (ZERO,),
+        "institutions": SITES,
         "privacy": msgspec.structs.replace(limits, **privacy),
     }
     return SitePolicy(**{**fields, **changes})
@@ -216,6 +226,68 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
     assert read_policy(path) == policy()
 
 
+def test_a_policy_is_unfinished_until_it_names_institutions_or_says_that_any_will_do() -> None:
+    """An empty list took part with a roster that the coordinator had made up, and nobody was asked."""
+    assert policy().unfinished() == ()
+    (missing,) = policy(institutions=()).unfinished()
+    assert "institutions: empty" in missing
+    assert ANY_INSTITUTION in missing
+    assert len(reasons(manifest(), policy(institutions=()))) == len(SITES)
+    said = policy(institutions=(), any_institution=ANY_INSTITUTION, privacy_rely_on_secure_aggregation=False)
+    assert (said.unfinished(), list(said.faults())) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"institutions": (), "any_institution": "any", "privacy_rely_on_secure_aggregation": False}, 'wanted "any: a'),
+        ({"any_institution": ANY_INSTITUTION, "privacy_rely_on_secure_aggregation": False}, "give one"),
+        ({"institutions": (), "any_institution": ANY_INSTITUTION}, "rely_on_secure_aggregation: wanted false"),
+        ({"institutions": (*SITES, "00" * 32)}, "small order"),
+        ({"institutions": (*SITES, "f0" + "ff" * 31)}, "pass for two"),
+        ({"coordinators": ("f0" + "ff" * 31,)}, "pass for two"),
+    ],
+)
+def test_any_institution_is_said_word_for_word_and_pays_for_it(changes: dict[str, Any], word: str) -> None:
+    (fault,) = policy(**changes).faults()
+    assert word in fault
+
+
+def test_an_invented_roster_is_allowed_at_the_price_of_the_sites_own_share_alone() -> None:
+    """ε = 5 by the promise for n − t = 4 honest institutions, and twice that by one share of the four."""
+    any_one: dict[str, Any] = {
+        "institutions": (),
+        "any_institution": ANY_INSTITUTION,
+        "privacy_rely_on_secure_aggregation": False,
+    }
+    (reason,) = reasons(manifest(), policy(**any_one))
+    assert "ε = 10" in reason
+    rules = policy(**any_one, privacy_epsilon_per_run=10.5)
+    check_manifest(manifest(), rules, accountant=Simple())
+    assert contribution_event(manifest(), rules, cohort=5).noise_multiplier == pytest.approx(0.5)
+    assert contribution_event(manifest(), policy(), cohort=5).noise_multiplier == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "5 institutions are named, so the figures hold that are stated"),
+        ({"privacy_rely_on_secure_aggregation": False}, "charged by the fallback figure"),
+        ({"institutions": ()}, "every run is refused"),
+        (
+            {
+                "institutions": (),
+                "any_institution": ANY_INSTITUTION,
+                "privacy_rely_on_secure_aggregation": False,
+            },
+            "the fallback figure is the one that holds",
+        ),
+    ],
+)
+def test_a_policy_says_which_figure_holds(changes: dict[str, Any], words: str) -> None:
+    assert words in policy(**changes).figure_that_holds()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -270,11 +342,11 @@ def test_noise_that_others_can_compute_is_refused_unless_the_policy_says_so_in_w
     assert list(policy(repeatable="yes").faults())
 
 
-def test_strangers_are_refused_without_an_accountant() -> None:
-    check_parties(manifest(), policy(institutions=SITES))
-    for rules in (policy(coordinators=(SITES[0],)), policy(institutions=SITES[:4])):
-        with pytest.raises(PolicyRefusal, match="lungs"):
-            check_parties(manifest(), rules)
+def test_a_stranger_is_refused_without_an_accountant() -> None:
+    check_coordinator(manifest(), policy())
+    check_coordinator(manifest(), policy(institutions=()))  # whoever is in the roster, a person has to see it first
+    with pytest.raises(PolicyRefusal, match="lungs"):
+        check_coordinator(manifest(), policy(coordinators=(SITES[0],)))
 
 
 def test_budgets_of_pictures_and_of_subjects_are_not_mixed() -> None:

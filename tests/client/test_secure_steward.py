@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sqlite3
 import threading
@@ -20,7 +21,7 @@ from client.budget_accountant import PldAccountant
 from client.imagefolder import read_imagefolder
 from client.latents import EncodingPlan, encode_folder
 from client.ledger import Ledger
-from client.policy import contribution_event
+from client.policy import ANY_INSTITUTION, contribution_event
 from client.pricing import PricedAside
 from client.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
@@ -39,6 +40,7 @@ from common.messages import (
     Refusal,
     SessionKeyAdvert,
     ShareSessionKeys,
+    encode,
 )
 from common.privacy.run_plan import private_plan
 from common.randomness import REPEATABLE_WORDS, repeatable_randomness
@@ -198,11 +200,48 @@ def test_a_roster_without_this_institution_or_with_a_stranger_is_refused(ward: S
     ring = make_ring(ward, tmp_path / "a")
     stranger = Member(name="site-9", key=Identity(Secret(b"s" * 32)).public.hex())
     without = msgspec.structs.replace(ring.manifest, roster=(*ring.manifest.roster[1:], stranger))
+    ring.stewards[0] = ring.start(0, institutions=tuple(member.key for member in without.roster))
     assert ring.refused(0, Propose(manifest=sign_manifest(without, ring.coordinator))) == "bad_manifest"
-    known = tuple(member.key for member in ring.manifest.roster)
-    ring.stewards[1] = ring.start(1, institutions=known)
     grown = msgspec.structs.replace(ring.manifest, roster=(*ring.manifest.roster, stranger))
     assert ring.refused(1, Propose(manifest=sign_manifest(grown, ring.coordinator))) == "not_allowed"
+
+
+def test_a_site_that_names_nobody_takes_no_run_and_keeps_what_is_proposed_for_its_people(ring: Ring) -> None:
+    """They name the institutions by the roster that they are shown."""
+    ring.desks[0] = Desk(approve=False)
+    ring.stewards[0] = ring.start(0, institutions=())
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
+    assert ring.desks[0].proposals == [ring.signed]
+    ring.desks[0].approve = True
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+    assert ring.prepared == 0
+
+
+def test_where_any_institution_will_do_each_contribution_is_charged_by_the_sites_own_share(
+    ward: Site, tmp_path: Path
+) -> None:
+    """Three institutions, one of them may collude: each share has half of the variance that the manifest promises."""
+    ring = make_ring(ward, tmp_path)
+    named, limits = ring.policy(), ring.policy().privacy
+    alone = msgspec.structs.replace(limits, rely_on_secure_aggregation=False, epsilon_per_run=50, epsilon_lifetime=50)
+    changes: dict[str, Any] = {"institutions": (), "any_institution": ANY_INSTITUTION, "privacy": alone}
+    assert not list(msgspec.structs.replace(named, **changes).faults())
+    ring.stewards[0] = ring.start(0, **changes)
+    opened = ring.open()
+    ring.answer(0, ring.request(opened, Step(0, 0))[1])
+    ring.answer(1, ring.request(opened, Step(0, 0))[1])
+    spent = []
+    for place in (0, 1):
+        ledger = Ledger.open(ring.folder / str(place) / "ledger.sqlite", PldAccountant())
+        spent.append(ledger.spent(named.account("ward", private=True), run=open_manifest(ring.signed)[1].hex()).run)
+    stated = private_plan(ring.manifest.config)
+    assert stated is not None
+    figures = stated.report(1).statements
+    assert figures is not None
+    assert figures.server.epsilon is not None
+    assert figures.fallback.epsilon is not None
+    assert spent == pytest.approx([figures.fallback.epsilon, figures.server.epsilon], rel=1e-3)
+    assert spent[0] > 1.2 * spent[1]
 
 
 def test_nothing_is_read_before_somebody_approved(ring: Ring) -> None:
@@ -354,9 +393,27 @@ def test_a_run_goes_on_while_another_is_priced(
     assert isinstance(ring.ask(0, Propose(manifest=other.signed)), Accepted)
 
 
-def test_an_institution_with_more_units_than_the_run_allows_does_not_join(ward: Site, tmp_path: Path) -> None:
+def test_more_units_than_a_run_allows_are_answered_as_if_nobody_had_approved(
+    ward: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a coordinator would learn N by halving: each approved manifest told whether it is above ``largest_site``."""
     ring = make_ring(ward, tmp_path, secure_config(largest_site=5))  # it has 6
-    assert ring.refused(0, Propose(manifest=ring.signed)) == "not_allowed"
+    ask = Propose(manifest=ring.signed)
+    approved = ring.stewards[0].answer(encode(ask))
+    assert "more than 5 privacy units" in caplog.text  # the site's own people are told
+    ring.desks[0] = Desk(approve=False)
+    ring.stewards[0] = ring.start(0)
+    assert ring.stewards[0].answer(encode(ask)) == approved
+    assert ring.refusals(0) == ["awaiting_approval"] * 2
+    assert ring.prepared == 0
+
+
+def test_units_that_came_while_pictures_were_made_ready_are_answered_so_as_well(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = dataclasses.replace(ring.prepare(ring.manifest), units=((0,),) * 9)
+    monkeypatch.setattr(ring, "prepare", lambda _: many)
+    assert ring.refused(0, Propose(manifest=ring.signed)) == "awaiting_approval"
 
 
 def test_a_session_of_another_run_and_stolen_keys_are_refused(ring: Ring, ward: Site, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_paths_that_no_system_knows_are_told(tmp_path: Path, text: str) -> None:
 def test_no_steward_starts_with_an_unfinished_policy(tmp_path: Path) -> None:
     make_site(tmp_path / "site", "st-vincent")
     site_file = tmp_path / "site" / "site.toml"
-    assert len(open_site(site_file).policy.unfinished()) == 2
+    assert len(open_site(site_file).policy.unfinished()) == 3
     done = CliRunner().invoke(app, ["steward", "--config", str(site_file)])
     assert isinstance(done.exception, ConfigErrors)
     assert "coordinators: empty" in str(done.exception)

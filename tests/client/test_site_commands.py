@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+import stat
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import pytest
@@ -12,18 +13,27 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.compose import compose_steward
+from client.latents import EncodingPlan
 from client.memory import MIB, check_memory
 from client.open_site import open_site
+from client.preflight import steward_checks
 from client.site import read_site
 from client.site_directory import make_site
-from client.site_vault import hold_vault, open_vault
+from client.site_vault import count_units, hold_vault, open_vault, today
 from client.training_room import TrainingRoom
 from client.vault.errors import WrongMasterKey
+from client.vault.shards import encode_vault
 from common.adapter.model import Family, open_base
+from common.crypto import Identity
 from common.errors import ConfigError, NotEnoughMemory
-from common.manifest import open_manifest
+from common.identity_file import read_identity_file
+from common.manifest import open_manifest, sign_manifest
+from common.manifest_terms import draft_manifest
+from common.preflight import look_at
+from common.privacy.statements import Unit
+from common.provisioning import institution_fingerprint
 from simulations.tiny import write_tiny_base
-from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites
+from tests.simulations.vault_sites import COORDINATOR, NAMES, VaultSites, make_vault_sites, new_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +102,102 @@ def test_a_run_that_the_policy_forbids_cannot_be_approved_even_with_yes(sites: V
     assert not sites.open(SITE).approvals.is_approved(open_manifest(sites.signed)[1])
 
 
+def test_a_roster_of_strangers_is_shown_and_what_approve_prints_makes_the_policy_complete(sites: VaultSites) -> None:
+    policy = sites.root / SITE / "policy.toml"
+    whole = policy.read_text()
+    policy.write_text(re.sub(r"(?m)^institutions = .*$", "institutions = []", whole))
+    sites.open(SITE).approvals.note_proposal(sites.signed)
+    for words in (("approvals",), ("approve", str(sites.root / "run.manifest"), "--yes")):
+        said = invoke(sites, *words)
+        assert said.output.count("NOT NAMED in the policy") == len(NAMES)
+        (line,) = re.findall(r"(?m)^institutions = .*$", said.output)
+    assert "policy.institutions" in str(said.exception)
+    assert "no institution is named" in " ".join(invoke(sites, "status").output.split())
+    policy.write_text(re.sub(r"(?m)^institutions = .*$", line, policy.read_text()))
+    assert invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes").exit_code == 0
+    assert "NOT NAMED" not in invoke(sites, "approvals").output
+
+
+def test_each_institution_is_told_the_fingerprint_that_the_others_are_shown(sites: VaultSites, tmp_path: Path) -> None:
+    said = init(tmp_path / "site").output
+    own = Identity(read_identity_file(tmp_path / "site" / "identity.key").seed()).public
+    assert f"to read out to the other institutions: {institution_fingerprint(own)}" in said
+    shown = invoke(sites, "approve", str(sites.root / "run.manifest"), answer="n\n").output
+    ours = institution_fingerprint(sites.open(SITE).identity.public)
+    assert f"- {SITE}  {ours}  named in the policy, this site" in shown
+    assert ours in " ".join(invoke(sites, "status").output.split())
+
+
+def test_a_site_with_too_many_units_is_told_so_before_anybody_approves(sites: VaultSites) -> None:
+    """A steward's answer must not tell, so here is where people learn why nothing would come of it."""
+    manifest, digest = open_manifest(sites.signed)
+    assert manifest.config.privacy != "none"
+    privacy = msgspec.structs.replace(manifest.config.privacy, largest_site=5)
+    config = msgspec.structs.replace(manifest.config, privacy=privacy)
+    small = draft_manifest(
+        config,
+        base_digest=manifest.base_digest,
+        adapter_digest=manifest.adapter_digest,
+        dimension=manifest.dimension,
+        coordinator=COORDINATOR.public,
+        roster=manifest.roster,
+        code_version=manifest.code_version,
+    )
+    (sites.root / "small.manifest").write_bytes(sign_manifest(small, COORDINATOR))
+    done = invoke(sites, "approve", str(sites.root / "small.manifest"), "--yes")
+    assert "this institution has more than 5 privacy units" in str(done.exception)
+    assert "FORBIDS" in done.output
+    assert not sites.open(SITE).approvals.is_approved(open_manifest(sign_manifest(small, COORDINATOR))[1])
+    assert invoke(sites, "approve", digest.hex(), "--yes").exit_code != 0  # not known here
+    assert invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes").exit_code == 0
+
+
+def test_units_are_counted_as_a_run_would_train_on_them(sites: VaultSites) -> None:
+    site = sites.open(SITE)
+    with open_vault(site.config.vault, access="write") as vault:
+        vault.add(
+            [
+                new_record("more", 1, subject_id="a"),
+                new_record("more", 2, subject_id="a"),
+                new_record("more", 3, subject_id="a", split="holdout"),
+                new_record("more", 4, subject_id="b", split="holdout"),
+                new_record("more", 5, subject_id="c", expires=today()),
+            ]
+        )
+    counts = {unit: count_units(site.config.vault, unit, day=today(), expected=None) for unit in get_args(Unit)}
+    plan = EncodingPlan(resolution=32, horizontal_flips=False)
+    with open_vault(site.config.vault) as vault:
+        shard = encode_vault(open_base(sites.root / "base"), vault, plan, today=today())
+    assert counts == {"image": len(shard.images), "subject": len(shard.subjects)} == {"image": 8, "subject": 4}
+
+
+def test_approve_says_that_a_running_steward_goes_by_the_policy_as_it_was(sites: VaultSites) -> None:
+    """It said "allows" by the file, while the steward refused by what it had read when it was started."""
+    policy = sites.root / SITE / "policy.toml"
+    new = policy.read_text()
+    policy.write_text(new.replace("epsilon_per_run = 4.0", "epsilon_per_run = 0.5"))
+    with sites.serving(SITE):
+        policy.write_text(new)
+        said = invoke(sites, "approve", str(sites.root / "run.manifest"), answer="n\n").output
+        assert "This site's policy allows the run." in said
+        assert "BUT the running steward still goes by the policy as it was at 20" in said
+        assert "Until then it refuses the run:\n- ε = " in said
+        assert "still goes by the policy" in " ".join(invoke(sites, "status").output.split())
+        (looked,) = [each for each in look_at(steward_checks(sites.settings(SITE))) if each.name == "running steward"]
+        assert not looked.passed
+        assert "still goes by" in looked.got
+        noted = sites.root / SITE / "run" / "steward.policy"
+        assert stat.S_IMODE(noted.stat().st_mode) == 0o600
+        noted.write_bytes(b"{")
+        assert "restart it" in str(invoke(sites, "approve", str(sites.root / "run.manifest")).exception)
+    # what a steward left that runs no more is nobody's policy
+    assert "BUT" not in invoke(sites, "approve", str(sites.root / "run.manifest"), answer="n\n").output
+    with sites.serving(SITE):
+        assert "BUT" not in invoke(sites, "approve", str(sites.root / "run.manifest"), answer="n\n").output
+        assert "still goes by" not in " ".join(invoke(sites, "status").output.split())
+        assert all(each.passed for each in look_at(steward_checks(sites.settings(SITE))) if each.name != "disk")
+
+
 def test_a_new_site_has_an_empty_vault(tmp_path: Path) -> None:
     make_site(tmp_path / "site", "st-vincent")
     with open_vault(read_site(tmp_path / "site" / "site.toml").vault) as vault:
@@ -150,6 +256,9 @@ def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(site
     assert check_memory(base, device="cpu", limit=None).wanted > 512 * MIB
 
     class Untouched:
+        def count_units(self, *_: object) -> int:
+            raise AssertionError("pictures were counted")
+
         def encoded(self, *_: object, **__: object) -> Any:
             raise AssertionError("pictures were read")
 

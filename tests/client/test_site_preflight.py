@@ -24,12 +24,13 @@ from client.site_layout import SiteLayout
 from client.site_vault import open_vault
 from common.adapter.model import Family, open_base
 from common.crypto import Identity
+from common.identity_file import read_identity_file
 from common.preflight import PreflightLimits, look_at
 from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
 from server.versions import package_versions
 from simulations.tiny import write_tiny_base
 from tests.client.listeners import DAY, Certificates, certificates, listening
-from tests.simulations.vault_sites import COORDINATOR, POLICY, new_record
+from tests.simulations.vault_sites import COORDINATOR, new_record, policy_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +44,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "ash"
     make_site(folder, "ash")
     base = open_base(write_tiny_base(folder / "base", Family.SD1))
-    policy = POLICY.format(coordinator=COORDINATOR.public.hex(), base=base.digest, repeatable="")
-    (folder / "policy.toml").write_text(policy)
+    own = read_identity_file(folder / "identity.key").public.hex()
+    (folder / "policy.toml").write_text(policy_text(base.digest, [own]))
     request_to_join(SiteLayout(folder), name="ash", contact="it@ash.example")
     with open_vault(read_site(folder / "site.toml").vault, access="write") as vault:
         vault.add([new_record("ash", number) for number in range(4)])
@@ -99,6 +100,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "vault key": (lambda folder: (folder / "vault.key").chmod(0o640), ["vault key's file", "vault"]),
     "policy": (_edit("policy.toml", "coordinators", "coordinator"), ["policy", "base"]),
     "no coordinator": (_edit("policy.toml", "coordinators = [", "coordinators = [] #"), ["policy"]),
+    "no institution": (_edit("policy.toml", "institutions = [", "institutions = [] #"), ["policy"]),
     "other base": (_edit("policy.toml", "sha256:", "sha256:" + "0" * 8), ["policy", "base"]),
     "no base": (lambda folder: shutil.rmtree(folder / "base"), ["base", "memory"]),
     "damaged base": (_edit("base/unet/config.json", '"sample_size"', '"x"'), ["base", "memory"]),

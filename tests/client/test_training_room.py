@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from common.adapter.model import BaseModel
     from common.manifest import Manifest
+    from common.privacy.statements import Unit
 
 
 @dataclass
@@ -33,6 +34,9 @@ class Records:
 
     site: Site
     asked: list[str] = field(default_factory=list)
+
+    def count_units(self, unit: Unit) -> int:
+        return 3 if unit == "subject" else 6
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         del base, device

@@ -6,14 +6,19 @@ import copy
 import hashlib
 import hmac
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import crypto
 from common.crypto import AgreementKey, Identity, Keystream, Label, Secret
 from common.errors import BadKey, BadSignature, CryptoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")  # RFC 8032, test 1
 P = 2**255 - 19
@@ -163,8 +168,44 @@ X25519_SMALL = (
 
 @pytest.mark.parametrize("point", X25519_SMALL)
 def test_small_order_agreement_is_refused(point: str) -> None:
-    with pytest.raises(BadKey, match="small order"):
-        AgreementKey.generate().agree(bytes.fromhex(point))
+    """In whatever way it is written; the raw function of the library gives zero, or refuses, for each."""
+    key = bytes.fromhex(point)
+    for spelling in (key, key[:-1] + bytes([key[-1] | 0x80])):
+        with pytest.raises(BadKey, match=r"small order|canonical"):
+            AgreementKey.generate().agree(spelling)
+        with pytest.raises(ValueError):  # noqa: PT011 - the library's own, which says no more
+            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(spelling))
+
+
+def _spellings(public: bytes) -> Iterator[bytes]:
+    """Of one X25519 coordinate, all that RFC 7748 reads as the same."""
+    number = int.from_bytes(public, "little")
+    for same in (number, number + P):
+        if same < 2**255:
+            yield same.to_bytes(32, "little")
+            yield (same | 1 << 255).to_bytes(32, "little")
+
+
+@pytest.mark.parametrize("public", [AgreementKey(Secret(SEED)).public, b"\x09" + bytes(31), b"\x12" + bytes(31)])
+def test_one_session_key_cannot_be_written_in_two_ways(public: bytes) -> None:
+    spellings = list(_spellings(public))
+    ours = X25519PrivateKey.generate()
+    secrets = {ours.exchange(X25519PublicKey.from_public_bytes(each)) for each in spellings}
+    assert len(secrets) == 1
+    assert len(spellings) >= 2
+    crypto.check_agreement_key(public)
+    for other in spellings[1:]:
+        with pytest.raises(BadKey, match="pass for two"):
+            crypto.check_agreement_key(other)
+
+
+@pytest.mark.parametrize("y", range(2, 19))
+@pytest.mark.parametrize("sign", [0, 1 << 255])
+def test_one_identity_cannot_be_written_in_two_ways(y: int, sign: int) -> None:
+    """Every y that has a second spelling below 2²⁵⁵; y = 0 and 1 are of small order."""
+    crypto.check_identity((y | sign).to_bytes(32, "little"))
+    with pytest.raises(BadKey, match="pass for two"):
+        crypto.check_identity((y + P | sign).to_bytes(32, "little"))
 
 
 def test_agreement_is_symmetric_and_fresh() -> None:

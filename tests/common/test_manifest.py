@@ -193,6 +193,9 @@ def test_random_bytes_raise_only_our_errors(data: bytes) -> None:
         ({"roster": (*make().roster[:3], Member(name="site-9", key=SITES[0].public.hex()))}, "key of its own"),
         ({"coordinator": SITES[0].public.hex()}, "key of its own"),
         ({"coordinator": "00" * 32}, "small order"),
+        ({"roster": (*make().roster[:3], Member(name="site-9", key="ee" + "ff" * 30 + "7f"))}, "small order"),
+        ({"roster": (*make().roster[:3], Member(name="site-9", key="f0" + "ff" * 30 + "7f"))}, "pass for two"),
+        ({"roster": (*make().roster[:3], Member(name="site-9", key="f0" + "ff" * 31))}, "pass for two"),
         ({"roster": make().roster[:2]}, "the roster holds 2"),
         ({"secure_aggregation": SecureAggregationTerms(scale=1024.0, minimum_cohort=3, colluders=1)}, "wanted none"),
         (

@@ -67,6 +67,7 @@ base_digests = ["{base}"]
 adapter_kinds = ["core"]
 minimum_cohort = 3
 colluders = 1
+institutions = {institutions}
 repeatable = "WORDS"
 [privacy]
 epsilon_per_run = 100.0

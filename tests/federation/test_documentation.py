@@ -126,9 +126,10 @@ def test_every_command_of_the_guides_works(life: Life) -> None:
     fingerprint = begin(life)
     for site in SITES:
         furnish(life, site)
+    let_in(life)
+    agree(life)
     connect(life, fingerprint)
     serve_at_boot(life, fingerprint)
-    agree(life)
     lead(life)
     release(life)
     look_after(life)
@@ -167,11 +168,15 @@ def furnish(life: Life, site: str) -> None:
     page.run("darkroom-client ingest", ending="--commit", answer="y\n", **names)
 
 
-def connect(life: Life, fingerprint: str) -> None:
+def let_in(life: Life) -> None:
+    """By the coordinator; what each site is sent."""
     for site in SITES:
         life.pilot.run("darkroom-server approve", answer="y\n", **life.names(site))
         (life.root / f"{site}.join").write_bytes((life.root / "federation" / "join" / f"{site}.join").read_bytes())
     (life.root / "bundle.fab").write_bytes((life.root / "federation" / "bundle.fab").read_bytes())
+
+
+def connect(life: Life, fingerprint: str) -> None:
     look_before(life)
     life.running.append(life.pilot.start("darkroom-server up"))
     for site in SITES:
@@ -235,8 +240,21 @@ def agree(life: Life) -> None:
     signed = (life.root / "federation" / "runs" / "trial" / "trial.manifest").read_bytes()
     (life.root / "trial.manifest").write_bytes(signed)
     for site in SITES:
+        said = life.pilot.run("darkroom-client approve", refused="is not in policy.institutions", **life.names(site))
+        assert said.count("NOT NAMED") == len(SITES)
+        name_institutions(life, site, said)
         said = life.pilot.run("darkroom-client approve", answer="y\n", **life.names(site))
         assert said.count("epsilon = ") >= 4
+
+
+def name_institutions(life: Life, site: str, said: str) -> None:
+    """Compare what is shown with what each institution's ``init`` printed, and write what is to be written."""
+    told = re.findall(r"to read out to the other institutions: ([0-9 ]+)", (life.root / "pilot.said").read_text())
+    shown = re.findall(r"^- \S+  ([0-9 ]+)  NOT NAMED", said, re.MULTILINE)
+    assert sorted(shown) == sorted(told)
+    (line,) = re.findall(r"^institutions = .*$", said, re.MULTILINE)
+    policy = life.root / ("site" if site == SITES[0] else site) / "policy.toml"
+    policy.write_text(policy.read_text().replace("institutions = []", line))
 
 
 def lead(life: Life) -> None:

@@ -36,6 +36,7 @@ base_digests = ["{base}"]
 adapter_kinds = ["AB", "B", "core"]
 minimum_cohort = 3
 colluders = 1
+institutions = {institutions}
 [privacy]
 epsilon_per_run = 0.1
 delta_per_run = 1e-9

@@ -80,6 +80,7 @@ def test_a_private_run_leaves_pictures_curves_and_its_statements(finished: Path)
 def test_holdout_losses_are_measured_past_the_protocol(world: Path, finished: Path) -> None:
     evaluations = [row for row in rows_of(finished) if row["kind"] == "evaluation"]
     assert [(row["round"], row["asked"]) for row in evaluations] == [(0, False), (2, False)]
+    assert all("tells these losses and counts to nobody" in row["note"] for row in evaluations)
     assert all(row["train_loss"] is None for row in rows_of(finished) if row["kind"] == "round")
     scenario = load_scenario(str(world))
     base = open_base(scenario.base_path())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from common.manifest import Manifest
     from common.port import StewardPort
+    from common.privacy.statements import Unit
 
 
 def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward:
@@ -36,6 +37,10 @@ def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward
     shard = encode_folder(base, pictures, rows, EncodingPlan(resolution=base.resolution, horizontal_flips=False))
 
     class Provider:
+        def count_units(self, unit: Unit) -> int:
+            del unit
+            return len(shard)
+
         def prepare(self, manifest: Manifest) -> TrainingSide:
             del manifest
             units = tuple((row,) for row in range(len(shard)))

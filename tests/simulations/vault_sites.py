@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import threading
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -59,6 +60,7 @@ base_digests = ["{base}"]
 adapter_kinds = ["AB"]
 minimum_cohort = 3
 colluders = 1
+institutions = {institutions}
 repeatable = "{repeatable}"
 [privacy]
 epsilon_per_run = 4.0
@@ -67,6 +69,12 @@ epsilon_lifetime = 8.0
 delta_lifetime = 1e-2
 units = ["image"]
 """
+
+
+def policy_text(base_digest: str, institutions: list[str], *, repeatable: str = "") -> str:
+    key = COORDINATOR.public.hex()
+    named = json.dumps(institutions)
+    return POLICY.format(coordinator=key, base=base_digest, institutions=named, repeatable=repeatable)
 
 
 def pixels_of(name: str, number: int) -> np.ndarray[Any, Any]:
@@ -224,15 +232,16 @@ def make_vault_sites(
     trainer = build_trainer(base, config)
     members = []
     for name in NAMES:
+        make_site(root / name, name)
+        members.append(Member(name=name, key=read_identity_file(root / name / "identity.key").public.hex()))
+    for name in NAMES:
         folder = root / name
-        make_site(folder, name)
         settings = folder / "site.toml"
         settings.write_text(settings.read_text().replace('base = "base"', f'base = "{base.directory}"'))
-        policy = POLICY.format(coordinator=COORDINATOR.public.hex(), base=base.digest, repeatable=words)
+        policy = policy_text(base.digest, [member.key for member in members], repeatable=words)
         (folder / "policy.toml").write_text(policy.replace('["AB"]', f'["{train}"]'))
         with open_vault(open_site(settings).config.vault, access="write") as vault:
             vault.add([new_record(name, number) for number in range(pictures)])
-        members.append(Member(name=name, key=read_identity_file(folder / "identity.key").public.hex()))
     manifest = draft_manifest(
         config,
         base_digest=base.digest,

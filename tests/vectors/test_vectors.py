@@ -23,6 +23,8 @@ from common.crypto import (
     Identity,
     Label,
     Secret,
+    check_agreement_key,
+    check_identity,
     derive_key,
     digest,
     expand_key,
@@ -31,7 +33,7 @@ from common.crypto import (
     open_sealed,
     verify_signature,
 )
-from common.errors import AuditLogError, ConfigErrors, CryptoError, ManifestError
+from common.errors import AuditLogError, BadKey, ConfigErrors, CryptoError, ManifestError
 from common.manifest import (
     canonical_bytes,
     countersign,
@@ -117,6 +119,19 @@ def test_a_manifest_has_the_bytes_of_the_vectors() -> None:
     word = bytes.fromhex(made["countersignature"])
     assert verify_countersignature(manifest, word).name == made["member"]
     assert countersign(manifest, identity((2).to_bytes(32, "little").hex())) == word
+
+
+KEY_CHECKS = {"identity": check_identity, "session_key": check_agreement_key}
+
+
+@pytest.mark.parametrize("kind", KEY_CHECKS)
+def test_public_keys_are_taken_in_one_spelling_alone(kind: str) -> None:
+    vectors, check = read("public_keys")[kind], KEY_CHECKS[kind]
+    for key in vectors["accepted"]:
+        check(bytes.fromhex(key))
+    for case in vectors["refused"]:
+        with pytest.raises(BadKey):
+            check(bytes.fromhex(case["key"]))
 
 
 @pytest.mark.parametrize("case", refused("manifest"))
