@@ -13,6 +13,7 @@ from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolE
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
 from server import attempts
+from server.absentees import failure_words
 from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.control import wait_while_paused
@@ -218,13 +219,12 @@ class Coordinator:
             except TooFewInstitutions as shortage:
                 self._patience.wait(shortage)
                 continue
-            self._patience.over()
             if following.round > current.round:
                 break
             _log.warning(
-                "round=%d attempt=%d given up: participants=%d answered=%d failures=%s",
+                "round=%d attempt=%d given up: participants=%d answered=%d; %s",
                 *(current.round, current.attempt, len(collecting.participants), len(collecting.answered)),
-                sorted(set(collecting.failures.values())),
+                failure_words(collecting.failures) or "masks did not cancel",
             )
             current = following
         report = report_round(collecting, following, clock)
@@ -255,7 +255,8 @@ class Coordinator:
         return collecting, session.end_round(collecting)
 
     def _record(self, ready: ReadyForRound) -> None:
-        """On disk before it is sent: no round and attempt is asked for twice."""
+        """On disk before it is sent: no round and attempt is asked for twice. Enough are there, or it would not be."""
+        self._patience.over()  # now: a round may take an hour, and must not be said to wait meanwhile
         if self._journal is not None:
             self._journal.record(ready.round, ready.attempt)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import leadership
 from server.launch import CONNECTION, parse_flower
+from server.node_names import with_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from server.run_files import RunFiles
 
 _ENDED: Final = "finished"
-_NODE: Final = re.compile(r"\bnode=(\d+)")
 
 
 class _Started(msgspec.Struct, frozen=True, rename="kebab"):
@@ -184,11 +183,15 @@ class FlowerRun:
         """
         number = self._started()
         try:
-            said = self.files.log_file.read_text()
+            said = self.files.log_file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             said = self.launch.flwr("log", number, CONNECTION, "--show")
-        names = {self.launch.node_id(site.name): site.name for site in self.files.federation.roster().site}
-        return _NODE.sub(lambda found: f"{found[0]} ({names.get(found[1], 'unknown')})", said)
+        return self.named(said)
+
+    def named(self, text: str) -> str:
+        """What the loop says, with each site's name beside its node."""
+        sites = ((self.launch.node_id(site.name), site.name) for site in self.files.federation.roster().site)
+        return with_names(text, {int(number): name for number, name in sites if number.isdecimal()})
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from common.durable_file import write_atomically
+from common.durable_file import naming, write_atomically
 from server.checkpoint import plain_values
 from server.versions import package_versions
 
@@ -89,7 +89,8 @@ class RunDirectory:
 
     def _append(self, row: dict[str, Any]) -> None:
         line = json.dumps(_without_nan(row), allow_nan=False, ensure_ascii=True) + "\n"
-        with (self._path / METRICS).open("ab") as file:
+        path = self._path / METRICS
+        with naming(path), path.open("ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
