@@ -74,12 +74,16 @@ def reason_words(reason: str) -> str:
 
 def failure_words(failures: Mapping[int, str]) -> str:
     """Who failed and why, for people; whoever shows it puts a site's name beside its node (server/node_names.py)."""
-    told = [
-        f"node={node} {reason_words(reason)}" if node >= 0 else reason_words(reason)  # nobody's in particular
-        for node, reason in sorted(failures.items())[:_MOST_NAMED]
-    ]
-    more = [f"and {len(failures) - _MOST_NAMED} more"] if len(failures) > _MOST_NAMED else []
-    return "; ".join((*told, *more))
+    by_reason: dict[str, list[int]] = {}
+    for node, reason in sorted(failures.items()):
+        by_reason.setdefault(reason, []).append(node)
+    return "; ".join(f"{_nodes(nodes)}{reason_words(reason)}" for reason, nodes in by_reason.items())
+
+
+def _nodes(nodes: list[int]) -> str:
+    named = [f"node={node}" for node in nodes[:_MOST_NAMED] if node >= 0]  # below 0: nobody's in particular
+    more = [f"{len(nodes) - _MOST_NAMED} more"] if len(nodes) > _MOST_NAMED else []
+    return f"{', '.join(named + more)}: " if named else ""
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,12 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
+from common.manifest_diff import describe_changes
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
 from server import attempts
@@ -297,5 +299,10 @@ class Coordinator:
 
 def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> None:
     """The institutions hold the coordinator to the manifest, so it had better be of this run."""
-    if (manifest.config, manifest.adapter_digest, manifest.dimension) != (config, spec.digest, spec.dimension):
-        raise ManifestError("the manifest is of another configuration or adapter than this run; make a new one")
+    wanted = msgspec.structs.replace(manifest, config=config, adapter_digest=spec.digest, dimension=spec.dimension)
+    if changes := describe_changes(manifest, wanted):
+        listed = "\n".join(f"  - {change}" for change in changes)
+        raise ManifestError(
+            f"the run's signed manifest says otherwise; from the manifest to what is wanted now:\n{listed}\n"
+            "restore these, or start a new run, which has a manifest of its own, in another directory"
+        )

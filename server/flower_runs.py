@@ -165,16 +165,21 @@ class FlowerRun:
         """Whether Flower has nothing more to do with it, or never had."""
         return self.status() in {"", _ENDED}
 
-    def stop(self) -> None:
-        """End it now; it can be started again and goes on from its last checkpoint.
+    def stop(self) -> bool:
+        """End it now; it can be started again and goes on from its last checkpoint. False: it had ended already.
 
         Raises:
             ProvisioningError: It was never started, or Flower refused.
 
         """
-        number = self._started()
-        leadership.want_no_more(self.files.directory)  # first: else it would be started again
+        number, directory = self._started(), self.files.directory
+        wanted = leadership.is_wanted(directory)
+        leadership.want_no_more(directory)  # first: else it would be started again
+        if not leadership.is_led(directory) and (not wanted or self.has_ended()):
+            return wanted
         self.launch.flwr("stop", number, CONNECTION)
+        leadership.note(directory, "stopped", "by darkroom-server run stop")
+        return True
 
     def log(self) -> str:
         """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept.

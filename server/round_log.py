@@ -52,7 +52,9 @@ def log_round(report: RoundReport) -> None:
 def log_evaluation(report: EvaluationReport) -> None:
     """One line; a warning where everybody was asked and nobody answered."""
     if not report.asked:
-        _log.info("evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round)
+        _log.info(
+            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
+        )
     elif report.loss is None:
         _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
     else:

@@ -120,6 +120,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _whole_lines(path / METRICS)]
 
 
+def finished_rounds(path: Path) -> int | None:
+    """Rounds of a run directory's run if it came to its end, from its ``run.json``; None if it did not, or yet."""
+    try:
+        finish = json.loads((path / DESCRIPTION).read_bytes()).get("finish")
+    except (OSError, ValueError, AttributeError):
+        return None
+    rounds = finish.get("round") if isinstance(finish, dict) else None
+    return rounds if isinstance(rounds, int) else None
+
+
 def config_digest(config: RunConfig) -> str:
     """``sha256:`` and the hexadecimal digest of the configuration's canonical JSON, all defaults spelt out."""
     return f"sha256:{hashlib.sha256(msgspec.json.encode(config, order='deterministic')).hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,31 +38,20 @@ def test_an_interrupt_is_no_trace(capsys: pytest.CaptureFixture[str], said: str)
     assert (ended.value.code, capsys.readouterr().err) == (130, f"\n{said}\n")
 
 
-def as_typer_ends() -> None:
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt as interrupt:
-        try:
-            raise RuntimeError from interrupt
-        except RuntimeError:
-            sys.exit(130)
-
-
-def test_an_interrupt_that_typer_swallowed_has_its_last_words(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_command_line(as_typer_ends)
-    assert (ended.value.code, capsys.readouterr().err) == (130, "\nstopped\n")
-
+def test_an_interrupt_has_its_last_words_through_typer(capsys: pytest.CaptureFixture[str]) -> None:
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @app.command()
-    def wait() -> None:
-        with last_words(lambda: "kept: round 3; go on with --resume"):
+    def wait(*, silent: bool = False) -> None:
+        with contextlib.nullcontext() if silent else last_words(lambda: "kept: round 3; go on with --resume"):
             raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
         run_command_line(lambda: app([]))
     assert (ended.value.code, capsys.readouterr().err) == (130, "\nkept: round 3; go on with --resume\n")
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(lambda: app(["--silent"]), interrupted="ended")
+    assert (ended.value.code, capsys.readouterr().err) == (130, "\nended\n")
 
 
 def test_sigterm_ends_in_order_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
