@@ -53,7 +53,7 @@ def request_to_join(
     key = site.node_key_file
     line = read_node_key(key) if key.exists() else create_node_key(key)
     request = create_request(name=name, contact=contact, identity=identity, node_key=line)
-    site.identity_public_file.write_text(request.identity + "\n")
+    site.identity_public_file.write_text(request.identity + "\n", encoding="utf-8")
     path = site.root / f"{request.name}.request"
     path.write_bytes(encode_request(request))
     return request, path
@@ -130,7 +130,8 @@ class SuperNode:
             env={**ordinary_environment(os.environ), **self.environment()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_INSTALL_SECONDS,
             check=False,
         )

@@ -92,6 +92,7 @@ class Unit:
         yield f"Group={self.user}"
         yield f"ExecStart={' '.join(argument(each) for each in self.arguments)}"
         yield "Restart=always"
+        yield "SuccessExitStatus=130 143"  # told to end by SIGINT or SIGTERM
         yield f"RestartSec={RESTART_SECONDS}"
         # its own children are ended in order by itself
         yield "KillMode=mixed"
@@ -166,6 +167,6 @@ def write_units(units: Iterable[Unit], folder: Path) -> tuple[Path, ...]:
     written = []
     for unit in units:
         path = folder / unit.file_name
-        path.write_text(unit.text())
+        path.write_text(unit.text(), encoding="utf-8")
         written.append(path)
     return tuple(written)

@@ -150,7 +150,13 @@ class Launch:
         environment = {**os.environ, **self.environment()}
         try:
             done = subprocess.run(  # noqa: S603 - Flower's program; no shell
-                command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+                command,
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_COMMAND_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise ProvisioningError(f"flwr {' '.join(arguments)}: no answer in {_COMMAND_SECONDS:.0f} s") from error
@@ -174,7 +180,7 @@ class Launch:
             port=self.config.public_port,
             ssl_certfile=str(self.directory.public.certificate),
             ssl_keyfile=str(self.directory.public.key),
-            access_log=False,  # the guard writes its own
+            access_log=False,  # the guard sums up
             log_config=None,
             server_header=False,
             lifespan="on",

@@ -40,7 +40,7 @@ def nginx(
 
     federation = FederationDirectory(directory.resolve())
     config = federation.config()
-    out.write_text(nginx_configuration(federation, config))
+    out.write_text(nginx_configuration(federation, config), encoding="utf-8")
     typer.echo(f"# wrote {out}; read it, then run as root:")
     typer.echo(f"cp {out} /etc/nginx/conf.d/darkroom.conf && nginx -t && systemctl reload nginx")
     if config.front != "nginx":
