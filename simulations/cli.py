@@ -102,7 +102,7 @@ def budget(
     colluders: Annotated[int, typer.Option(min=0, help="Of them, how many may collude.")] = 0,
 ) -> None:
     """What epsilon these settings have, or how much noise an epsilon takes; nothing is trained."""
-    from simulations.budget import Settings, budget_of, budget_of_scenario  # noqa: PLC0415 - scipy takes a second
+    from simulations.budget import budget_of, budget_of_scenario, checked_settings  # noqa: PLC0415 - scipy takes a second
 
     if scenario is not None:
         options = (noise_multiplier, sampling_rate, delta, population)
@@ -112,17 +112,17 @@ def budget(
         return
     if sampling_rate is None or rounds is None or delta is None:
         raise ConfigError("without a scenario, --sampling-rate, --rounds and --delta are needed")
-    settings = Settings(
-        noise_multiplier=noise_multiplier,
-        epsilon=epsilon,
-        delta=delta,
-        sampling_rate=sampling_rate,
-        rounds=rounds,
-        population=population,
-        institutions=institutions,
-        colluders=colluders,
-    )
-    typer.echo(budget_of(settings))
+    given = {
+        "noise-multiplier": noise_multiplier,
+        "epsilon": epsilon,
+        "delta": delta,
+        "sampling-rate": sampling_rate,
+        "rounds": rounds,
+        "population": population,
+        "institutions": institutions,
+        "colluders": colluders,
+    }
+    typer.echo(budget_of(checked_settings(given)))
 
 
 @app.command()
