@@ -209,4 +209,15 @@ def parse_flower(said: str, into: type[T]) -> T:
     try:
         return msgspec.json.decode(said, type=into)
     except msgspec.DecodeError as error:
+        if refusal := _refusal_in(said):
+            raise ProvisioningError(f"Flower could not do it: {refusal}") from error
         raise ProvisioningError(f"Flower answered in another form than its pinned version: {error}") from error
+
+
+def _refusal_in(said: str) -> str:
+    """Flower's own word on what went wrong, which it prints with exit code 0; empty if there is none."""
+    try:
+        told = msgspec.json.decode(said, type=dict[str, object]).get("error-message")
+    except msgspec.DecodeError:
+        return ""
+    return " ".join(told.split()) if isinstance(told, str) else ""

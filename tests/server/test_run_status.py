@@ -125,3 +125,15 @@ def test_the_status_names_who_is_missing_and_why(run: RunFiles, monkeypatch: pyt
         shown = said(run, "status")[0]
     assert f"node=0 ({names[0]}): refused" in shown
     assert f"not connected: {names[1]}\n" in shown
+
+
+def test_a_wrong_directory_is_told_from_a_manifest_that_is_not_signed(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", "status", "trial", "--directory", str(tmp_path / "elsewhere")])
+    assert "no federation is there; give its folder with --directory" in str(done.exception)
+
+
+def test_flowers_own_refusal_is_shown_as_such(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    leadership.want(run.directory)
+    told = {"success": False, "error-message": "Connection to the SuperLink\n is unavailable."}
+    monkeypatch.setattr(Launch, "flwr", lambda *_: json.dumps(told))
+    assert "Flower could not do it: Connection to the SuperLink is unavailable." in said(run, "stop")[1]
