@@ -203,14 +203,14 @@ def parse_flower(said: str, into: type[T]) -> T:
     """What Flower's commands print with ``--format json``.
 
     Raises:
-        ProvisioningError: It has another form.
+        ProvisioningError: It has another form, or says that it could not.
 
     """
+    if refusal := _refusal_in(said):  # first: a list without rows is also what a refusal would be taken for
+        raise ProvisioningError(f"Flower could not do it: {refusal}")
     try:
         return msgspec.json.decode(said, type=into)
     except msgspec.DecodeError as error:
-        if refusal := _refusal_in(said):
-            raise ProvisioningError(f"Flower could not do it: {refusal}") from error
         raise ProvisioningError(f"Flower answered in another form than its pinned version: {error}") from error
 
 
