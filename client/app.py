@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.errors import StewardUnavailable
+from common.errors import DarkroomError, DataError, StewardUnavailable
 from common.messages import Refusal, RefusalCode, encode
 from common.port import ACTION, FIELD, RECORD
 from common.steward_link import ClientCertificate, StewardAddress, StewardLink, read_token
@@ -83,6 +83,10 @@ def _answer(message: Message, context: Context, connect: Callable[[Context], Ste
     except StewardUnavailable as error:
         _log.error("refused: %s", error)
         return encode(Refusal(code=RefusalCode.NOT_ALLOWED))
+    except (DarkroomError, OSError) as error:  # as on a full disk: its words say what to do, a stack trace does not
+        # what is wrong with pictures may quote them
+        _log.error("the steward could not answer: %s", type(error).__name__ if isinstance(error, DataError) else error)
+        return encode(Refusal(code=RefusalCode.INTERNAL))
     except (Exception, SystemExit):  # noqa: BLE001 - an exception's text would reach the coordinator
         # SystemExit too: a library that exits would end Flower's process, which reports more to the coordinator
         _log.exception("the steward could not answer")

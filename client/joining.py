@@ -132,7 +132,8 @@ class SuperNode:
             env={**ordinary_environment(os.environ), **self.environment()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_INSTALL_SECONDS,
             umask=0o022,  # an administrator installs what the SuperNode's user reads
             check=False,

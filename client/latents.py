@@ -15,6 +15,7 @@ caption are encoded twice to see it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -262,7 +263,11 @@ def save_shard(shard: LatentShard, path: Path) -> None:
     if shard.captions.pooled is not None:
         arrays["pooled"] = shard.captions.pooled
     partial = path.with_suffix(f".{os.getpid()}.partial")  # two runs may share a cache
-    save_file({key: np.ascontiguousarray(value.numpy()) for key, value in arrays.items()}, partial)
+    try:
+        save_file({key: np.ascontiguousarray(value.numpy()) for key, value in arrays.items()}, partial)
+    except SafetensorError as error:  # as on a full disk; it names no file
+        partial.unlink(missing_ok=True)
+        raise OSError(errno.EIO, str(error), str(path)) from error
     partial.replace(path)
 
 

@@ -66,7 +66,7 @@ class SafeFolder:
         with _told(path):
             path.unlink(missing_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), mode)  # whatever this process's umask is
                 file.write(text)
 

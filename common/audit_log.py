@@ -165,6 +165,11 @@ def _check_line(line: bytes, *, owner: bytes, index: int, previous: bytes) -> by
         entry = msgspec.json.decode(line, type=Entry)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AuditLogError(f"entry {index}: cannot be read: {error}") from error
+    if index == entry.index == 0 and entry.previous != previous.hex():
+        raise AuditLogError(
+            f"entry 0: begins the log of another key than {owner.hex()}; if nobody changed the file, that is not its "
+            "owner's key: a site's stands in the manifest's roster, the coordinator's in a site's join file and policy"
+        )
     if (entry.index, entry.previous) != (index, previous.hex()):
         raise AuditLogError(f"entry {index}: does not follow the one before it; lines were removed, added or moved")
     if msgspec.json.encode(entry, order="sorted") != line:

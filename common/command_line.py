@@ -1,49 +1,129 @@
-"""What the three command lines share: a user's mistake gets one clear message and exit code 2, no stack trace."""
+"""What the three command lines share: what a person reads when a command ends early, in any terminal.
+
+A user's mistake gets one clear message and exit code 2; an interrupt gets a last line that says what is kept and how to
+go on, and exit code 130, or 143 after SIGTERM. None of them shows a stack trace.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Never
 
 from common.durable_file import owner_only_files
 from common.errors import DarkroomError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_IN_LETTERS: Final = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "×": "x", "…": "...", "–": "-", "→": "->"}
+"""What we print beyond ASCII, for terminals that lack it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
 
 
 def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped") -> None:
-    """Call a typer app; a :class:`DarkroomError` becomes its message, an interrupt the word on how to go on.
+    """Call a typer app; an error or an interrupt becomes its message and exit code.
 
     So does a file or directory that the system refuses (read-only, full disk, a file where a directory is wanted). An
-    ``OSError`` that names no file is no user's mistake and keeps its stack trace.
+    ``OSError`` that names no file, unless of a full disk, is no user's mistake and keeps its stack trace.
 
     Guarantee: whatever the umask of whoever calls, what the program and the programs that it starts make is its user's
     alone, but for files that say another mode.
     """
     quiet_libraries()
+    print_in_any_terminal()
+    end_by_sigterm()
     try:
         with owner_only_files():
             app()
     except DarkroomError as error:
-        sys.stderr.write(f"error: {_shown(str(error))}\n")
-        raise SystemExit(2) from None
+        _fail(str(error))
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.strerror is None or (error.filename is None and error.errno not in _FULL):
             raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}; give a path that can be read and written\n")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{interrupted}\n")
-        raise SystemExit(130) from None
+        _fail("\n".join((_refused(error), *getattr(error, "__notes__", ()))))
+    except (SystemExit, KeyboardInterrupt) as end:  # typer makes the one of the other
+        interrupt = _interrupt_behind(end)
+        if interrupt is None:
+            raise
+        said = getattr(interrupt, "__notes__", None) or [interrupted]
+        sys.stderr.write("\n" + "\n".join(map(_shown, said)) + "\n")
+        raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], str]) -> Iterator[None]:
+    """Have an interrupt, or a full disk, that ends what is within end with a line on what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(say())
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            error.add_note(say())
+        raise
+
+
+def end_by_sigterm() -> None:
+    """Have SIGTERM end this process in order, as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> Never:
+    raise Terminated
+
+
+def _interrupt_behind(end: BaseException | None) -> KeyboardInterrupt | None:
+    while end is not None and not isinstance(end, KeyboardInterrupt):
+        end = end.__cause__ or end.__context__
+    return end
+
+
+def _fail(said: str) -> Never:
+    sys.stderr.write(f"error: {_shown(said)}\n")
+    raise SystemExit(2) from None
+
+
+def _refused(error: OSError) -> str:
+    if error.errno in _FULL:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}the disk is full ({error.strerror}); make room on it, then try again"
+    return f"{error.filename}: {error.strerror}; give a path that can be read and written"
 
 
 def _shown(text: str) -> str:
     """Without what moves a terminal's cursor or hides words: errors quote files and requests that strangers wrote."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
+def print_in_any_terminal() -> None:
+    """Have what the terminal's encoding lacks printed in its letters, or as an escape, in place of a stack trace."""
+    codecs.register_error("darkroom-letters", _in_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whoever captures it may have put another one there
+            stream.reconfigure(errors="darkroom-letters")
+
+
+def _in_letters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_IN_LETTERS.get(each, ascii(each)[1:-1]) for each in lacking), error.end
 
 
 def quiet_libraries() -> None:
@@ -55,6 +135,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.raiseExceptions = False  # a log on a full disk must not print a stack trace for each line
     # in a terminal the progress bar tells the same
     level = logging.WARNING if sys.stderr.isatty() else logging.INFO
     for name in ("client", "common", "server", "simulations"):

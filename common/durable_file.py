@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from contextlib import contextmanager
@@ -38,6 +39,22 @@ def write_atomically(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None
     once the last one's content stays, whole. A crash may leave a file beside it whose name begins with a dot and ends
     in ``.partial``.
     """
+    with naming(path):
+        _write(path, data, mode)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an ``OSError`` that names no file, as a full disk's does, name this one: somebody has to make room there."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own, and no file that is there already: another writer's must not be renamed half-written
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")

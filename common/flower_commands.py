@@ -17,6 +17,7 @@ ENVIRONMENT: Final = {
     # else the SuperLink installs whatever an app lists
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     POLL_INTERVAL: "0.25",
+    "PYTHONUTF8": "1",  # Flower prints pictograms, and ends where the terminal's encoding lacks them
     # a SuperNode starts flower-superexec by its bare name, and hangs without a word to its parent if that is not found
     "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
 }

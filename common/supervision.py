@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from common import end_with_parent
+from common.command_line import end_by_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,8 +164,8 @@ def end_in_order() -> None:
 
     SIGINT too: a shell that starts a program in the background has it ignored.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+    end_by_sigterm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _ending_with_us(arguments: tuple[str, ...]) -> tuple[str, ...]:

@@ -93,6 +93,7 @@ class Unit:
         yield f"Group={self.user}"
         yield f"ExecStart={' '.join(argument(each) for each in self.arguments)}"
         yield "Restart=always"
+        yield "SuccessExitStatus=130 143"  # told to end by SIGINT or SIGTERM
         yield f"RestartSec={RESTART_SECONDS}"
         # its own children are ended in order by itself
         yield "KillMode=mixed"

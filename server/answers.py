@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from common.errors import ProtocolError
 from common.messages import (
@@ -18,6 +18,7 @@ from common.messages import (
     SecureReply,
     decode_reply,
 )
+from server.absentees import PROTOCOL, refused
 from server.reports import InstitutionLoss
 from server.transport import Failure
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PROTOCOL: Final = "protocol"
-"""Reason of a failure: an answer that does not fit the run."""
 Answer: TypeAlias = PlainContribution | NoisedContribution | PlainEvaluation | SecureReply | str
 """A message, or the reason why there is none."""
 
@@ -101,4 +100,4 @@ def _decoded(node: int, body: bytes | Failure) -> Answer:
     except ProtocolError as error:
         _log.warning("answer of node %d refused: %s", node, error)
         return PROTOCOL
-    return f"refused_{reply.code.value}" if isinstance(reply, Refusal) else reply
+    return refused(reply.code) if isinstance(reply, Refusal) else reply

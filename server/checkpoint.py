@@ -140,6 +140,12 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("round-*.safetensors"))
 
 
+def last_round(directory: Path) -> int | None:
+    """Completed rounds by the newest checkpoint's name, unread; None where there is none."""
+    numbers = [path.stem.removeprefix("round-") for path in checkpoint_files(directory)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=None)
+
+
 def load_checkpoint(directory: Path) -> Checkpoint:
     """The newest checkpoint that can be read; a damaged one is passed over with a warning.
 

@@ -7,13 +7,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
+from common.manifest_diff import describe_changes
 from common.messages import Evaluate, encode
 from common.privacy.run_plan import private_plan
 from server import attempts
+from server.absentees import failure_words
 from server.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.control import wait_while_paused
@@ -220,13 +223,12 @@ class Coordinator:
             except TooFewInstitutions as shortage:
                 self._patience.wait(shortage)
                 continue
-            self._patience.over()
             if following.round > current.round:
                 break
             _log.warning(
-                "round=%d attempt=%d given up: participants=%d answered=%d failures=%s",
+                "round=%d attempt=%d given up: participants=%d answered=%d; %s",
                 *(current.round, current.attempt, len(collecting.participants), len(collecting.answered)),
-                sorted(set(collecting.failures.values())),
+                failure_words(collecting.failures) or "masks did not cancel",
             )
             current = following
         report = report_round(collecting, following, clock)
@@ -270,7 +272,8 @@ class Coordinator:
             raise
 
     def _record(self, ready: ReadyForRound) -> None:
-        """On disk before it is sent: no round and attempt is asked for twice."""
+        """On disk before it is sent: no round and attempt is asked for twice. Enough are there, or it would not be."""
+        self._patience.over()  # now: a round may take an hour, and must not be said to wait meanwhile
         if self._journal is not None:
             self._journal.record(ready.round, ready.attempt)
 
@@ -311,5 +314,10 @@ class Coordinator:
 
 def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> None:
     """The institutions hold the coordinator to the manifest, so it had better be of this run."""
-    if (manifest.config, manifest.adapter_digest, manifest.dimension) != (config, spec.digest, spec.dimension):
-        raise ManifestError("the manifest is of another configuration or adapter than this run; make a new one")
+    wanted = msgspec.structs.replace(manifest, config=config, adapter_digest=spec.digest, dimension=spec.dimension)
+    if changes := describe_changes(manifest, wanted):
+        listed = "\n".join(f"  - {change}" for change in changes)
+        raise ManifestError(
+            f"the run's signed manifest says otherwise; from the manifest to what is wanted now:\n{listed}\n"
+            "restore these, or start a new run, which has a manifest of its own, in another directory"
+        )

@@ -225,7 +225,7 @@ class FederationDirectory:
             site=request.name,
             identity=request.identity,
             address=config.address,
-            authority=self.public.authority.read_text(),
+            authority=self.public.authority.read_text(encoding="utf-8"),
             coordinator=identity.public.hex(),
             bundle=bundle,
             darkroom=versions["darkroom"],
@@ -248,7 +248,7 @@ def _fill(
     create_authority(directory.file("ca.crt"), directory.file("ca.key"), name=config.name, now=now)
     identity = create_identity_file(directory.file("coordinator.key"))
     descriptor = os.open(directory.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(secrets.token_urlsafe(32))
     directory.issue(config, now=now)
     directory.write_roster(Roster())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from common.durable_file import write_atomically
 from common.errors import ProvisioningError
 from server import leadership
 from server.launch import CONNECTION, parse_flower
+from server.node_names import with_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from server.run_files import RunFiles
 
 _ENDED: Final = "finished"
-_NODE: Final = re.compile(r"\bnode=(\d+)")
 
 
 class _Started(msgspec.Struct, frozen=True, rename="kebab"):
@@ -166,16 +165,21 @@ class FlowerRun:
         """Whether Flower has nothing more to do with it, or never had."""
         return self.status() in {"", _ENDED}
 
-    def stop(self) -> None:
-        """End it now; it can be started again and goes on from its last checkpoint.
+    def stop(self) -> bool:
+        """End it now; it can be started again and goes on from its last checkpoint. False: it had ended already.
 
         Raises:
             ProvisioningError: It was never started, or Flower refused.
 
         """
-        number = self._started()
-        leadership.want_no_more(self.files.directory)  # first: else it would be started again
+        number, directory = self._started(), self.files.directory
+        wanted = leadership.is_wanted(directory)
+        leadership.want_no_more(directory)  # first: else it would be started again
+        if not leadership.is_led(directory) and (not wanted or self.has_ended()):
+            return wanted
         self.launch.flwr("stop", number, CONNECTION)
+        leadership.note(directory, "stopped", "by darkroom-server run stop")
+        return True
 
     def log(self) -> str:
         """What the coordinator's loop said so far, over all starts; before it says anything, what Flower kept.
@@ -184,11 +188,15 @@ class FlowerRun:
         """
         number = self._started()
         try:
-            said = self.files.log_file.read_text()
+            said = self.files.log_file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             said = self.launch.flwr("log", number, CONNECTION, "--show")
-        names = {self.launch.node_id(site.name): site.name for site in self.files.federation.roster().site}
-        return _NODE.sub(lambda found: f"{found[0]} ({names.get(found[1], 'unknown')})", said)
+        return self.named(said)
+
+    def named(self, text: str) -> str:
+        """What the loop says, with each site's name beside its node."""
+        sites = ((self.launch.node_id(site.name), site.name) for site in self.files.federation.roster().site)
+        return with_names(text, {int(number): name for number, name in sites if number.isdecimal()})
 
     def number(self) -> str:
         """Flower's number of the last start; empty before."""

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import re
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -46,7 +47,30 @@ _HOP_BY_HOP: Final = frozenset(
 )
 _PIECE_SECONDS: Final = 30.0
 """Longest wait for a body's next piece: each body that comes holds a connection to the SuperLink."""
+_TOLD_EVERY: Final = 60.0
+"""Seconds between two lines on what was answered: sites ask several times a second, which would drown all else."""
 _log = logging.getLogger(__name__)
+
+
+class _Tally:
+    """Requests by the status that they were answered with, since the last line."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._since = time.monotonic()
+
+    def add(self, status: int) -> None:
+        self._counts[status] += 1
+        if time.monotonic() - self._since >= _TOLD_EVERY:
+            self.tell()
+
+    def tell(self) -> None:
+        seconds, counts = time.monotonic() - self._since, sorted(self._counts.items())
+        if counts:
+            said = ", ".join(f"{count} with {status}" for status, count in counts)
+            _log.info("requests answered in the last %.0f s: %s", seconds, said)
+        self._counts.clear()
+        self._since = time.monotonic()
 
 
 class Guard:
@@ -56,6 +80,7 @@ class Guard:
         """Pass to the client's ``base_url``; bodies are at most this many bytes."""
         self._superlink = superlink
         self._maximum_body = maximum_body
+        self._tally = _Tally()
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer one request; WebSockets and the like are dropped."""
@@ -63,8 +88,9 @@ class Guard:
             started = time.monotonic()
             status = await self._answer(scope, receive, send)
             client = (scope.get("client") or ("unknown",))[0]
+            self._tally.add(status)
             # the path is an attacker's text: repr keeps it on one line
-            _log.info("%s %s %r %d %.3fs", client, scope["method"], scope["path"], status, time.monotonic() - started)
+            _log.debug("%s %s %r %d %.3fs", client, scope["method"], scope["path"], status, time.monotonic() - started)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
@@ -106,6 +132,7 @@ class Guard:
         while True:
             event = await receive()
             if event["type"] == "lifespan.shutdown":
+                self._tally.tell()
                 await self._superlink.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

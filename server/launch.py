@@ -150,7 +150,13 @@ class Launch:
         environment = {**os.environ, **self.environment()}
         try:
             done = subprocess.run(  # noqa: S603 - Flower's program; no shell
-                command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+                command,
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_COMMAND_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise ProvisioningError(f"flwr {' '.join(arguments)}: no answer in {_COMMAND_SECONDS:.0f} s") from error
@@ -174,7 +180,7 @@ class Launch:
             port=self.config.public_port,
             ssl_certfile=str(self.directory.public.certificate),
             ssl_keyfile=str(self.directory.public.key),
-            access_log=False,  # the guard writes its own
+            access_log=False,  # the guard sums up
             log_config=None,
             server_header=False,
             lifespan="on",
@@ -197,10 +203,21 @@ def parse_flower(said: str, into: type[T]) -> T:
     """What Flower's commands print with ``--format json``.
 
     Raises:
-        ProvisioningError: It has another form.
+        ProvisioningError: It has another form, or says that it could not.
 
     """
+    if refusal := _refusal_in(said):  # first: a list without rows is also what a refusal would be taken for
+        raise ProvisioningError(f"Flower could not do it: {refusal}")
     try:
         return msgspec.json.decode(said, type=into)
     except msgspec.DecodeError as error:
         raise ProvisioningError(f"Flower answered in another form than its pinned version: {error}") from error
+
+
+def _refusal_in(said: str) -> str:
+    """Flower's own word on what went wrong, which it prints with exit code 0; empty if there is none."""
+    try:
+        told = msgspec.json.decode(said, type=dict[str, object]).get("error-message")
+    except msgspec.DecodeError:
+        return ""
+    return " ".join(told.split()) if isinstance(told, str) else ""

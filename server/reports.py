@@ -40,8 +40,8 @@ class RoundReport:
     answered: tuple[int, ...]
     failures: Mapping[int, str]
     """Reason by node, of this attempt."""
-    train_loss: float
-    """Mean over the answers, weighted as the update is; NaN if none had a loss."""
+    train_loss: float | None
+    """Mean over the answers, weighted as the update is; None where none had a loss, as with privacy."""
     step_norm: float
     """Euclidean norm of the adapter's change, which the optimizer made of the mean."""
     decoded_mean_norm: float
@@ -97,10 +97,10 @@ class EvaluationReport:
     """False with privacy: institutions are not asked, because a loss would be a release of its own."""
 
     @property
-    def loss(self) -> float:
-        """Mean over hold-out pictures; NaN if nobody answered."""
+    def loss(self) -> float | None:
+        """Mean over hold-out pictures; None if there are none."""
         pictures = sum(row.pictures for row in self.losses)
-        return sum(row.loss * row.pictures for row in self.losses) / pictures if pictures else float("nan")
+        return sum(row.loss * row.pictures for row in self.losses) / pictures if pictures else None
 
     @property
     def pictures(self) -> int:

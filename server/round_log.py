@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from server.absentees import failure_words
 from server.reports import RoundReport, VoidReport
 from server.sum_norm import MeanNorm
 
@@ -32,7 +33,7 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
         participants=collecting.participants,
         answered=tuple(node for node in collecting.participants if node in collecting.answered),
         failures=collecting.failures,
-        train_loss=collecting.train_loss,
+        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
         step_norm=float(np.linalg.norm(change)),
         decoded_mean_norm=norm.decoded,
         noise_norm_expected=norm.noise_expected,
@@ -44,13 +45,13 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
 
 
 def log_round(report: RoundReport) -> None:
-    """One line."""
+    """One line; of a loss only where one was sent."""
     _log.info(
-        "round=%d attempt=%d participants=%d answered=%d failures=%d train_loss=%.6g step_norm=%.6g "
-        "%s learning_rate=%.6g seconds=%.3f waiting=%.3f",
+        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
+        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
         *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        *(report.train_loss, report.step_norm, _lengths(report)),
-        *(report.learning_rate, report.seconds, report.seconds_waiting),
+        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
+        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
     )
 
 
@@ -85,9 +86,14 @@ def _lengths(report: RoundReport | VoidReport) -> str:
 
 def log_evaluation(report: EvaluationReport) -> None:
     """One line; a warning where everybody was asked and nobody answered."""
-    level = logging.INFO if report.losses or not report.asked else logging.WARNING
-    _log.log(
-        level,
-        "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
-        *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
-    )
+    if not report.asked:
+        _log.info(
+            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
+        )
+    elif report.loss is None:
+        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
+    else:
+        _log.info(
+            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
+            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
+        )

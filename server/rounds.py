@@ -22,6 +22,7 @@ import numpy as np
 from common.errors import OutOfOrder, RoundFailed
 from common.messages import Contribute, encode
 from common.privacy.run_plan import private_plan
+from server.absentees import failure_words
 from server.errors import SumTooLong, TooFewInstitutions
 from server.optimizer import OptimizerState, learning_rate, moving_average, step
 from server.sums import PartialSum, RingSum
@@ -279,10 +280,9 @@ def next_attempt(ready: ReadyForRound, *, answered: int, asked: int, failures: M
     config = ready.rules.config.server
     tried = ready.attempt + 1 - ready.first_attempt
     if tried >= config.attempts:
-        reasons = ", ".join(sorted(set(failures.values())))
         raise RoundFailed(
             f"round {ready.round}: {answered} of {asked} institutions answered, {ready.rules.minimum} are needed, at "
-            f"attempt {tried} of {config.attempts} (failures: {reasons}); the run can be resumed"
+            f"attempt {tried} of {config.attempts} ({failure_words(failures)}); the run can be resumed"
         )
     return replace(ready, attempt=ready.attempt + 1, failed=ready.failed | frozenset(failures))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from common.durable_file import write_atomically
+from common.durable_file import naming, write_atomically
 from server.checkpoint import plain_values
 from server.versions import package_versions
 
@@ -101,7 +101,8 @@ class RunDirectory:
 
     def _append(self, row: dict[str, Any]) -> None:
         line = json.dumps(_without_nan(row), allow_nan=False, ensure_ascii=True) + "\n"
-        with (self._path / METRICS).open("ab") as file:
+        path = self._path / METRICS
+        with naming(path), path.open("ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -129,6 +130,16 @@ class RunDirectory:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a run directory's ``metrics.jsonl``, in order; a torn last line is left out."""
     return [json.loads(line) for line in _whole_lines(path / METRICS)]
+
+
+def finished_rounds(path: Path) -> int | None:
+    """Rounds of a run directory's run if it came to its end, from its ``run.json``; None if it did not, or yet."""
+    try:
+        finish = json.loads((path / DESCRIPTION).read_bytes()).get("finish")
+    except (OSError, ValueError, AttributeError):
+        return None
+    rounds = finish.get("round") if isinstance(finish, dict) else None
+    return rounds if isinstance(rounds, int) else None
 
 
 def config_digest(config: RunConfig) -> str:

@@ -133,6 +133,11 @@ class RunFiles:
             ManifestError: It is missing, or not signed.
 
         """
+        if not self.federation.config_file.exists():
+            raise ManifestError(
+                f"{self.federation.root}: no federation is there; give its folder with --directory, or make one with "
+                "darkroom-server init"
+            )
         return open_manifest(_read(self.manifest_file, "darkroom-server manifest sign"))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from common.privacy.run_plan import private_plan
 from server import attempts, control, leadership
-from server.run_directory import read_metrics
+from server.run_directory import finished_rounds, read_metrics
 from server.secure_session import COUNTERSIGNATURES
 
 if TYPE_CHECKING:
@@ -23,6 +24,40 @@ _RECENT: Final = 10
 """Rounds whose median says how long the rest takes."""
 
 
+class RunState(StrEnum):
+    """Where a run stands, in the words that are shown."""
+
+    NEW = "not started"
+    STARTING = "wanted, but no process leads it yet; darkroom-server up sees to that"
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "does not run; darkroom-server run start goes on"
+    FINISHED = "finished"
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it runs, or will without anybody's doing."""
+        return self in {RunState.STARTING, RunState.RUNNING, RunState.PAUSED}
+
+
+def run_state(files: RunFiles) -> RunState:
+    """Read it.
+
+    Raises:
+        ManifestError: The run has no signed manifest.
+
+    """
+    directory = files.directory
+    if finished_rounds(directory) == files.signed()[0].config.rounds:
+        return RunState.FINISHED
+    led = leadership.is_led(directory)
+    if not (led or leadership.is_wanted(directory)):
+        return RunState.ENDED if files.flower_file.exists() else RunState.NEW
+    if control.is_paused(directory):
+        return RunState.PAUSED
+    return RunState.RUNNING if led else RunState.STARTING
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
     """A run between start and end."""
@@ -31,7 +66,7 @@ class RunStatus:
     round: int
     """Rounds that counted."""
     rounds: int
-    paused: bool
+    state: RunState
     standing: Standing | None
     """What it waits for, or why it ended early."""
     countersigned: tuple[str, ...]
@@ -58,16 +93,17 @@ class RunStatus:
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
-        state = "finished" if self.round == self.rounds else "paused" if self.paused else ""
-        yield f"{self.name}: round {self.round} of {self.rounds}{', ' + state if state else ''}"
-        if self.standing is not None:
+        yield f"{self.name}: round {self.round} of {self.rounds}, {self.state}"
+        # what a process waited for that has ended since is no news
+        if self.standing is not None and (self.state.is_under_way or self.standing.state == "stopped"):
             yield str(self.standing)
         yield f"accepted by {len(self.countersigned)} of {self.roster} sites: {', '.join(self.countersigned) or 'none'}"
         if self.round:
-            yield f"sites in the last round: {self.sites}; {self.seconds:.1f} s a round; about {self.left} left"
+            left = "" if self.state is RunState.FINISHED else f"; about {self.left} left"
+            yield f"sites in the last round: {self.sites}; {self.seconds:.1f} s a round{left}"
         yield f"attempts sent: {self.attempts}"
         if (privacy := self.privacy) is not None:
-            yield "known so far, if the run ended now:"
+            yield "what holds:" if self.state is RunState.FINISHED else "known so far, if the run ended now:"
             yield privacy.as_text()
 
 
@@ -91,7 +127,7 @@ def run_status(files: RunFiles) -> RunStatus:
         round=rows[-1]["round"] if rows else 0,
         rounds=manifest.config.rounds,
         standing=leadership.standing(files.directory),
-        paused=control.is_paused(files.directory),
+        state=run_state(files),
         countersigned=tuple(sorted(path.stem for path in signed)),
         sites=len(rows[-1]["answered"]) if rows else 0,
         roster=len(manifest.roster),

@@ -32,7 +32,7 @@ from common.messages import (
 )
 from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
-from server.absentees import LOST_SESSION, UNWELL, Absentees
+from server.absentees import LOST_SESSION, PROTOCOL, UNWELL, Absentees, refused
 from server.errors import TooFewInstitutions
 from server.run_binding import MANIFEST, SESSION
 from server.secure_rounds import MaskedCollecting
@@ -40,7 +40,7 @@ from server.transport import Failure
 from server.vectors import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from common.audit_log import AuditLog
@@ -144,11 +144,11 @@ class SecureSession:
         )
         willing = [node for node in at_hand if node in self._accepted]
         if len(willing) < minimum:
-            raise TooFewInstitutions(self._too_few(len(willing), minimum))
+            raise TooFewInstitutions(self._too_few(willing, at_hand, minimum))
         if set(willing) != set(self.members(at_hand)):
-            self._open(willing)
+            self._open(willing, at_hand)
         if len(self.members(at_hand)) < minimum:
-            raise TooFewInstitutions(self._too_few(len(self.members(at_hand)), minimum))
+            raise TooFewInstitutions(self._too_few(self.members(at_hand), at_hand, minimum))
 
     def start_round(self, ready: ReadyForRound, nodes: Iterable[int]) -> tuple[MaskedCollecting, bytes]:
         """The state that collects this attempt's masked vectors, and the encoded request for every one of the nodes.
@@ -194,11 +194,13 @@ class SecureSession:
     def _write(self, kind: str, ready: ReadyForRound, details: dict[str, str]) -> bytes:
         return self._run.audit.append(kind, {"round": ready.round, "attempt": ready.attempt, **details})
 
-    def _too_few(self, have: int, wanted: int) -> str:
-        return (
-            f"{have} institutions take part, {wanted} are needed (the others: {self._absent.reasons()}); the run "
-            "can go on when enough of them have approved its manifest and are back"
-        )
+    def _too_few(self, have: Collection[int], at_hand: Collection[int], wanted: int) -> str:
+        away = len(self.manifest.roster) - len(at_hand)
+        said = [f"{away} of the manifest's {len(self.manifest.roster)} are not connected"] if away > 0 else []
+        if reasons := self._absent.reasons():
+            said.append(reasons)
+        why = f" ({'; '.join(said)})" if said else ""
+        return f"{len(have)} institutions take part, {wanted} are needed{why}; the run goes on when enough of them do"
 
     def _propose(self, nodes: Iterable[int], *, timeout_s: float) -> None:
         proposal = Propose(manifest=self._run.manifest)
@@ -210,13 +212,13 @@ class SecureSession:
                 member = verify_countersignature(self.manifest, reply.countersignature)
             except (ManifestError, ProtocolError) as error:
                 _log.warning("acceptance of node %d refused: %s", node, error)
-                self._absent.note(node, "protocol")
+                self._absent.note(node, PROTOCOL)
                 continue
             write_atomically(self._directory / COUNTERSIGNATURES / f"{member.name}.bin", reply.countersignature)
             self._accepted.add(node)
             self._absent.back(node)
 
-    def _open(self, nodes: Iterable[int]) -> None:
+    def _open(self, nodes: Iterable[int], at_hand: Collection[int]) -> None:
         """A new session with everybody who answers in time; whatever session there was is over.
 
         Raises:
@@ -237,14 +239,14 @@ class SecureSession:
                     _log.warning("session key of node %d refused: %s", node, error)
             self._accepted.discard(node)  # a steward that started anew has to be asked anew
             self._absent.note(node, _reason(reply))
-        self._share_keys(opening)
+        self._share_keys(opening, at_hand)
 
-    def _share_keys(self, opening: aggregator.Opening) -> None:
+    def _share_keys(self, opening: aggregator.Opening, at_hand: Collection[int]) -> None:
         try:
             opened, request = opening.create_session_keys()
         except CohortRefused as error:
-            have, self._places = len(self._places), {}
-            raise TooFewInstitutions(self._too_few(have, opening.terms.minimum_cohort)) from error
+            have, self._places = tuple(self._places), {}
+            raise TooFewInstitutions(self._too_few(have, at_hand, opening.terms.minimum_cohort)) from error
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):
@@ -273,7 +275,7 @@ def _decoded(node: int, body: bytes) -> Reply | None:
 def _reason(reply: Reply | Failure | None) -> str:
     if isinstance(reply, Failure):
         return reply.kind.value
-    return f"refused_{reply.code.value}" if isinstance(reply, Refusal) else "protocol"
+    return refused(reply.code) if isinstance(reply, Refusal) else PROTOCOL
 
 
 def _step(ready: ReadyForRound) -> Step:

@@ -115,7 +115,7 @@ class Stage:
             if name == self.names[0]:
                 site.install(join, KeptBundle(self.federation).file)
             layout.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            layout.authority_file.write_text(join.authority)
+            layout.authority_file.write_text(join.authority, encoding="utf-8")
             run = self.root / name / "run"
             node_config = f'steward="unix://{run / "steward.sock"}" token="{run / "token"}"'
             command = site.command(join, port=self._ports[name], node_config=node_config)

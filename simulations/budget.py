@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from common.errors import ConfigError, ConfigErrors
+from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
+from common.config import Config
+from common.errors import AccountingError, ConfigError, ConfigErrors
 from common.privacy.accounting import calibrate
 from common.privacy.run_plan import private_plan
 from common.privacy.statements import RunSettings, state
+from common.progress import told_when_slow
+from common.toml_config import parse_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from common.privacy.statements import Statements
     from simulations.scenario import Scenario
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Config, frozen=True, kw_only=True, rename="kebab"):
     """Public settings of a run; exactly one of ``noise_multiplier`` and ``epsilon`` is asked for and None.
 
     Attributes:
@@ -33,25 +38,56 @@ class Settings:
         colluders: t.
     """
 
-    noise_multiplier: float | None
-    epsilon: float | None
-    delta: float
-    sampling_rate: float
-    rounds: int
-    population: int | None
-    institutions: int = 1
-    colluders: int = 0
+    noise_multiplier: bounds.NoiseMultiplier | None = None
+    epsilon: bounds.Epsilon | None = None
+    delta: bounds.Delta
+    sampling_rate: bounds.SamplingRate
+    rounds: bounds.Rounds
+    population: bounds.Population | None = None
+    institutions: bounds.Institutions = 1
+    colluders: bounds.Colluders = 0
+
+    def faults(self) -> Iterator[str]:
+        """Rules that types cannot say."""
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            yield "give noise-multiplier to learn epsilon, or epsilon to learn the noise: one of them"
+        if self.colluders >= self.institutions:
+            yield f"colluders: wanted fewer than institutions ({self.institutions}); got {self.colluders}"
+
+
+def checked_settings(given: Mapping[str, object]) -> Settings:
+    """The settings of command-line options, by their names without dashes in front; None: not given.
+
+    Raises:
+        ConfigErrors: Every option that is missing or out of its range: the accountant would not end, or lack memory.
+
+    """
+    table = {name: value for name, value in given.items() if value is not None}
+    return parse_config(table, Settings, source="darkroom-sim budget")
 
 
 def budget_of(settings: Settings) -> str:
     """The settings, and ε against each adversary, as text.
 
     Raises:
-        ConfigError: Both or neither of noise multiplier and ε.
-        AccountingError: Settings for which no (ε, δ) can be stated.
+        AccountingError: Settings for which no (ε, δ) can be stated, or not in the memory there is.
     """
-    if (settings.noise_multiplier is None) == (settings.epsilon is None):
-        raise ConfigError("give --noise-multiplier to learn epsilon, or --epsilon to learn the noise: one of them")
+    with _accounting():
+        return _budget_of(settings)
+
+
+@contextmanager
+def _accounting() -> Iterator[None]:
+    try:
+        with told_when_slow("the accountant works on it"):
+            yield
+    except MemoryError as error:
+        raise AccountingError(
+            "the accountant would need more memory than there is: give more noise, fewer rounds or a larger delta"
+        ) from error
+
+
+def _budget_of(settings: Settings) -> str:
     z = settings.noise_multiplier
     if settings.epsilon is not None:
         z = calibrate(
@@ -91,8 +127,9 @@ def budget_of_scenario(scenario: Scenario, *, epsilon: float | None) -> str:
         config = msgspec.structs.replace(config, privacy=msgspec.structs.replace(config.privacy, epsilon=epsilon))
     if faults := tuple(config.faults()):
         raise ConfigErrors(config.name, faults)
-    plan = private_plan(config)
-    report = None if plan is None else plan.report(plan.attempts)
+    with _accounting():
+        plan = private_plan(config)
+        report = None if plan is None else plan.report(plan.attempts)
     if plan is None or report is None or report.statements is None:
         raise ConfigError(f"{config.name}: its noise is repeatable, so nothing is promised")
     more = [

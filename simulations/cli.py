@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.command_line import run_command_line
+from common.command_line import last_words, run_command_line
 from common.errors import ConfigError
 from simulations.scenario import load_scenario
 from simulations.sweep.grid import Axis
@@ -51,14 +53,20 @@ def run(
     directory = runs / (name or loaded.name)
     if resume and again:
         raise ConfigError("--resume goes on with the earlier run and --again removes it; give one of them")
-    _make_room(directory, resume=resume, again=again)
+    if again:
+        _remove(directory)
+    if not resume:
+        _check_free(directory, "go on with --resume, start over with --again, or use --name")
+    elif _is_finished(directory, loaded.rounds):
+        return
 
-    from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
+    with last_words(lambda: _kept(directory)):
+        from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
 
-    plan = RunPlan(
-        scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
-    )
-    run_scenario(plan, _warn)
+        plan = RunPlan(
+            scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
+        )
+        run_scenario(plan, _warn)
     typer.echo(_what_to_look_at(directory))
 
 
@@ -71,11 +79,14 @@ def compare(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the scenario's.")] = None,
 ) -> None:
     """Base, each institution alone, federated and centralised in one table. Goes on where it was stopped."""
-    from simulations.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
-
     loaded = load_scenario(scenario, rounds=rounds)
-    plan = ComparisonPlan(scenario=loaded, directory=runs / f"{loaded.name}-compare", cache=cache, threads=threads)
-    typer.echo(compare_scenario(plan, _warn))
+    directory = runs / f"{loaded.name}-compare"
+    _check_is_directory(directory)
+    with last_words(lambda: f"stopped; what was trained is kept in {directory}; {_same_command()}"):
+        from simulations.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
+
+        plan = ComparisonPlan(scenario=loaded, directory=directory, cache=cache, threads=threads)
+        typer.echo(compare_scenario(plan, _warn))
 
 
 @app.command()
@@ -91,7 +102,7 @@ def budget(
     colluders: Annotated[int, typer.Option(min=0, help="Of them, how many may collude.")] = 0,
 ) -> None:
     """What epsilon these settings have, or how much noise an epsilon takes; nothing is trained."""
-    from simulations.budget import Settings, budget_of, budget_of_scenario  # noqa: PLC0415 - scipy takes a second
+    from simulations.budget import budget_of, budget_of_scenario, checked_settings  # noqa: PLC0415 - scipy takes a second
 
     if scenario is not None:
         options = (noise_multiplier, sampling_rate, delta, population)
@@ -101,17 +112,17 @@ def budget(
         return
     if sampling_rate is None or rounds is None or delta is None:
         raise ConfigError("without a scenario, --sampling-rate, --rounds and --delta are needed")
-    settings = Settings(
-        noise_multiplier=noise_multiplier,
-        epsilon=epsilon,
-        delta=delta,
-        sampling_rate=sampling_rate,
-        rounds=rounds,
-        population=population,
-        institutions=institutions,
-        colluders=colluders,
-    )
-    typer.echo(budget_of(settings))
+    given = {
+        "noise-multiplier": noise_multiplier,
+        "epsilon": epsilon,
+        "delta": delta,
+        "sampling-rate": sampling_rate,
+        "rounds": rounds,
+        "population": population,
+        "institutions": institutions,
+        "colluders": colluders,
+    }
+    typer.echo(budget_of(checked_settings(given)))
 
 
 @app.command()
@@ -128,23 +139,26 @@ def sweep(
     cache: Cache = Path(".cache"),
 ) -> None:
     """What privacy costs: one training for each setting, as a table and a picture. Goes on where it was stopped."""
-    from simulations.sweep.study import StudyPlan, planned, run_study  # noqa: PLC0415 - torch takes seconds to load
-
     loaded = load_scenario(scenario, rounds=rounds)
-    plan = StudyPlan(
-        scenario=loaded,
-        axes=tuple(axis or Axis),
-        seeds=tuple(range(seeds)),
-        directory=runs / f"{loaded.name}-sweep",
-        cache=cache,
-        workers=workers,
-    )
-    wanted, todo = planned(plan)
-    if dry_run:
-        typer.echo("\n".join(trial.key for trial in todo))
-        typer.echo(f"{len(todo)} trainings to run for {len(wanted)} points of {len(plan.axes)} axes")
-        return
-    typer.echo(f"{run_study(plan)}\n{plan.table}\n{plan.directory / 'sweep.png'}")
+    directory = runs / f"{loaded.name}-sweep"
+    _check_is_directory(directory)
+    with last_words(lambda: f"stopped; every training that ended is kept in {directory}; {_same_command()}"):
+        from simulations.sweep.study import StudyPlan, planned, run_study  # noqa: PLC0415 - torch takes seconds to load
+
+        plan = StudyPlan(
+            scenario=loaded,
+            axes=tuple(axis or Axis),
+            seeds=tuple(range(seeds)),
+            directory=directory,
+            cache=cache,
+            workers=workers,
+        )
+        wanted, todo = planned(plan)
+        if dry_run:
+            typer.echo("\n".join(trial.key for trial in todo))
+            typer.echo(f"{len(todo)} trainings to run for {len(wanted)} points of {len(plan.axes)} axes")
+            return
+        typer.echo(f"{run_study(plan)}\n{plan.table}\n{directory / 'sweep.png'}")
 
 
 @app.command()
@@ -158,24 +172,26 @@ def wiretap(
     """Keep every byte that coordinator and network see of a private run, and compare it with what they do not see."""
     loaded = load_scenario(scenario, rounds=rounds)
     directory = runs / f"{loaded.name}-wiretap"
-    _make_room(directory, resume=False, again=False)
+    _check_free(directory, "move it away, or keep this one elsewhere with --runs")
 
-    import torch  # noqa: PLC0415 - takes seconds to load
+    with last_words(lambda: f"stopped; remove {directory} before you start it again"):
+        import torch  # noqa: PLC0415 - takes seconds to load
 
-    from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
+        from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
 
-    torch.set_num_threads(threads)
-    typer.echo(tap_scenario(loaded, directory, cache))
+        torch.set_num_threads(threads)
+        typer.echo(tap_scenario(loaded, directory, cache))
     typer.echo(f"Look at:\n  {directory / 'comparison.png'}\n  {directory / 'messages'}")
 
 
 @app.command()
 def fetch(cache: Cache = Path(".cache")) -> None:
     """Fetch and build the demonstration's pictures, so that later commands need no network."""
-    from simulations.institutions import build_institutions  # noqa: PLC0415 - as above
+    with last_words(lambda: f"stopped; what was fetched is kept in {cache}; {_same_command()}"):
+        from simulations.institutions import build_institutions  # noqa: PLC0415 - as above
 
-    for made in build_institutions(cache / "institutions-48", cache / "sources", resolution=48):
-        typer.echo(f"{made.name}: {made.folder}")
+        for made in build_institutions(cache / "institutions-48", cache / "sources", resolution=48):
+            typer.echo(f"{made.name}: {made.folder}")
 
 
 @app.command()
@@ -186,35 +202,84 @@ def pilot(
     cache: Cache = Path(".cache"),
 ) -> None:
     """Run a real federation of separate processes on this machine, from requests over TLS to a picture."""
-    from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
-
     if again and (directory / "commands.log").exists():
         shutil.rmtree(directory)
-    plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
-    result = Pilot(plan, typer.echo).run()
+    _check_free(directory, "start over with --again if it is an earlier pilot, or give a new folder")
+    with last_words(lambda: f"stopped, with every process; logs are in {directory}; start over with --again"):
+        from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
+
+        plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
+        result = Pilot(plan, typer.echo).run()
     look = (("release", result.release), ("pictures", result.pictures), ("logs", directory))
     typer.echo("\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look))
 
 
-def _make_room(directory: Path, *, resume: bool, again: bool) -> None:
-    """Refuse to mix two runs in one directory."""
-    if again and directory.exists():
-        if not (directory / "run.json").exists():
+def _remove(directory: Path) -> None:
+    """Remove an earlier run, and nothing else."""
+    if directory.is_dir() and any(directory.iterdir()):
+        if not _is_run(directory):
             raise ConfigError(f"{directory}: not a run's directory, so it is not removed; move it away or use --name")
         shutil.rmtree(directory)
+
+
+def _check_is_directory(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory}: a file where the run's directory would be; move it away or use --name")
-    if directory.exists() and any(directory.iterdir()) and not resume:
-        raise ConfigError(f"{directory} is there already; go on with --resume, start over with --again, or use --name")
-    if resume and not directory.exists():
-        raise ConfigError(f"{directory}: nothing to resume; start without --resume")
+
+
+def _check_free(directory: Path, else_do: str) -> None:
+    """Refuse to mix two runs in one directory."""
+    _check_is_directory(directory)
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is there already; {else_do}")
+
+
+def _is_run(directory: Path) -> bool:
+    """Whether a run left this, be it one that was killed before it described itself."""
+    parts = {"coordinator", "institutions", "store", "samples", "metrics.jsonl"}
+    return (directory / "run.json").exists() or all(path.name in parts for path in directory.iterdir())
+
+
+def _is_finished(directory: Path, rounds: int) -> bool:
+    """Whether nothing is left to resume, which is said; also where there is only a start from the beginning."""
+    from server.run_directory import finished_rounds  # noqa: PLC0415 - as above
+
+    _check_is_directory(directory)
+    if not directory.exists() or not any(directory.iterdir()):
+        raise ConfigError(f"{directory}: nothing to resume, no run is there; start without --resume")
+    if not _is_run(directory):
+        raise ConfigError(f"{directory}: nothing to resume, this is not a run's directory; see --runs and --name")
+    if finished_rounds(directory) == rounds and (directory / "adapter" / "adapter_spec.json").exists():
+        typer.echo(f"{directory}: finished already, all {rounds} rounds; nothing to resume. --again starts over.")
+        typer.echo(_what_to_look_at(directory))
+        return True
+    from simulations.run import has_begun  # noqa: PLC0415 - as above
+
+    if not has_begun(directory):
+        typer.echo(f"{directory}: no round is kept yet, so there is nothing to go on from; starting at the first")
+    return False
+
+
+def _kept(directory: Path) -> str:
+    from server.checkpoint import last_round  # noqa: PLC0415 - as above
+
+    rounds = last_round(directory / "checkpoints")
+    words = [word for word in sys.argv[1:] if word not in {"--again", "--resume"}]
+    go_on = shlex.join(["darkroom-sim", *words, "--resume"])
+    kept = "no round is kept yet" if rounds is None else f"{directory} holds it as of round {rounds}"
+    return f"stopped; {kept}; go on with: {go_on}"
+
+
+def _same_command() -> str:
+    return f"go on with: {shlex.join(['darkroom-sim', *sys.argv[1:]])}"
 
 
 def _what_to_look_at(directory: Path) -> str:
     sheets = sorted((directory / "samples").glob("round_*.png"))
-    look = [("pictures", str(sheets[-1]))] if sheets else []
+    none = "none: the scenario has no evaluation.prompts; darkroom-client generate draws what you ask for"
+    look = [("pictures", str(sheets[-1]) if sheets else none)]
+    look += [("curves", str(path)) for path in (directory / "curves.png",) if path.exists()]
     look += [
-        ("curves", str(directory / "curves.png")),
         ("adapter", str(directory / "adapter" / "pytorch_lora_weights.safetensors")),
         ("metrics", str(directory / "metrics.jsonl")),
         ("settings", str(directory / "run.json")),
@@ -228,7 +293,7 @@ def _warn(text: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    run_command_line(app, interrupted="stopped; a run goes on with --resume")
+    run_command_line(app)
 
 
 if __name__ == "__main__":

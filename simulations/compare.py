@@ -119,7 +119,7 @@ def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
 def _write(directory: Path, judge: Judge, verdicts: tuple[Verdict, ...], adapters: dict[str, Vector]) -> str:
     comparison = Comparison(verdicts=verdicts, floors=judge.floors(), features=judge.features_digest())
     table = render_table(comparison)
-    (directory / "table.md").write_text(table)
+    (directory / "table.md").write_text(table, encoding="utf-8")
     (directory / "table.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     rows = [SheetRow(label.replace(" ", "\n"), judge.samples(adapter)) for label, adapter in adapters.items()]
     contact_sheet(judge.prompts, rows).save(directory / "pictures.png")

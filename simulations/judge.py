@@ -37,7 +37,8 @@ class DomainVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter on one institution's domain."""
 
     domain: str
-    holdout_loss: float
+    holdout_loss: float | None
+    """None where no picture is held out."""
     kid: float
     kid_spread: float
     recognised: float
@@ -51,9 +52,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     domains: tuple[DomainVerdict, ...]
 
     @property
-    def mean_loss(self) -> float:
-        """Mean hold-out loss over the domains, each weighing the same."""
-        return float(np.mean([domain.holdout_loss for domain in self.domains]))
+    def mean_loss(self) -> float | None:
+        """Mean hold-out loss over the domains that have one, each weighing the same."""
+        losses = [domain.holdout_loss for domain in self.domains if domain.holdout_loss is not None]
+        return float(np.mean(losses)) if losses else None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Judge:
 
     def _on(self, domain: _Domain) -> DomainVerdict:
         shard = self.store.holdout_of(domain.index)
-        loss = float("nan") if shard is None else self.trainer.holdout_loss(shard, self.config.evaluation.draws)
+        loss = None if shard is None else self.trainer.holdout_loss(shard, self.config.evaluation.draws)
         found = features(np.stack([np.asarray(picture) for picture in self._draw(domain.captions)]))
         score = kid(found, domain.real, subsets=_SUBSETS, subset_size=_subset(found, domain.real), seed=_SEED)
         recognised = self.probe.accuracy(found, [domain.name] * len(found))

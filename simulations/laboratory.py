@@ -164,14 +164,17 @@ class Laboratory:
     def _fill_site(self, name: str, base_digest: str) -> None:
         root = self.root(name)
         settings = SiteLayout(root).site_file
-        settings.write_text(settings.read_text().replace('base = "base"', f'base = "{self.plan.base}"'))
+        settings.write_text(
+            settings.read_text(encoding="utf-8").replace('base = "base"', f'base = "{self.plan.base}"'),
+            encoding="utf-8",
+        )
         policy = self.plan.policies.get(name, _POLICY).format(
             coordinator=self.federation.identity().public.hex(),
             base=base_digest,
             institutions=[self._key(each) for each in self.plan.names],
             minimum=self.plan.config.server.minimum_institutions,
         )
-        (root / "policy.toml").write_text(policy)
+        (root / "policy.toml").write_text(policy, encoding="utf-8")
         with open_vault(read_site(settings).vault, access="write") as vault:
             vault.add([self.plan.record(name, number) for number in range(self.plan.pictures)])
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Final, Never
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.adapter.vector import write_vector
+from common.durable_file import write_atomically
 from common.generate import SamplePlan, generate
 from server.gallery import SheetRow, contact_sheet
 from server.run_directory import read_metrics
@@ -43,7 +43,7 @@ class Progress:
     def on_round(self, report: RoundReport) -> None:
         """Advance."""
         if self._bar is not None:
-            if not math.isnan(report.train_loss):  # with privacy nobody tells it
+            if report.train_loss is not None:  # with privacy nobody tells it
                 self._bar.set_postfix(train=f"{report.train_loss:.4f}", refresh=False)
             self._bar.update()
 
@@ -56,7 +56,7 @@ class Progress:
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Say the hold-out losses above the bar."""
         losses = "  ".join(f"{row.institution} {row.loss:.4f}" for row in report.losses[:8])
-        if self._bar is not None and not self._bar.disable:
+        if self._bar is not None and not self._bar.disable and report.loss is not None:
             self._bar.write(f"round {report.round}: hold-out loss {report.loss:.4f}  ({losses})")
 
     def on_finish(self, finish: RunFinish) -> None:
@@ -95,8 +95,9 @@ class Gallery:
         if report.round > 0:
             rows.append(SheetRow(f"round {report.round}", self._draw(report.adapter)))
         folder = self.directory / SAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(prompts, rows).save(folder / f"round_{report.round:04d}.png")
+        sheet = BytesIO()
+        contact_sheet(prompts, rows).save(sheet, "PNG")
+        write_atomically(folder / f"round_{report.round:04d}.png", sheet.getvalue())
 
     def on_finish(self, finish: RunFinish) -> None:
         """The last evaluation drew the final adapter."""
@@ -147,22 +148,30 @@ class Curves:
 
 
 def draw_curves(directory: Path) -> None:
-    """Training loss by round, and hold-out loss by institution, side by side."""
+    """A panel each for what there is: training loss by round, hold-out loss by institution; no picture without either.
+
+    With privacy nobody sends a training loss, and the hold-out loss is there only where the simulation measured it.
+    """
     rows = read_metrics(directory)
-    rounds = [row for row in rows if row["kind"] == "round"]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([row["round"] for row in rounds], [row["train_loss"] for row in rounds], linewidth=1)
-    told = not rounds or any(row["train_loss"] is not None for row in rounds)
-    left.set(title="training loss" if told else "training loss: with privacy nobody tells it", xlabel="round")
+    trained = [(row["round"], row["train_loss"]) for row in rows if row.get("train_loss") is not None]
     by_name: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         for one in row.get("institutions", []):
             by_name[one["institution"]].append((row["round"], one["loss"]))
-    for name, points in sorted(by_name.items())[:10]:
-        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    right.set(title="hold-out loss", xlabel="round")
-    if by_name:
-        right.legend(fontsize=8)
-    with mpl.rc_context({"savefig.dpi": 110}):
-        figure.savefig(directory / CURVES)
+    lines: dict[str, dict[str, list[tuple[int, float]]]] = {"training loss": {"": trained} if trained else {}}
+    lines["hold-out loss"] = dict(sorted(by_name.items())[:10])
+    panels = [title for title, found in lines.items() if found]
+    if not panels:
+        return
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for title, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        axes.set(title=title, xlabel="round")
+        for name, points in lines[title].items():
+            # a line needs two points; fewer are drawn as points
+            dotted = "o" if name or len(points) < 2 else None
+            axes.plot(*zip(*points, strict=True), linewidth=1, marker=dotted, markersize=3, label=name)
+        if any(lines[title]):
+            axes.legend(fontsize=8)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(directory / CURVES, picture.getvalue())

@@ -111,7 +111,7 @@ class PilotSite:
     def fill_vault(self, log: Path) -> int:
         """Take the pictures into the vault, by the command for that; how many can be trained with."""
         rules = self.root / "ingest.toml"
-        rules.write_text(_RULES)
+        rules.write_text(_RULES, encoding="utf-8")
         place = ("--config", str(self.site_file), "--rules", str(rules))
         client(log, "ingest", str(self.pictures), *place, "--commit", "--yes")
         counts = count_vault(read_site(self.site_file).vault, day=today(), expected=None)
@@ -175,4 +175,4 @@ class PilotSite:
 
 
 def _replace(path: Path, old: str, new: str) -> None:
-    path.write_text(path.read_text().replace(old, new, 1))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")

@@ -54,7 +54,7 @@ class ProcessWatch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        self._boot = time.time() - float(Path("/proc/uptime").read_text().split()[0])
+        self._boot = time.time() - float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -75,10 +75,10 @@ class ProcessWatch:
         if pid in self.seen:
             return self.seen[pid]
         with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
-            line = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            line = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
             program = next((PROGRAMS[name] for part in line[:3] if (name := Path(part).name) in PROGRAMS), None)
             if program is not None:
-                ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+                ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
                 self.seen[pid] = Sighting(pid=pid, program=program, started=self._boot + ticks / _TICK)
                 return self.seen[pid]
         return None
@@ -100,7 +100,7 @@ class ProcessWatch:
 def memory(pid: int) -> dict[str, int]:
     """``Rss`` and ``Pss`` of a process in bytes; 0 where it has ended."""
     found = {"Rss": 0, "Pss": 0}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(":")
         if name in found:
             found[name] = int(rest.split()[0]) << 10
@@ -113,7 +113,7 @@ def descendants(root: int) -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
                 below[parent].append(int(entry.name))
     front = [root]
     while front:

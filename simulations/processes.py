@@ -54,12 +54,13 @@ def call(log: Path, *arguments: str, cwd: Path | None = None) -> str:
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=_SECONDS,
         check=False,
     )
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(arguments)}\n{done.stdout}{done.stderr}")
     if done.returncode != 0:
         raise DarkroomError(f"{' '.join(arguments)}: code {done.returncode}: {(done.stderr or done.stdout).strip()}")

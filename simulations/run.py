@@ -13,9 +13,10 @@ from client.trainer import build_trainer
 from common.adapter.export import save_adapter
 from common.adapter.model import open_base
 from common.adapter.vector import initial_vector, write_vector
-from common.errors import ConfigError
+from common.errors import ConfigError, RoundFailed
 from server.checkpoint import checkpoint_files, load_checkpoint
 from server.coordinator import CHECKPOINTS, Coordinator
+from server.node_names import with_names
 from server.reports import Observers
 from server.run_directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import run_inprocess
@@ -71,16 +72,23 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
     store = prepare_store(plan.scenario, base, plan.cache, warn)
     _check_enough(config, len(store.institutions))
     trainer = build_trainer(base, config)
-    if plan.engine == "inprocess":
-        final = federate(
-            make_federation(config, trainer, store, plan.directory),
-            _observers(plan, config, trainer, store),
-            resume=plan.resume and has_begun(plan.directory),
-        )
-    else:
-        final = _federate_on_ray(plan, config, trainer, store)
+    try:
+        final = _federate(plan, config, trainer, store)
+    except RoundFailed as error:
+        names = {node: institution.name for node, institution in enumerate(store.institutions)}
+        raise type(error)(with_names(str(error), names)) from error
     write_vector(trainer.unet, trainer.spec, final)
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
+
+
+def _federate(plan: RunPlan, config: RunConfig, trainer: Trainer, store: InstitutionStore) -> Vector:
+    if plan.engine == "ray":
+        return _federate_on_ray(plan, config, trainer, store)
+    return federate(
+        make_federation(config, trainer, store, plan.directory),
+        _observers(plan, config, trainer, store),
+        resume=plan.resume and has_begun(plan.directory),
+    )
 
 
 def has_begun(directory: Path) -> bool:

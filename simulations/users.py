@@ -65,7 +65,9 @@ def why_not_separate(needed: Iterable[Path]) -> str:
         return f"not installed: {', '.join(missing)}"
     prefix = UnixUser(uid=FIRST_UID).prefix((*whole_installation(), *needed), network=False)
     command = (*prefix, sys.executable, "-c", "import flwr, msgspec")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - no shell
+    done = subprocess.run(  # noqa: S603 - no shell
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS, check=False
+    )
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
 
 

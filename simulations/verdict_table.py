@@ -34,10 +34,14 @@ def render_table(comparison: Comparison) -> str:
 
 
 def _cells(verdict: Verdict) -> list[str]:
-    losses = [f"{domain.holdout_loss:.4f}" for domain in verdict.domains]
+    losses = [_figure(loss) for loss in (*(domain.holdout_loss for domain in verdict.domains), verdict.mean_loss)]
     kids = [f"{domain.kid:.2f} ± {domain.kid_spread:.2f}" for domain in verdict.domains]
     recognised = float(np.mean([domain.recognised for domain in verdict.domains]))
-    return [verdict.label, *losses, f"{verdict.mean_loss:.4f}", *kids, f"{100 * recognised:.0f} %"]
+    return [verdict.label, *losses, *kids, f"{100 * recognised:.0f} %"]
+
+
+def _figure(loss: float | None) -> str:
+    return "none held out" if loss is None else f"{loss:.4f}"
 
 
 def _row(cells: list[str]) -> str:

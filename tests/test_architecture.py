@@ -72,6 +72,31 @@ def test_flower_and_cryptography_keep_to_their_rooms(path: Path) -> None:
         assert not {module for module in imported if module.split(".")[0] == "cryptography"}
 
 
+def without_encoding(tree: ast.Module) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine happens to have."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and "encoding" not in {each.arg for each in node.keywords} and is_text(node)
+    ]
+
+
+def is_text(call: ast.Call) -> bool:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    if any(each.arg in {"text", "universal_newlines"} for each in call.keywords):
+        return name in {"run", "Popen", "check_output"}
+    if name in {"read_text", "write_text"}:
+        return len(call.args) < (1 if name == "read_text" else 2)
+    modes = [each.value for each in (*call.args, *(k.value for k in call.keywords)) if isinstance(each, ast.Constant)]
+    is_mode = [each for each in modes if isinstance(each, str) and 0 < len(each) <= 3 and set(each) <= set("rwaxbt+")]
+    return name in {"open", "fdopen"} and any("b" not in each for each in is_mode)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_text_is_read_and_written_in_an_encoding_that_is_named(path: Path) -> None:
+    assert without_encoding(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
 def patterns(tree: ast.Module) -> list[str]:
     """Every ``pattern=`` of a call, as its source says it."""
     return [

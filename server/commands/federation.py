@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from common.app_bundle import parse_bundle, read_content
+from common.command_line import last_words
 from common.errors import ProvisioningError
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
 from common.supervision import Supervisor, end_in_order
@@ -147,8 +148,10 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
     from server.launch import Launch
 
     federation = FederationDirectory(directory.resolve())
+    launch = Launch(federation, federation.config())
     end_in_order()
-    asyncio.run(_run(Launch(federation, federation.config())))
+    with last_words(lambda: f"stopped; runs that were under way go on with: darkroom-server up {directory}"):
+        asyncio.run(_run(launch))
 
 
 async def _run(launch: Launch) -> None:

@@ -12,7 +12,7 @@ from common.errors import ProvisioningError
 from server import control
 from server.federation import FederationDirectory
 from server.run_files import RunFiles
-from server.run_status import run_status
+from server.run_status import RunState, run_state, run_status
 
 if TYPE_CHECKING:
     from server.flower_runs import FlowerRun
@@ -26,6 +26,8 @@ Name = Annotated[str, typer.Argument(help="The run's name.")]
 def start(name: Name, directory: Directory = Path("federation")) -> None:
     """Start a run whose manifest is signed; one with checkpoints goes on from the last."""
     run = _flower_run(name, directory)
+    if run_state(run.files) is RunState.FINISHED:
+        raise ProvisioningError(f"{_finished(run.files)}; nothing is left to start")
     control.resume(run.files.directory)
     typer.echo(f"started {name} as Flower's run {run.start()}; look at it with: darkroom-server run status {name}")
 
@@ -42,8 +44,12 @@ def status(
     run = _flower_run(name, directory)
     while True:
         flower = _flower_word(run)
-        typer.echo(f"Flower: {flower or 'not started'}")
-        typer.echo("\n".join(run_status(run.files).lines()))
+        status = run_status(run.files)
+        typer.echo(f"Flower's process: {flower or 'not started'}")
+        typer.echo("\n".join(run.named(line) for line in status.lines()))
+        waits = status.standing is not None and status.standing.state == "waiting"
+        if status.state.is_under_way and waits and (away := _away(run)):
+            typer.echo(f"not connected: {', '.join(away)}")
         if not watch or flower in {"", "finished"}:
             return
         time.sleep(every)
@@ -52,22 +58,32 @@ def status(
 @app.command()
 def pause(name: Name, directory: Directory = Path("federation")) -> None:
     """Have a run wait before its next round; sites keep their sessions."""
-    control.pause(_files(name, directory).directory)
+    files = _files(name, directory)
+    _check_under_way(files, "pause")
+    control.pause(files.directory)
     typer.echo(f"{name} waits before its next round; go on with: darkroom-server run resume {name}")
 
 
 @app.command()
 def resume(name: Name, directory: Directory = Path("federation")) -> None:
     """Let a paused run go on."""
-    control.resume(_files(name, directory).directory)
-    typer.echo(f"{name} goes on; if Flower has ended it, use: darkroom-server run start {name}")
+    files = _files(name, directory)
+    _check_under_way(files, "resume")
+    paused = control.is_paused(files.directory)
+    control.resume(files.directory)
+    typer.echo(f"{name} goes on" if paused else f"{name} is not paused; it goes on as before")
 
 
 @app.command()
 def stop(name: Name, directory: Directory = Path("federation")) -> None:
     """End a run; ``start`` goes on from its last checkpoint. What was sent stays paid for."""
-    _flower_run(name, directory).stop()
-    typer.echo(f"stopped {name}")
+    run = _flower_run(name, directory)
+    if run_state(run.files) is RunState.FINISHED:
+        typer.echo(f"{_finished(run.files)}; nothing is left to stop")
+    elif run.stop():
+        typer.echo(f"stopped {name}; go on with: darkroom-server run start {name}")
+    else:
+        typer.echo(f"{name} does not run; nothing was left to stop. Go on with: darkroom-server run start {name}")
 
 
 @app.command()
@@ -88,6 +104,30 @@ def export(
 
     rounds = write_adapter(_files(name, directory), base, out)
     typer.echo(f"wrote {out} after {rounds} rounds")
+
+
+def _finished(files: RunFiles) -> str:
+    rounds = files.signed()[0].config.rounds
+    return f"{files.name}: is finished, all {rounds} rounds (next: darkroom-server release make {files.name})"
+
+
+def _check_under_way(files: RunFiles, to_do: str) -> None:
+    state = run_state(files)
+    if state is RunState.FINISHED:
+        raise ProvisioningError(f"{_finished(files)}; nothing is left to {to_do}")
+    if not state.is_under_way:
+        start = f"darkroom-server run start {files.name}"
+        raise ProvisioningError(f"{files.name}: does not run, so there is nothing to {to_do}; start it with: {start}")
+
+
+def _away(run: FlowerRun) -> list[str]:
+    """Sites of the manifest that are not connected to the SuperLink."""
+    try:
+        online = {node.node_id for node in run.launch.nodes() if node.status == "online"}
+    except ProvisioningError:
+        return []
+    roster = run.files.signed()[0].roster
+    return [member.name for member in roster if run.launch.node_id(member.name) not in online]
 
 
 def _flower_word(run: FlowerRun) -> str:

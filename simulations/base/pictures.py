@@ -71,7 +71,12 @@ def _npm_pack(package: str, cache: Path) -> None:
         )
     cache.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(  # noqa: S603 - fixed argument list, no shell
-        [npm, "pack", "--silent", package], cwd=cache, capture_output=True, text=True, check=False
+        [npm, "pack", "--silent", package],
+        cwd=cache,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode != 0:
         raise SourceUnavailable(f"npm pack {package} failed: {done.stderr.strip()[-300:]}")

@@ -104,8 +104,8 @@ def write_model(pipeline: StableDiffusionPipeline, out: Path) -> None:
     pipeline.to(dtype=torch.float32)
     model = json.loads(pipeline.tokenizer.backend_tokenizer.to_str())["model"]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
-    (partial / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
-    (partial / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (partial / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (partial / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 

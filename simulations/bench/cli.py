@@ -71,7 +71,7 @@ def dp(
         reports.append(measure(setting, rounds=rounds, steps=step or DEFAULT_STEPS))
         typer.echo(as_table(reports[-1]) + "\n")
         if output is not None:
-            output.write_text(json.dumps(reports, indent=1) + "\n")
+            output.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

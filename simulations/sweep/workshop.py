@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -77,12 +78,19 @@ class Workshop:
             try:
                 for future in as_completed(waiting):
                     yield future.result()
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():  # else an interrupt waits minutes for their trials
+                    worker.terminate()
+                raise
 
 
 def _end_with_parent() -> None:
-    """End this worker when the sweep is killed, which would else train on for minutes and for nobody."""
+    """End this worker when the sweep is killed, which would else train on for minutes and for nobody.
+
+    Ctrl-C reaches every process of a terminal; the sweep's own answer to it is enough.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()

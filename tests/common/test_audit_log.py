@@ -64,6 +64,13 @@ def test_a_log_goes_on_after_a_restart(path: Path) -> None:
     assert b"2030-01-01T00:00:00+00:00" in path.read_bytes()
 
 
+def test_another_key_than_the_owners_is_told_from_a_rewritten_log(path: Path) -> None:
+    filled(path)
+    other = Identity.generate().public
+    with pytest.raises(AuditLogError, match=f"begins the log of another key than {other.hex()}.*coordinator's in"):
+        verify_log(path, other)
+
+
 def edit(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[bytes], bytes]:
     return lambda data: b"".join(line + b"\n" for line in change(data.splitlines()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -94,3 +95,18 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pyte
 def test_nobody_has_more_rights_than_wanted(tmp_path: Path) -> None:
     write_atomically(tmp_path / "key", b"secret", mode=0o600)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint"
+    write_atomically(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.durable_file.os.fsync", full)
+    with pytest.raises(OSError, match="checkpoint") as raised:
+        write_atomically(path, b"new")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
+    assert path.read_bytes() == b"old"

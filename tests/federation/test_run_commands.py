@@ -86,7 +86,7 @@ def test_an_operator_leads_a_run(federation: Federation) -> None:
     assert "epsilon" in said
 
     # one site's policy forbids the run; both ends say so, and the others go on
-    assert f"({UNWILLING}) does not take part: refused_not_allowed" in command(federation, "logs")
+    assert f"({UNWILLING}) does not take part: refused (not_allowed)" in command(federation, "logs")
     assert "epsilon" in site_log(federation, UNWILLING)
     assert ("refused", "not_allowed") in [(k, d.get("code")) for k, d in audit(lab.root(UNWILLING) / "audit.log")]
 
@@ -151,7 +151,7 @@ def waits_because_of(files: RunFiles, reason: str) -> bool:
 def test_a_manifest_that_nobody_approved_waits_until_they_have(federation: Federation) -> None:
     files = other_run(federation, "unapproved")
     with led(federation, files):
-        federation.wait_for(lambda: waits_because_of(files, "refused_awaiting_approval"), 240)
+        federation.wait_for(lambda: waits_because_of(files, "refused (awaiting_approval)"), 240)
         assert "waits for approval at this institution" in site_log(federation, "ash")
         assert "waiting since" in command(federation, "status", name=files.name)
         assert not (files.directory / "attempts.json").exists()  # it has cost nothing
@@ -190,6 +190,6 @@ def test_parameters_that_change_in_mid_run_are_refused_at_both_ends(federation: 
     for path in (*(files.directory / "checkpoints").iterdir(), files.directory / "audit.log"):
         path.unlink()
     with led(federation, files):
-        federation.wait_for(lambda: waits_because_of(files, "refused_awaiting_approval"), 240)
+        federation.wait_for(lambda: waits_because_of(files, "refused (awaiting_approval)"), 240)
     contributed = [d["run"] for kind, d in audit(lab.root("ash") / "audit.log") if kind == "contributed"]
     assert files.signed()[1].hex() not in contributed

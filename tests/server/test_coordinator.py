@@ -143,7 +143,7 @@ def test_failed_evaluations_are_named_and_do_not_stop_the_run(tmp_path: Path) ->
     recorder = Recorder()
     run(tmp_path, toy_config(1), faults=lambda _i, n: Fault.LOST if n == 0 else None, observer=recorder)
     assert not recorder.evaluations[0].losses
-    assert np.isnan(recorder.evaluations[0].loss)
+    assert recorder.evaluations[0].loss is None
     assert set(recorder.evaluations[0].failures.values()) == {"unreachable"}
     assert len(recorder.rounds) == 1
 

@@ -186,3 +186,23 @@ def test_the_way_to_the_superlink_is_closed_at_the_end() -> None:
 
     assert asyncio.run(go())
     assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_minute_of_requests_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A site asks several times a second; what else the log says must be found in it."""
+    caplog.set_level("INFO", "server.guard")
+    now = [0.0]
+    monkeypatch.setattr("server.guard.time.monotonic", lambda: now[0])
+    guard = Guard(httpx.AsyncClient(transport=SuperLink(), base_url="https://superlink"), maximum_body=100)
+
+    async def go() -> None:
+        front = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=front, base_url="https://public") as outside:
+            for _ in range(5):
+                await outside.get("/health")
+                await outside.get("/openapi.json")
+            now[0] = 61.0
+            await outside.get("/health")
+
+    asyncio.run(go())
+    assert caplog.messages == ["requests answered in the last 61 s: 6 with 200, 5 with 404"]

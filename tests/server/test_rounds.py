@@ -170,7 +170,7 @@ def test_too_few_answers_give_another_attempt_and_at_last_an_error() -> None:
             assert (following.round, following.attempt) == (1, 1)
             assert following.adapter is current.adapter
             current = following
-    with pytest.raises(RoundFailed, match=r"2 of 4 institutions answered, 3 are needed, at attempt 2 of 2.*timeout"):
+    with pytest.raises(RoundFailed, match=r"2 of 4 institutions answered, 3 are needed, at attempt 2 of 2.*in time"):
         state.close()
 
 

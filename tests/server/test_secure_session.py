@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from common.audit_check import witnessed_heads
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.crypto import Identity, Secret
-from common.errors import CheckpointError, RoundFailed
+from common.errors import CheckpointError, ManifestError, RoundFailed
 from common.identity_file import create_identity_file
 from common.manifest import Member, countersign, open_manifest, sign_manifest
 from common.manifest_terms import draft_manifest
@@ -42,6 +42,8 @@ from server.app import run_deployed
 from server.checkpoint import load_checkpoint
 from server.coordinator import CHECKPOINTS, Coordinator
 from server.errors import SumTooLong
+from server.leadership import standing
+from server.patience import WaitsForInstitutions
 from server.rounds import draw_participants
 from server.secure_session import SecureRun
 from server.sum_norm import longest_honest_sum
@@ -289,7 +291,7 @@ def test_a_word_for_another_run_or_with_another_key_is_none(tmp_path: Path) -> N
         ring.manifest, roster=(Member(name="site-0001", key=identity(77).public.hex()), *ring.manifest.roster[2:])
     )
     ring.sites[1].lies[Propose] = lambda _request: Accepted(countersignature=countersign(stranger, identity(77)))
-    with pytest.raises(RoundFailed, match=r"2 institutions take part.*protocol"):
+    with pytest.raises(RoundFailed, match=r"2 institutions take part.*does not fit the run"):
         ring.lead()
 
 
@@ -435,7 +437,7 @@ def test_heads_of_very_many_institutions_are_all_written_down(tmp_path: Path) ->
     for site in ring.sites:
         site.lies[ShareSessionKeys] = lambda _request: SessionReady()
         site.lies[ContributeMasked] = _unmasked(site)
-    with pytest.raises(RoundFailed, match="masks_did_not_cancel"):
+    with pytest.raises(RoundFailed, match="masks did not cancel"):
         ring.lead()
     path = tmp_path / "audit.log"
     verify_log(path, ring.secure.identity.public)
@@ -493,3 +495,48 @@ def test_a_damaged_session_number_stops_the_run(tmp_path: Path, content: bytes) 
     (tmp_path / "session.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"session\.json: cannot be read"):
         ring.coordinator()
+
+
+def test_a_run_whose_configuration_changed_says_from_what_to_what(tmp_path: Path) -> None:
+    ring = make_ring(tmp_path)
+    changed = msgspec.structs.replace(ring.manifest.config, rounds=5, seed=9)
+    with pytest.raises(ManifestError) as raised:
+        Coordinator(
+            config=changed,
+            spec=SPEC,
+            initial=np.zeros(SPEC.dimension, dtype=np.float32),
+            transport=ring.transport,
+            observer=ring.recorder,
+            directory=ring.directory,
+            secure=ring.secure,
+        )
+    assert "the number of rounds (config.rounds) changes from 2 to 5" in str(raised.value)
+    assert "config.seed changes from" in str(raised.value)
+    assert "another directory" in str(raised.value)
+
+
+def test_a_run_says_that_it_waits_only_while_it_does(tmp_path: Path) -> None:
+    """A round may take an hour; the shortage before it is over when it begins."""
+    ring, while_asked = make_ring(tmp_path, count=3), []
+    site = ring.sites[2]
+    site.lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
+
+    def pause(_seconds: float) -> None:
+        assert standing(tmp_path) is not None
+        site.lies = {ContributeMasked: look}
+
+    def look(_request: ContributeMasked) -> None:
+        while_asked.append(standing(tmp_path))
+        site.lies = {}
+
+    Coordinator(
+        config=ring.manifest.config,
+        spec=SPEC,
+        initial=np.zeros(SPEC.dimension, dtype=np.float32),
+        transport=ring.transport,
+        observer=ring.recorder,
+        directory=ring.directory,
+        secure=ring.secure,
+        patience=WaitsForInstitutions(tmp_path, sleep=pause),
+    ).run(resume=False)
+    assert while_asked == [None]

@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from common.errors import AccountingError
+from simulations.budget import budget_of, checked_settings
 from simulations.scenario import load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +60,12 @@ def test_the_shipped_private_scenario_keeps_its_promise() -> None:
         (("nowhere",), "no scenario"),
         ((), "--sampling-rate, --rounds and --delta are needed"),
         (CENTRAL, "one of them"),
+        ((*CENTRAL, "--epsilon", "1e-9"), "epsilon: "),
+        ((*CENTRAL, "--noise-multiplier", "nan"), "noise-multiplier: "),
+        ((*CENTRAL[:3], "1e-12", *CENTRAL[4:5], "100000000", *CENTRAL[6:], "--noise-multiplier", "1e-3"), "3 problems"),
         ((*CENTRAL, "--epsilon", "8", "--noise-multiplier", "1"), "one of them"),
         ((*CENTRAL[:-1], "0.01", "--noise-multiplier", "1"), "not below 1/N"),
-        ((*CENTRAL, "--noise-multiplier", "1", "--institutions", "2", "--colluders", "2"), "someone honest"),
+        ((*CENTRAL, "--noise-multiplier", "1", "--institutions", "2", "--colluders", "2"), "colluders: wanted fewer"),
         ((*CENTRAL, "--epsilon", "-1"), "epsilon"),
     ],
 )
@@ -73,3 +79,21 @@ def test_mistakes_get_one_clear_message(arguments: tuple[str, ...], expected: st
 def test_torch_is_not_loaded() -> None:
     code = "import sys, simulations.cli, simulations.budget; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_wait_is_told_and_too_much_memory_is_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = threading.Event()
+    write = sys.stderr.write
+    monkeypatch.setattr(sys.stderr, "write", lambda text: (write(text), told.set())[0])
+
+    def endless(*_: object, **__: object) -> float:
+        assert told.wait(60)
+        raise MemoryError
+
+    monkeypatch.setattr("simulations.budget.calibrate", endless)
+    settings = checked_settings({"epsilon": 8.0, "delta": 1e-5, "sampling-rate": 0.1, "rounds": 500})
+    with pytest.raises(AccountingError, match="more memory than there is"):
+        budget_of(settings)
+    assert "the accountant works on it: 1 s so far" in capsys.readouterr().err

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from simulations.scenario import load_scenario
 from tests.simulations.worlds import write_world
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +45,74 @@ def test_a_run_is_neither_overwritten_nor_mixed(world: Path) -> None:
     assert "nothing to resume" in refused(
         darkroom("simulations.cli", "run", "world.toml", "--resume", "--name", "other", cwd=world)
     )
+
+
+def test_a_resume_without_anything_to_resume_says_so(world: Path) -> None:
+    (world / "runs" / "empty").mkdir()
+    (world / "runs" / "letters").mkdir()
+    (world / "runs" / "letters" / "to-my-love.txt").write_text("dear")
+    resumed = ("simulations.cli", "run", "world.toml", "--threads", "1", "--resume", "--name")
+    assert "no run is there; start without --resume" in refused(darkroom(*resumed, "empty", cwd=world))
+    assert "not a run's directory" in refused(darkroom(*resumed, "letters", cwd=world))
+    before = (world / "runs" / "world" / "run.json").read_bytes()
+    done = darkroom(*resumed, "world", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert "finished already, all 1 rounds; nothing to resume" in done.stdout
+    assert (world / "runs" / "world" / "run.json").read_bytes() == before
+
+
+def test_a_resume_before_the_first_checkpoint_says_that_it_starts_anew(world: Path) -> None:
+    (world / "runs" / "broken-off" / "store").mkdir(parents=True)
+    done = darkroom(
+        "simulations.cli", "run", "world.toml", "--threads", "1", "--name", "broken-off", "--resume", cwd=world
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no round is kept yet" in done.stdout
+
+
+def test_a_resume_after_a_change_names_what_differs(world: Path) -> None:
+    changed = (world / "world.toml").read_text().replace("rounds = 1", "rounds = 2\nseed = 5")
+    (world / "changed.toml").write_text(changed)
+    done = darkroom("simulations.cli", "run", "changed.toml", "--threads", "1", "--resume", cwd=world)
+    assert "seed: checkpoint 0, this run 5" in refused(done)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_with_what_is_kept_and_how_to_go_on(world: Path, number: int, code: int) -> None:
+    name = f"stopped-{code}"
+    words = ("run", "world.toml", "--name", name, "--rounds", "5000", "--threads", "1")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli", *words],
+        cwd=world,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (world / "runs" / name / "checkpoints").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started.send_signal(number)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == code, said
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert f"runs/{name} holds it as of round " in last
+    assert last.endswith(f"go on with: darkroom-sim {' '.join(words)} --resume")
+
+
+def test_a_run_without_prompts_says_why_there_is_no_picture(world: Path) -> None:
+    scenario = (world / "world.toml").read_text().replace('prompts = ["red noise", "blue noise"]', "")
+    (world / "silent.toml").write_text(scenario)
+    done = darkroom("simulations.cli", "run", "silent.toml", "--threads", "1", "--name", "silent", cwd=world)
+    assert "pictures  none: the scenario has no evaluation.prompts" in done.stdout
+
+
+def test_the_scenario_of_the_readme_is_one_and_draws_pictures(world: Path) -> None:
+    text = (ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    (world / "studios.toml").write_text(text.replace("sha256:…", f"sha256:{'0' * 64}"))
+    scenario = load_scenario(str(world / "studios.toml"))
+    assert scenario.evaluation.prompts
 
 
 def test_again_removes_only_runs(world: Path) -> None:

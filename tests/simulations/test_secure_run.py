@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_in_a_fresh_session(world: World) -> None:
 
 def test_an_institution_that_is_gone_pauses_the_run_with_a_reason(world: World) -> None:
     tapped = Tapped(world.federation("gone"))
-    with pytest.raises(RoundFailed, match=r"2 institutions take part, 3 are needed.*unreachable"):
+    with pytest.raises(RoundFailed, match=r"2 institutions take part, 3 are needed.*cannot be reached"):
         lead(tapped, faults=lambda institution, _at: Fault.LOST if institution == 0 else None)
     assert not tapped.vectors
 
