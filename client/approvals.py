@@ -21,6 +21,7 @@ from msgspec import Meta
 from common.crypto import SIGNATURE_BYTES, Label, verify_signature
 from common.durable_file import write_atomically
 from common.errors import ApprovalError, BadSignature, ConfigErrors, ManifestError
+from common.field_words import decoding_fault
 from common.manifest import MAX_MANIFEST_BYTES, open_manifest
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class ApprovalStore:
         try:
             word = msgspec.msgpack.decode(_read(path, _MAX_WORD_BYTES), type=Word)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApprovalError(f"{path}: damaged ({error}); approve the run again") from error
+            raise ApprovalError(f"{path}: damaged ({decoding_fault(error, Word)}); approve the run again") from error
         if word.digest.hex() != name:
             raise ApprovalError(f"{path}: is about run {word.digest.hex()}; approve the run again")
         parts = (word.digest, word.decision.encode(), word.time.encode())

@@ -21,7 +21,15 @@ from common.toml_config import parse_config, read_toml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
+PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z", description="a path")]
+VariableName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z",
+        description="the name of an environment variable (letters, digits, underscores), not the passphrase itself",
+        extra_json_schema={"writeOnly": True},  # whoever takes it for the passphrase must not see that in a log
+    ),
+]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
 
@@ -32,7 +40,7 @@ class VaultConfig(Config, frozen=True, kw_only=True):
     directory: PathText = "vault"
     key_file: PathText | None = None
     passphrase_file: PathText | None = None
-    passphrase_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")] | None = None
+    passphrase_env: VariableName | None = None
     keyring: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     """The operating system's keyring, under this name."""
 
@@ -46,7 +54,12 @@ class VaultConfig(Config, frozen=True, kw_only=True):
 class TcpConfig(Config, frozen=True, kw_only=True):
     """For a SuperNode on another machine: TLS, with certificates on both sides."""
 
-    address: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z")]
+    address: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port, such as 10.0.0.5:9443"
+        ),
+    ]
     certificate: PathText
     key: PathText
     client_authority: PathText
@@ -57,7 +70,9 @@ class ServiceConfig(Config, frozen=True, kw_only=True):
 
     socket: PathText = "run/steward.sock"
     token: PathText = "run/token"  # noqa: S105 - a path
-    group: Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?\Z")] = ""
+    group: Annotated[
+        str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?\Z", description="a Unix group's name or number")
+    ] = ""
     """Unix group, by name or number, that may connect, for a SuperNode under its own user; empty: nobody else."""
     waiting: Annotated[int, Meta(ge=0, le=32)] = 4
     """Requests that may wait while one is acted on; more are refused."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.errors import ProvisioningError
+from common.field_words import decoding_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,4 +163,4 @@ def _described(project: bytes | None) -> Described:
     try:
         return msgspec.convert(tomllib.loads(project.decode()), Described)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its {PROJECT} is no Flower app's: {error}") from error
+        raise ValueError(f"its {PROJECT} is no Flower app's: {decoding_fault(error, Described)}") from error

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 1 << 16
 Detail: TypeAlias = str | int | float | bool
-HexDigest = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}\Z")]
-HexSignature = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}\Z")]
+HexDigest = Annotated[
+    str, Meta(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}\Z", description=f"{2 * DIGEST_BYTES} hexadecimal digits")
+]
+HexSignature = Annotated[
+    str, Meta(pattern=rf"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}\Z", description=f"{2 * SIGNATURE_BYTES} hexadecimal digits")
+]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

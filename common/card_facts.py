@@ -69,10 +69,23 @@ class CardFacts(Config, frozen=True, kw_only=True):
     title: Line | None = None
     """Absent: the run's."""
     summary: Line | None = None
-    licence: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,60}\Z")] | None = None
+    licence: (
+        Annotated[
+            str,
+            Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,60}\Z", description="a licence's short name, such as cc-by-4.0"),
+        ]
+        | None
+    ) = None
     """Hugging Face's identifier of a licence, such as ``cc-by-nc-4.0``; mind the base model's own."""
     base_model: (
-        Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}\Z")] | None
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}\Z",
+                description="a name on the hub, such as owner/model",
+            ),
+        ]
+        | None
     ) = None
     """The base's hub id."""
     contact: Line | None = None

@@ -16,7 +16,12 @@ from common.randomness import REPEATABLE_WORDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Digest = Annotated[
+    str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z", description='a digest, "sha256:" and 64 hexadecimal digits')
+]
+RunName = Annotated[
+    str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z", description="1 to 64 small letters, digits and hyphens")
+]
 
 ATTENTION_TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -182,9 +187,7 @@ class EvaluationConfig(Config, frozen=True, kw_only=True):
 class RunConfig(Config, frozen=True, kw_only=True):
     """One federated run, as in a scenario's or a manifest's TOML file."""
 
-    name: Annotated[
-        str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z", description="1 to 64 small letters, digits and hyphens")
-    ]
+    name: RunName
     title: str = ""
     rounds: bounds.Rounds
     seed: bounds.Seed = 0

@@ -22,6 +22,7 @@ from common.bounds import MAX_INSTITUTIONS
 from common.config import Config, Digest, RunConfig
 from common.crypto import SIGNATURE_BYTES, Label, check_identity, digest, verify_signature
 from common.errors import BadKey, BadSignature, ConfigErrors, ManifestError, UnknownInstitution
+from common.field_words import decoding_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +32,15 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
-Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-PublicKeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-InstitutionName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
+Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z", description="32 hexadecimal digits")]
+PublicKeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="a public key, 64 small hexadecimal digits")]
+InstitutionName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z",
+        description="a name of 1 to 63 small letters, digits and hyphens, the first no hyphen",
+    ),
+]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 
 
@@ -233,7 +240,7 @@ def open_manifest(signed: bytes) -> tuple[Manifest, bytes]:
     try:
         envelope = msgspec.msgpack.decode(signed, type=SignedManifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"not a signed manifest: {error}") from error
+        raise ManifestError(f"not a signed manifest: {decoding_fault(error, SignedManifest)}") from error
     manifest = parse_manifest(envelope.manifest)
     name = manifest_digest(envelope.manifest)
     try:
@@ -268,7 +275,7 @@ def verify_countersignature(manifest: Manifest, data: bytes) -> Member:
     try:
         word = msgspec.msgpack.decode(data, type=Countersignature)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"not a countersignature: {error}") from error
+        raise ManifestError(f"not a countersignature: {decoding_fault(error, Countersignature)}") from error
     name = manifest_digest(canonical_bytes(manifest))
     if word.digest != name:
         raise ManifestError(f"{word.institution} countersigned manifest {word.digest.hex()}, not {name.hex()}")
@@ -290,7 +297,7 @@ def _parse(data: bytes) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"not a manifest: {error}") from error
+        raise ManifestError(f"not a manifest: {decoding_fault(error, Manifest)}") from error
     if faults := tuple(manifest.faults()):
         raise ConfigErrors("manifest", faults)
     return manifest

@@ -18,6 +18,7 @@ from common.certificates import check_node_key, read_certificate
 from common.config import Digest
 from common.crypto import Label, check_identity, digest, verify_signature
 from common.errors import BadKey, BadSignature, ProvisioningError
+from common.field_words import decoding_fault
 from common.manifest import InstitutionName, PublicKeyHex
 
 if TYPE_CHECKING:
@@ -32,7 +33,13 @@ _GROUP: Final = 5
 T = TypeVar("T", bound=msgspec.Struct)
 SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 Contact = Annotated[
-    str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]+\Z")
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]+\Z",
+        description="1 to 200 visible characters on one line",
+    ),
 ]
 """No control, zero-width or direction-changing character: a person reads it in a terminal before approving."""
 Address = Annotated[
@@ -197,6 +204,9 @@ def parse_join_file(data: bytes, *, identity: bytes, fingerprint: str, source: s
     return join
 
 
+_KINDS: Final[dict[type[msgspec.Struct], str]] = {SiteRequest: "site's request", JoinFile: "join file"}
+
+
 def read_small_file(path: Path) -> bytes:
     """The file's bytes, at most one more than is ever accepted.
 
@@ -213,11 +223,13 @@ def read_small_file(path: Path) -> bytes:
 
 def _decode(data: bytes, into: type[T], *, source: str) -> T:
     if len(data) > MAX_FILE_BYTES:
-        raise ProvisioningError(f"{source}: more than {MAX_FILE_BYTES} bytes")
+        raise ProvisioningError(f"{source}: more than {MAX_FILE_BYTES} bytes; this is no such file")
     try:
         return msgspec.json.decode(data, type=into)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProvisioningError(f"{source}: not a {into.__name__}: {error}") from error
+        raise ProvisioningError(
+            f"{source}: not a {_KINDS[into]}, or a damaged one ({decoding_fault(error, into)}); get it again"
+        ) from error
 
 
 def _check(public: str, signature: str, label: Label, parts: tuple[bytes, ...], *, source: str) -> None:

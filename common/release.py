@@ -14,9 +14,10 @@ from msgspec import UNSET, Meta, UnsetType
 from common.audit_log import HexDigest, HexSignature  # noqa: TC001 - msgspec reads annotations at run time
 from common.bounds import MAX_INSTITUTIONS
 from common.card_facts import CardFacts, every_fault
-from common.config import Config, Digest
+from common.config import Config, Digest, RunName
 from common.crypto import SIGNATURE_BYTES, Identity, Label, digest, verify_signature
 from common.errors import BadKey, BadSignature, DarkroomError
+from common.field_words import decoding_fault
 from common.manifest import InstitutionName, PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
 
 if TYPE_CHECKING:
@@ -28,12 +29,18 @@ MAX_WORD_BYTES: Final = 4096
 _UNSIGNED: Final = "0" * 2 * SIGNATURE_BYTES
 T = TypeVar("T", "Release", "SiteWord")
 
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z", description="a file's plain name")]
 """Of a file directly in the release's folder: no name leads elsewhere or is hidden."""
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Place = Annotated[int, Meta(ge=0, lt=MAX_INSTITUTIONS)]
 Epsilon = Annotated[float, Meta(ge=0)]
-Time = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\+00:00\Z")]
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\+00:00\Z",
+        description="a time such as 2026-01-31T12:00:00+00:00",
+    ),
+]
 RosterKind = Literal["public", "private"]
 
 
@@ -89,7 +96,7 @@ class Release(Config, frozen=True, kw_only=True):
 
     version: Annotated[int, Meta(ge=1, le=2)] = 2
     """Of 1 are records of earlier releases: they say neither how many institutions there were nor what the card has."""
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
+    name: RunName
     """The run's."""
     manifest: HexDigest
     """Digest of the run's manifest."""
@@ -260,8 +267,7 @@ def _parse(data: bytes, into: type[T], *, most: int, source: str) -> T:
     try:
         parsed = msgspec.json.decode(data, type=into)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        words = " ".join(str(error).splitlines())  # they quote the file, which must not write a line of its own
-        raise ReleaseError(f"{source}: cannot be read: {words}") from error
+        raise ReleaseError(f"{source}: cannot be read: {decoding_fault(error, into)}") from error
     if file_bytes(parsed) != data:
         raise ReleaseError(f"{source}: is not in the form in which it was signed; use the file as it was made")
     return parsed

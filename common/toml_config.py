@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, 
 import msgspec
 
 from common.errors import ConfigError, ConfigErrors
+from common.field_words import not_wanted, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,7 +73,7 @@ def _parse(table: Mapping[str, Any], into: type[T], prefix: str, faults: list[st
         if key in table:
             values[field.name] = _parse_value(table[key], field.type, prefix + key, faults)
         elif field.required:
-            faults.append(f"{prefix}{key}: missing; wanted {_describe(field.type)}")
+            faults.append(f"{prefix}{key}: missing; wanted {wanted(field.type)}")
     if len(faults) > before:
         return None
     made: object = into(**values)
@@ -85,23 +86,33 @@ def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # 
     struct = _struct_in(kind)
     if struct is not None and isinstance(value, dict):
         return _parse(value, struct, f"{key}.", faults)
-    member = _struct_in(get_args(kind)[0]) if get_origin(kind) is tuple else None
-    if member is not None and isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return tuple(_parse(item, member, f"{key}[{i}].", faults) for i, item in enumerate(value))
+    if get_origin(_bare(kind)) is tuple and isinstance(value, list):
+        return _parse_list(value, kind, key, faults)
     if isinstance(value, float) and not math.isfinite(value):  # TOML has inf and nan, JSON and a range check do not
-        faults.append(f"{key}: wanted a finite number; got {value!r}")
+        faults.append(not_wanted(key, kind, value))
         return None
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        faults.append(f"{key}: {_said_of(kind) or error}; got {value!r}")
+    except msgspec.ValidationError:  # its own words are of Python's types
+        faults.append(not_wanted(key, kind, value))
         return None
 
 
-def _said_of(kind: Any) -> str:  # noqa: ANN401 - a type annotation
-    """What is wanted, in the words of the type's own description; empty if it has none."""
-    words = [part.description for part in getattr(kind, "__metadata__", ()) if isinstance(part, msgspec.Meta)]
-    return next((f"wanted {said}" for said in words if said), "")
+def _parse_list(value: list[Any], kind: Any, key: str, faults: list[str]) -> Any:  # noqa: ANN401 - as above
+    """Each entry by itself, so that the one at fault is named; then how many there are."""
+    before, member = len(faults), get_args(_bare(kind))[0]
+    entries = tuple(_parse_value(item, member, f"{key}[{place}]", faults) for place, item in enumerate(value))
+    if len(faults) > before:
+        return None
+    try:
+        return msgspec.convert(entries, kind)
+    except msgspec.ValidationError:
+        faults.append(not_wanted(key, kind, value))
+        return None
+
+
+def _bare(kind: Any) -> Any:  # noqa: ANN401 - a type annotation
+    return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type annotation
@@ -115,7 +126,3 @@ def _unknown(path: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"{path}: unknown key; {hint}"
-
-
-def _describe(kind: Any) -> str:  # noqa: ANN401 - a type annotation
-    return getattr(kind, "__name__", str(kind).replace("typing.", ""))

@@ -47,22 +47,18 @@ def init(
 
 
 def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:
-    import msgspec
-
     from client.site import VaultConfig
     from client.site_directory import KEY_FILE
     from common.errors import ConfigError
+    from common.toml_config import parse_config
 
     if passphrase_env is None and keyring is None:
         return KEY_FILE
+    if passphrase_env is not None and keyring is not None:
+        raise ConfigError("wanted one of --passphrase-env and --keyring, for a vault has one key; got both")
     given = {"passphrase_env": passphrase_env, "keyring": keyring}
-    try:
-        made = msgspec.convert({name: value for name, value in given.items() if value is not None}, VaultConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the vault's key: {error}") from error
-    for fault in made.faults():
-        raise ConfigError(f"the vault's key: {fault}")
-    return made
+    named = {name: value for name, value in given.items() if value is not None}
+    return parse_config(named, VaultConfig, source="the vault's key")
 
 
 def status(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Switch: TypeAlias = Literal["keep", "refuse"]
-PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z")]
+PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z", description="a file's path, or nothing")]
 
 RULES_TOML: Final = """\
 # What may enter the vault, and what is done to it first. Every key may be left out; these are the defaults.
@@ -131,7 +131,9 @@ class CaptionRules(Config, frozen=True, kw_only=True):
 
     max_characters: Annotated[int, Meta(ge=16, le=4000)] = 1000
     names: PathText = ""
-    presidio: Annotated[str, Meta(pattern=r"^(off|[a-z]{2})\Z")] = "off"
+    presidio: Annotated[
+        str, Meta(pattern=r"^(off|[a-z]{2})\Z", description='"off", or two small letters for a language')
+    ] = "off"
 
 
 class DicomRules(Config, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from client.vault import burned_text, caption_patterns, dicom, duplicates, faces
 from common.crypto import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
 from common.durable_file import sync_folder
 from common.errors import BadSignature, DataError
+from common.field_words import decoding_fault
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -103,7 +104,7 @@ def verify_receipt(data: bytes, signer: bytes) -> Receipt:
     try:
         receipt = msgspec.json.decode(data[: MAX_BYTES + 1], type=Receipt)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"not a receipt of an intake: {error}") from error
+        raise DataError(f"not a receipt of an intake: {decoding_fault(error, Receipt)}") from error
     if receipt.signer != signer.hex():
         raise BadSignature(f"the receipt names {receipt.signer[:80]!r} as its signer, wanted {signer.hex()}")
     verify_signature(signer, bytes.fromhex(receipt.signature), Label.INTAKE_RECEIPT, receipt.content())

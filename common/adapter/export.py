@@ -21,6 +21,7 @@ from common.adapter.tensor_file import in_order, read_tensors
 from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
 from common.durable_file import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
+from common.field_words import decoding_fault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +126,7 @@ def read_adapter_spec(directory: Path) -> AdapterSpec:
             f"{path}: cannot be read ({error.strerror}); wanted a directory of a saved adapter"
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{path}: no adapter specification: {error}") from error
+        raise AdapterError(f"{path}: no adapter specification: {decoding_fault(error, AdapterSpec)}") from error
 
 
 def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
