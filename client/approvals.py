@@ -98,7 +98,7 @@ class ApprovalStore:
         """
         manifest, digest = open_manifest(signed)
         if manifest.coordinator not in self.coordinators:
-            raise ManifestError(f"proposed by coordinator {manifest.coordinator}, whom the site's policy does not name")
+            raise ManifestError("proposed by a coordinator whose key policy.coordinators does not name")
         name = digest.hex()
         if any((self.folder / place / f"{name}.manifest").exists() for place in ("pending", "decided")):
             return

@@ -179,7 +179,7 @@ def _standing_faults(site: OpenSite, release: Release, digest: bytes) -> Iterato
     if not site.approvals.is_approved(digest):
         yield f"run {digest.hex()} is not approved at this site, or no longer"
     if release.coordinator not in site.policy.coordinators:
-        yield f"coordinator {release.coordinator} is not in this site's policy"
+        yield "signed by a coordinator whose key is not in this site's policy.coordinators"
 
 
 def _read_books(site: OpenSite, release: Release) -> _Books:

@@ -64,10 +64,10 @@ def _with_releases(used: UsedIn, site: OpenSite) -> UsedIn:
 
 
 def describe(plan: ErasurePlan, used: tuple[UsedIn, ...]) -> Iterator[str]:
-    """The plan in words."""
-    yield f"subjects forgotten: {plan.subjects}"
-    yield f"pictures destroyed: {plan.records}"
-    yield f"encoded pictures and captions destroyed: {plan.derived} ({plan.bytes_freed} bytes)"
+    """The plan in words: of what is not done yet, nothing is said as if it were."""
+    yield f"subjects to forget: {plan.subjects}"
+    yield f"pictures to destroy: {plan.records}"
+    yield f"encoded pictures and captions to destroy: {plan.derived} ({plan.bytes_freed} bytes)"
     if not used:
         yield "no run has used them"
     for each in used:
@@ -75,6 +75,15 @@ def describe(plan: ErasurePlan, used: tuple[UsedIn, ...]) -> Iterator[str]:
         yield from (f"  {line}" for line in _release_words(each))
     if used:
         yield "What those runs' released adapters learnt within these ε is not taken back by erasing."
+
+
+def done_words(erased: Erased) -> str:
+    """What was destroyed, in words."""
+    plan = erased.plan
+    return (
+        f"done: {plan.subjects} subjects forgotten, {plan.records} pictures and {plan.derived} encoded pictures and "
+        "captions destroyed"
+    )
 
 
 def _release_words(used: UsedIn) -> Iterator[str]:

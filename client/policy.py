@@ -254,7 +254,11 @@ def refusal_reasons(manifest: Manifest, policy: SitePolicy, *, accountant: Budge
 
 def _coordinator_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
     if manifest.coordinator not in policy.coordinators:
-        yield f"coordinator {manifest.coordinator} is not in policy.coordinators"
+        # not its key: whoever could copy that from here into the policy would compare nothing
+        yield (
+            "its coordinator's key is not in policy.coordinators; write there the key that you compared with the "
+            "coordinator by telephone"
+        )
 
 
 def _roster_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
@@ -262,7 +266,7 @@ def _roster_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:
         return
     for member in manifest.roster:
         if member.key not in policy.institutions:
-            yield f"institution {member.name} with key {member.key} is not in policy.institutions"
+            yield f"institution {member.name}: its key is not in policy.institutions; have it read its fingerprint out"
 
 
 def _model_reasons(manifest: Manifest, policy: SitePolicy) -> Iterator[str]:

@@ -195,10 +195,14 @@ def parse_join_file(data: bytes, *, identity: bytes, fingerprint: str, source: s
     if join.identity != identity.hex():
         raise ProvisioningError(f"{source}: made for {join.site} with another identity than this site's")
     said = coordinator_fingerprint(bytes.fromhex(join.coordinator))
-    if re.sub(r"[\s-]", "", fingerprint) != said.replace(" ", ""):
+    typed = re.sub(r"[\s-]", "", fingerprint)
+    if typed != said.replace(" ", ""):
+        # the right one is not told: whoever could copy it from here would compare nothing
+        short = "" if len(typed) == FINGERPRINT_DIGITS else f", which has {FINGERPRINT_DIGITS} digits"
         raise ProvisioningError(
-            f"{source}: signed by the coordinator with fingerprint {said}, and you gave {fingerprint!r}; "
-            "telephone the coordinator at a number that you did not get together with this file"
+            f"{source}: not signed by the coordinator with the fingerprint {fingerprint!r} that you gave{short}; type "
+            "it as you heard it. If it is as you heard it, do not use this file: telephone the coordinator at a number "
+            "that you did not get together with it"
         )
     read_certificate(join.authority.encode(), source=f"{source}: authority")
     return join

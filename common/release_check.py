@@ -131,7 +131,7 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     if not are_altered:  # what is inside an altered file says nothing
         faults += content_faults(folder, release, expected.base, _names(inside))
     if expected.coordinator not in {None, release.coordinator}:
-        faults.append(f"signed by coordinator {release.coordinator}, wanted {expected.coordinator}")
+        faults.append("signed by another coordinator than the one whose key was given; ask that one by telephone")
     opened = inside if expected.manifest is None else open_manifest(expected.manifest)
     unchecked = not_compared(folder) if expected.base is None else ()
     if opened is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from client.vault.store import Vault
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
-Commit = Annotated[bool, typer.Option("--commit", help="Destroy; without it only tell what would be destroyed.")]
+Commit = Annotated[bool, typer.Option("--commit", help="Destroy; without it only tell what would be.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -79,7 +79,7 @@ def _pseudonym(subject: str, site: OpenSite) -> str:
 def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
     """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
     from client.books import open_log
-    from client.erasure import erase_noted, runs_of
+    from client.erasure import done_words, erase_noted, runs_of
     from client.open_site import open_site
     from client.service_socket import held
     from client.steward_process import socket_place
@@ -94,8 +94,9 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
         if not _agreed(plan, used, commit=commit, yes=yes):
             return
         audit = open_log(Path(site.config.audit_log), site.identity)
-        erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
-        typer.echo(f"done; signed entries are in {site.config.audit_log}")
+        # also where nothing is left to destroy: an erasure that was broken off has no last entry yet
+        erased = erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
+        typer.echo(f"{done_words(erased)}; signed entries are in {site.config.audit_log}")
 
 
 def _open(site: OpenSite, access: Access) -> Vault:
@@ -107,12 +108,15 @@ def _open(site: OpenSite, access: Access) -> Vault:
 def _agreed(plan: ErasurePlan, used: tuple[UsedIn, ...], *, commit: bool, yes: bool) -> bool:
     from client.erasure import describe
 
+    if not plan.records and not plan.subjects:
+        typer.echo("there is nothing to destroy")
+        return commit
     for line in describe(plan, used):
         typer.echo(line)
     if not commit:
-        typer.echo("nothing was destroyed; do it with --commit")
+        typer.echo("this was a dry run, and nothing was destroyed; do it with --commit")
         return False
     if yes or typer.confirm("Destroy this? It cannot be undone.", default=False):
         return True
     typer.echo("nothing was destroyed")
-    return False
+    raise typer.Exit(1)

@@ -39,6 +39,7 @@ def accept_vault(config: Site = Path("site.toml"), yes: Yes = False) -> None:
             typer.echo("accepted")
         else:
             typer.echo("nothing was changed")
+            raise typer.Exit(1)
 
 
 def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
@@ -55,6 +56,7 @@ def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
             typer.echo("accepted")
         else:
             typer.echo("nothing was changed")
+            raise typer.Exit(1)
 
 
 def _audit(site: SiteConfig, stack: ExitStack) -> AuditLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -69,9 +70,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return tmp_path / "site"
 
 
-def run(site: Path, *arguments: str, answer: str = "") -> str:
+def run(site: Path, *arguments: str, answer: str = "", code: int = 0) -> str:
     done = CliRunner().invoke(app, [*arguments, "--config", str(site / "site.toml")], input=answer)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == code, done.output
     return done.output
 
 
@@ -79,24 +80,34 @@ def run(site: Path, *arguments: str, answer: str = "") -> str:
 def test_a_dry_run_tells_and_destroys_nothing(site: Path, command: tuple[str, ...]) -> None:
     asked = f"{SUBJECT}\n" if command == ("erase",) else ""
     text = run(site, *command, answer=asked)
-    assert "pictures destroyed: 7" in text
+    assert "pictures to destroy: 7" in text
+    assert "dry run" in text
+    assert not re.search(r"forgotten|destroyed(?!; do it)", text), "nothing that was not done is told as done"
     assert f"used in run {RUN}: ε = " in text
     assert "nothing was destroyed" in text
     assert StandIn.erased == []
-    assert "nothing was destroyed" in run(site, *command, "--commit", answer=f"{asked}n\n")
+    assert "nothing was destroyed" in run(site, *command, "--commit", answer=f"{asked}n\n", code=1)
     assert StandIn.erased == []
     assert not list(read_entries(site / "audit.log"))
 
 
 @pytest.mark.parametrize("command", [("erase",), ("expire",)])
 def test_a_commit_destroys_once_and_leaves_an_entry_without_the_id(site: Path, command: tuple[str, ...]) -> None:
-    run(site, *command, "--commit", "--yes", answer=f"{SUBJECT}\n")
+    text = run(site, *command, "--commit", "--yes", answer=f"{SUBJECT}\n")
+    assert "done: 1 subjects forgotten, 7 pictures and 14 encoded pictures and captions destroyed" in text
     assert len(StandIn.erased) == 1
     begun, done = read_entries(site / "audit.log")
     assert (begun.kind, done.kind) == {"erase": ("erasing", "erased"), "expire": ("expiring", "expired")}[command[0]]
     assert begun.details["runs"] == done.details["runs"] == RUN
     assert begun.details["pseudonym"] == done.details["pseudonym"]
     assert SUBJECT not in (site / "audit.log").read_text()
+
+
+def test_what_has_nothing_to_destroy_asks_nothing(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = ErasurePlan(subjects=0, records=0, derived=0, bytes_freed=0, runs=())
+    monkeypatch.setattr(StandIn, "plan_expiry", lambda *_: nothing)
+    assert run(site, "expire") == "there is nothing to destroy\n"
+    assert "cannot be undone" not in run(site, "expire", "--commit")
 
 
 def test_the_id_is_asked_for_and_a_patients_number_finds_the_pseudonym(tmp_path: Path) -> None:
@@ -108,7 +119,7 @@ def test_the_id_is_asked_for_and_a_patients_number_finds_the_pseudonym(tmp_path:
     with open_vault(site.config.vault, access="write") as vault:
         vault.add([record(1, pseudonym), record(2, "other")])
     text = run(folder, "erase", "--commit", "--yes", answer="4711\n")
-    assert "pictures destroyed: 1" in text
+    assert "pictures to destroy: 1" in text
     with open_vault(site.config.vault, access="write") as vault:
         assert vault.find_subject(pseudonym) is None
         vault.add([record(3, pseudonym), record(4, "4711")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -160,6 +161,12 @@ def test_every_reason_is_told_at_once() -> None:
     rules = policy(coordinators=(SITES[0],), minimum_cohort=4, institutions=SITES[2:])
     found = reasons(made, rules)
     assert len(found) == 9
+
+
+def test_a_strangers_key_is_not_told_where_it_could_be_copied_into_the_policy() -> None:
+    told = "\n".join(reasons(manifest(), policy(coordinators=(SITES[0],), institutions=SITES[2:])))
+    assert "by telephone" in told
+    assert not re.search(r"[0-9a-f]{64}", told)
 
 
 @pytest.mark.parametrize("epsilon", [5.0, math.nextafter(5.0, 0)])

@@ -148,6 +148,19 @@ def test_another_coordinators_join_file_is_refused(join: JoinFile) -> None:
         )
 
 
+def test_a_wrong_fingerprint_is_not_answered_with_the_right_one(join: JoinFile) -> None:
+    """Else it could be copied from the refusal, and nobody would have compared anything."""
+    right = coordinator_fingerprint(COORDINATOR.public)
+    data = sign_join_file(join, COORDINATOR)
+    for typed in ("", "00000", "1" * 30, right[:-1] + "x"):
+        with pytest.raises(ProvisioningError) as caught:
+            parse_join_file(data, identity=SITE.public, fingerprint=typed, source="file")
+        told = str(caught.value).replace(repr(typed), "")
+        assert not any(group in told for group in right.split()), told
+        assert join.coordinator not in told
+        assert ("30 digits" in told) == (len(typed.replace(" ", "")) != 30)
+
+
 @pytest.mark.parametrize("typed", ["", "00000", "1" * 30])
 def test_a_part_of_a_fingerprint_is_not_enough(join: JoinFile, typed: str) -> None:
     with pytest.raises(ProvisioningError, match="telephone"):

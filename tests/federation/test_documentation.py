@@ -298,7 +298,7 @@ def forget_and_prove(life: Life) -> None:
     page.run("darkroom-client accept-vault", answer="y\n")
     page.run("darkroom-client accept-clock", answer="y\n")
     page.run("darkroom-client rotate-key")
-    assert "pictures destroyed: 2" in page.run("darkroom-client erase", ending="site.toml", answer=f"{FAMILY}\n")
+    assert "pictures to destroy: 2" in page.run("darkroom-client erase", ending="site.toml", answer=f"{FAMILY}\n")
     page.run("darkroom-client expire", ending="site.toml")
     assert "done" in page.run("darkroom-client erase", ending="--commit", answer=f"{FAMILY}\ny\n")
     page.run("darkroom-client expire", ending="--commit", answer="y\n")

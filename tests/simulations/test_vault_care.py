@@ -65,10 +65,10 @@ def test_erasing_a_subject_after_a_run(sites: VaultSites) -> None:
     run = open_manifest(sites.signed)[1].hex()
     before, log = blobs(sites), (sites.root / SITE / "audit.log").read_bytes()
     told = command(sites, "erase")
-    assert "subjects forgotten: 1" in told
-    assert "pictures destroyed: 2" in told
+    assert "subjects to forget: 1" in told
+    assert "pictures to destroy: 2" in told
     # two pictures' latents, their two captions, and the empty caption, which is kept with the first
-    assert "encoded pictures and captions destroyed: 5" in told
+    assert "encoded pictures and captions to destroy: 5" in told
     assert f"used in run {run}: ε = " in told
     assert "at δ = 0.001" in told
     assert (blobs(sites), (sites.root / SITE / "audit.log").read_bytes()) == (before, log)
