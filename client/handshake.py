@@ -34,6 +34,10 @@ _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENG
 """What OpenSSL makes of plain text; a connection that is cut in the middle has other reasons."""
 
 
+class CertificateRefused(ProvisioningError):
+    """A certificate that no waiting makes right."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Handshake:
     """One request to the public listener."""
@@ -53,7 +57,8 @@ def shake_hands(address: str, authority: str) -> Handshake:
 
     Raises:
         Unreachable: No answer, which may pass.
-        ProvisioningError: Another certificate than wanted, no TLS, no Darkroom listener, or an address, authority or
+        CertificateRefused: Another certificate than wanted.
+        ProvisioningError: No TLS, no Darkroom listener, or an address, authority or
             proxy that cannot be used.
 
     """
@@ -130,7 +135,7 @@ def check_clock(shown: Handshake, limits: PreflightLimits) -> str:
 def _explained(error: httpx.TransportError, address: str) -> ProvisioningError:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return ProvisioningError(f"{address}: {_words(cause)}")
+            return CertificateRefused(f"{address}: {_words(cause)}")
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
             return ProvisioningError(
                 f"{address}: does not speak TLS as wanted ({cause.reason}); is this the right port?"

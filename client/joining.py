@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client import bundle_gate, supernode_process
@@ -15,20 +19,22 @@ from client.safe_folder import SafeFolder, make_read_only, set_folder_mode
 from common.app_bundle import parse_bundle
 from common.certificates import create_node_key, read_node_key
 from common.durable_file import PUBLIC, write_atomically
-from common.errors import ProvisioningError
+from common.errors import ProvisioningError, StewardUnavailable
 from common.flower_commands import ENVIRONMENT, program
 from common.identity_file import create_identity_file, read_identity_file
+from common.preflight import NotAsWanted, unused_port
 from common.provisioning import JoinFile, SiteRequest, create_request, encode_request, parse_join_file, read_small_file
+from common.steward_link import StewardAddress, StewardLink, read_token
 from common.supervision import Command, ordinary_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from client.site import SiteConfig
     from client.site_layout import SiteLayout
     from common.crypto import Identity
 
+_STEWARD: Final = re.compile(r'steward="(?P<target>unix:[^"]+)" token="(?P<token>[^"]+)"')
 _INSTALL_SECONDS: Final = 120.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 """The SuperNode's own executor reaches it on loopback, which no proxy serves."""
@@ -63,6 +69,66 @@ def request_to_join(
 
 def _identity(path: Path) -> Identity:
     return read_identity_file(path) if path.exists() else create_identity_file(path)
+
+
+@contextlib.contextmanager
+def held_connection(site: SiteLayout, port: int) -> Iterator[None]:
+    """Hold the site's connection, so that no second SuperNode takes its place or its folder.
+
+    Raises:
+        ProvisioningError: It is held, or another program listens on the port.
+
+    """
+    lock = site.join_lock
+    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ProvisioningError(
+                f"{site.root}: this site's connection runs already; stop that first (Ctrl-C there, or systemctl stop "
+                "darkroom-supernode)"
+            ) from error
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(port).encode())
+        try:
+            unused_port(_LOOPBACK[0], port)
+        except NotAsWanted as error:
+            raise ProvisioningError(
+                f"the SuperNode needs a loopback port of its own, and does not get it: {error}; stop what listens "
+                "there (ss -ltnp shows it), or give another with --port"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def own_port(site: SiteLayout, port: int) -> str | None:
+    """In words, that this site's own SuperNode runs on this port; None: it does not, or cannot be told."""
+    try:
+        descriptor = os.open(site.join_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "this site's own SuperNode runs there" if file.read(8) == str(port).encode() else None
+    return None
+
+
+def steward_missing(node_config: str) -> str | None:
+    """Why the steward that the SuperNode is to ask does not answer, in words; None: it does, or it is elsewhere."""
+    found = _STEWARD.fullmatch(node_config)
+    if found is None:
+        return None
+    try:
+        token = read_token(Path(found["token"]))
+        StewardLink(address=StewardAddress(target=found["target"], token=token)).health()
+    except StewardUnavailable as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

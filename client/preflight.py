@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from client.books import read_noted
 from client.bundle import read_named
 from client.handshake import check_clock, shake_hands
+from client.joining import own_port
 from client.memory import MIB, check_memory, choose_device
 from client.policy import read_policy
 from client.serving_policy import restart_words, serving_policy
@@ -100,7 +101,9 @@ def connection_checks(joining: Joining) -> Iterator[Check]:
         remedy="ask the coordinator for the bundle again",
         look=lambda: _bundle(joining),
     )
-    yield port_check("SuperNode's port", "127.0.0.1", joining.port, "--port")
+    yield port_check(
+        "SuperNode's port", "127.0.0.1", joining.port, "--port", own=lambda: own_port(layout, joining.port)
+    )
     yield disk_check(layout.root, joining.limits)
     yield from _handshake_checks(joining)
 

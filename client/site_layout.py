@@ -70,6 +70,11 @@ class SiteLayout:
         return self.supernode / "flower"
 
     @property
+    def join_lock(self) -> Path:
+        """Held while a SuperNode of this site runs; in the one folder where its user may write."""
+        return self.supernode_log.with_name("join.lock")
+
+    @property
     def supernode_log(self) -> Path:
         """What the SuperNode says."""
         return self.supernode / "logs" / "supernode.log"

@@ -19,13 +19,20 @@ import time
 import traceback
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOST: Final = 75
 """Exit code: try again later, as ``sysexits.h`` has it."""
+REFUSED: Final = 77
+"""Exit code: the coordinator does not take this site's key; EX_NOPERM there."""
+CONNECTED: Final = "the coordinator takes this site's key: connected"
+"""Line on standard error once it does; whoever started this waits for it."""
+_UNAUTHORIZED: Final = 401
+_NOT_ACTIVATED: Final = "2004"
+"""Flower's code where a key is not registered, was unregistered, or is connected already."""
 
 FLOWERS_WAIT: Final = 3.0
 """Seconds that Flower lets pass after a question for work that had none."""
@@ -97,7 +104,43 @@ def set_pace() -> None:
     loop.__dict__["time"] = SimpleNamespace(**{**vars(time), "sleep": pace.sleep})
 
 
-def run_to_the_end(supernode: Callable[[], None]) -> None:
+class Answers:
+    """What the coordinator's answers say of this site's key; Flower itself ends with the same code for most causes."""
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self.refused = False
+
+    def note(self, path: str, status: int, body: str) -> None:
+        """One answer to this SuperNode."""
+        activated = path.endswith("/activate-node")
+        if status == _UNAUTHORIZED or (activated and _NOT_ACTIVATED in body and not 200 <= status < 300):
+            self.refused = True
+        elif activated and 200 <= status < 300:
+            self.refused = False
+            sys.stderr.write(f"{CONNECTED}\n")
+
+
+def watch_answers(answers: Answers) -> None:
+    """Have Flower's own signer of requests look at what is answered to them."""
+    try:
+        connection = import_module("flwr.supernode.fleet_http_connection")
+        signer: Any = connection.NodeAuthHttpInterceptor
+    except (ImportError, AttributeError):  # another Flower's: refusals are then told by its log alone
+        sys.stderr.write("this version of Flower does not show whether the coordinator takes this site's key\n")
+        return
+
+    class Watching(signer):
+        def intercept(self, context: Any, call_next: Any) -> Any:  # noqa: ANN401 - Flower's types
+            response = super().intercept(context, call_next)
+            body = response.text if response.is_error else ""
+            answers.note(context.request.url.path, response.status_code, body)
+            return response
+
+    connection.__dict__["NodeAuthHttpInterceptor"] = Watching
+
+
+def run_to_the_end(supernode: Callable[[], None], answers: Answers) -> None:
     """Run it; the process ends when it returns, exits or fails, whatever threads it leaves behind."""
     code = LOST
     try:
@@ -106,7 +149,10 @@ def run_to_the_end(supernode: Callable[[], None]) -> None:
         code = _exit_code(ended)
     except BaseException:  # noqa: BLE001 - whatever it is, only a new process helps
         traceback.print_exc()
-    if code == LOST:
+    if answers.refused:
+        code = REFUSED
+        sys.stderr.write("the coordinator does not take this site's key\n")
+    elif code == LOST:
         sys.stderr.write("the SuperNode has given its connection up and ends, to be started again\n")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -125,7 +171,9 @@ def main() -> None:
     """Entry point."""
     sys.argv[0] = "flower-supernode"  # Flower decides by this name what it is
     set_pace()
-    run_to_the_end(import_module("flwr.supernode.cli").flower_supernode)
+    answers = Answers()
+    watch_answers(answers)
+    run_to_the_end(import_module("flwr.supernode.cli").flower_supernode, answers)
 
 
 if __name__ == "__main__":

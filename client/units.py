@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from client.endings import NOT_RESTARTED
 from client.joining import steward_node_config
 from client.site_places import SitePlaces
 from common.errors import ConfigError
@@ -93,6 +94,7 @@ class SiteServices:
                 *("--config", str(self.layout.site_file)),
             ),
             stop_seconds=round(self.site.service.stop_seconds) + 30,
+            not_restarted=NOT_RESTARTED,
             settings=tuple(self._steward_settings()),
         )
 
@@ -131,6 +133,7 @@ class SiteServices:
                 *("--steward", steward_node_config(self.site)),
             ),
             stop_seconds=60,
+            not_restarted=NOT_RESTARTED,
             settings=tuple(self._supernode_settings()),
         )
 

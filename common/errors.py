@@ -68,6 +68,9 @@ from __future__ import annotations
 class DarkroomError(Exception):
     """Base of every error that Darkroom raises on purpose."""
 
+    exit_code: int = 2
+    """Of a command that ends with it: 2 for what its user got wrong; see :mod:`client.endings` for others."""
+
 
 class ConfigError(DarkroomError):
     """A configuration that cannot be used: names the key, what was wanted and what was got."""

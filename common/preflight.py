@@ -165,13 +165,13 @@ def disk_check(folder: Path, limits: PreflightLimits) -> Check:
     )
 
 
-def port_check(name: str, host: str, port: int, setting: str) -> Check:
-    """A port that nobody listens on."""
+def port_check(name: str, host: str, port: int, setting: str, *, own: Callable[[], str | None] = lambda: None) -> Check:
+    """A port that nobody listens on but whoever ``own`` names: what runs already is no reason to fail."""
     return Check(
         name=name,
         wanted=f"{host}:{port} free",
         remedy=f"stop what listens there (ss -ltnp), or give another port with {setting}",
-        look=lambda: _unused(host, port),
+        look=lambda: own() or unused_port(host, port),
     )
 
 
@@ -209,7 +209,13 @@ def _free(folder: Path, wanted: int) -> str:
     return f"{free} MiB"
 
 
-def _unused(host: str, port: int) -> str:
+def unused_port(host: str, port: int) -> str:
+    """The word that nobody listens there.
+
+    Raises:
+        NotAsWanted: Somebody does, or nobody can.
+
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no listener

@@ -131,6 +131,11 @@ class Supervisor:
         """Process id by name of what runs now."""
         return {r.command.name: r.process.pid for r in self._running if r.process.poll() is None}
 
+    def exit_codes(self) -> dict[str, int]:
+        """By name, of what has ended and was not started again yet."""
+        found = ((r.command.name, r.process.poll()) for r in self._running)
+        return {name: code for name, code in found if code is not None}
+
     def ended(self) -> tuple[Command, ...]:
         """What should run and does not."""
         return tuple(r.command for r in self._running if r.process.poll() is not None)

@@ -68,6 +68,8 @@ class Unit:
     arguments: tuple[str, ...]
     """The program's absolute path, then its arguments."""
     stop_seconds: int
+    not_restarted: tuple[int, ...] = ()
+    """Exit codes after which only a person starts it again."""
     settings: tuple[Setting, ...]
     """After :data:`HARDENING`; names may repeat, and a later system call filter adds to the earlier ones."""
 
@@ -95,6 +97,8 @@ class Unit:
         yield "Restart=always"
         yield "SuccessExitStatus=130 143"  # told to end by SIGINT or SIGTERM
         yield f"RestartSec={RESTART_SECONDS}"
+        if self.not_restarted:
+            yield f"RestartPreventExitStatus={' '.join(map(str, self.not_restarted))}"
         # its own children are ended in order by itself
         yield "KillMode=mixed"
         yield f"TimeoutStopSec={self.stop_seconds}"

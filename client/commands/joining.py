@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
-from client.handshake import check_clock, shake_hands
-from client.joining import SuperNode, request_to_join, steward_node_config
+from client.connection import Connection
+from client.endings import until_mended
+from client.handshake import CertificateRefused, check_clock, shake_hands
+from client.joining import SuperNode, held_connection, request_to_join, steward_missing, steward_node_config
 from client.safe_folder import refuse_others_folder
 from client.site import read_limits, read_site
 from client.site_layout import SiteLayout
@@ -19,7 +21,7 @@ from client.site_vault import forget_passphrase
 from common.errors import ProvisioningError
 from common.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.provisioning import JoinFile
-from common.supervision import Supervisor, end_in_order
+from common.supervision import Command, Supervisor, end_in_order
 
 # the SuperNode's user may go through the site's directory and not list it
 Directory = Annotated[Path, typer.Option(help="The site's directory.", readable=False)]
@@ -87,22 +89,50 @@ def join(
         forget_passphrase(read_site(layout.site_file).vault)
     node_config = steward or steward_node_config(read_site(layout.site_file))
     supernode = SuperNode(layout)
-    joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
-    _check_coordinator(joined, *read_limits(layout.site_file))
-    if not supernode.is_installed(joined):
-        supernode.install(joined, bundle)
-    end_in_order()
-    with Supervisor([supernode.command(joined, port=port, node_config=node_config)]) as supervisor:
-        typer.echo(f"{joined.site} takes part in {joined.federation} at {joined.address}; Ctrl-C ends it")
-        while True:
-            supervisor.poll()
-            time.sleep(1)
+    with until_mended(ProvisioningError):
+        joined = supernode.open_join_file(join_file, fingerprint=fingerprint)
+    limits = read_limits(layout.site_file)
+    _check_coordinator(joined, *limits)
+    with held_connection(layout, port):
+        if not supernode.is_installed(joined):
+            with until_mended(ProvisioningError):
+                supernode.install(joined, bundle)
+        if missing := steward_missing(node_config):
+            typer.echo(f"the steward is missing, and without it every request is refused: {missing}", err=True)
+        end_in_order()
+        _run(joined, supernode.command(joined, port=port, node_config=node_config), limits)
+
+
+def _run(joined: JoinFile, command: Command, limits: tuple[PreflightLimits, str]) -> None:
+    connection = Connection(joined=joined, log=command.log, look_again=lambda: _look_again(joined, *limits))
+    try:
+        with Supervisor([command]) as supervisor:
+            typer.echo(f"{joined.site} connects to {joined.federation} at {joined.address}; Ctrl-C ends it")
+            while True:
+                supervisor.poll()
+                for line in connection.look(supervisor.exit_codes().get(command.name)):
+                    typer.echo(line)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        typer.echo(f"{joined.site} is disconnected. What it answered stays charged; join again to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+def _look_again(joined: JoinFile, limits: PreflightLimits, whose: str) -> None:
+    """Where the SuperNode has ended: a certificate that is refused will be refused again; other causes may pass."""
+    try:
+        _check_coordinator(joined, limits, whose)
+    except CertificateRefused:
+        raise
+    except ProvisioningError as error:
+        _log.warning("%s; the SuperNode goes on trying", error)
 
 
 def _check_coordinator(joined: JoinFile, limits: PreflightLimits, whose: str) -> None:
     """Refuse what would fail later without a clear word; a coordinator that is only away is waited for."""
     try:
-        check_clock(shake_hands(joined.address, joined.authority), limits)
+        with until_mended(CertificateRefused):
+            check_clock(shake_hands(joined.address, joined.authority), limits)
     except Unreachable as error:
         _log.warning("%s; the SuperNode goes on trying", error)
     except NotAsWanted as error:

@@ -12,12 +12,16 @@ Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir
 
 def steward(config: Site = Path("site.toml")) -> None:
     """Answer the coordinator's requests on the site's socket until SIGTERM or SIGINT."""
+    from client.books import LedgerRolledBack
     from client.compose import compose_steward
+    from client.endings import until_mended
     from client.open_site import open_site
     from client.steward_process import run_until_signal
-    from common.errors import ConfigErrors
+    from client.vault.errors import VaultRolledBack
+    from common.errors import ConfigErrors, LedgerCorrupt
 
-    site = open_site(config)
-    if missing := site.policy.unfinished():
-        raise ConfigErrors(site.config.policy, missing)
-    run_until_signal(site.config.service, lambda: compose_steward(site))
+    with until_mended(ConfigErrors, LedgerCorrupt, LedgerRolledBack, VaultRolledBack):
+        site = open_site(config)
+        if missing := site.policy.unfinished():
+            raise ConfigErrors(site.config.policy, missing)
+        run_until_signal(site.config.service, lambda: compose_steward(site))

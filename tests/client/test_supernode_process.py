@@ -23,11 +23,12 @@ from client.supernode_process import (
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = """
 import sys, threading, time
-from client.supernode_process import run_to_the_end
+from client.supernode_process import Answers, run_to_the_end
+answers = Answers()
 def supernode():
     threading.Thread(target=time.sleep, args=(600,)).start()
     {end}
-run_to_the_end(supernode)
+run_to_the_end(supernode, answers)
 """
 
 
