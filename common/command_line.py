@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+TERMINATED: Final = 143
+"""Exit code after SIGTERM, which is how systemd ends a service: no failure."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IN_LETTERS: Final = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "×": "x", "…": "...", "–": "-", "→": "->"}
 """What we print beyond ASCII, for terminals that lack it."""
@@ -50,7 +52,7 @@ def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped")
         with owner_only_files():
             app()
     except DarkroomError as error:
-        _fail(str(error))
+        _fail(str(error), code=error.exit_code)
     except OSError as error:
         if error.strerror is None or (error.filename is None and error.errno not in _FULL):
             raise
@@ -61,7 +63,7 @@ def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped")
             raise
         said = getattr(interrupt, "__notes__", None) or [interrupted]
         sys.stderr.write("\n" + "\n".join(map(_shown, said)) + "\n")
-        raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
+        raise SystemExit(TERMINATED if isinstance(interrupt, Terminated) else 130) from None
 
 
 @contextlib.contextmanager
@@ -94,9 +96,9 @@ def _interrupt_behind(end: BaseException | None) -> KeyboardInterrupt | None:
     return end
 
 
-def _fail(said: str) -> Never:
+def _fail(said: str, *, code: int = 2) -> Never:
     sys.stderr.write(f"error: {_shown(said)}\n")
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None
 
 
 def _refused(error: OSError) -> str:

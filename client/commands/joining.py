@@ -18,6 +18,7 @@ from client.safe_folder import refuse_others_folder
 from client.site import read_limits, read_site
 from client.site_layout import SiteLayout
 from client.site_vault import forget_passphrase
+from common.command_line import last_words
 from common.errors import ProvisioningError
 from common.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.provisioning import JoinFile
@@ -105,17 +106,14 @@ def join(
 
 def _run(joined: JoinFile, command: Command, limits: tuple[PreflightLimits, str]) -> None:
     connection = Connection(joined=joined, log=command.log, look_again=lambda: _look_again(joined, *limits))
-    try:
-        with Supervisor([command]) as supervisor:
-            typer.echo(f"{joined.site} connects to {joined.federation} at {joined.address}; Ctrl-C ends it")
-            while True:
-                supervisor.poll()
-                for line in connection.look(supervisor.exit_codes().get(command.name)):
-                    typer.echo(line)
-                time.sleep(1)
-    except KeyboardInterrupt:
-        typer.echo(f"{joined.site} is disconnected. What it answered stays charged; join again to go on", err=True)
-        raise typer.Exit(130) from None
+    last = f"{joined.site} is disconnected; its budget and books stay as they are, and joining again goes on"
+    with last_words(lambda: last), Supervisor([command]) as supervisor:
+        typer.echo(f"{joined.site} connects to {joined.federation} at {joined.address}; Ctrl-C ends it")
+        while True:
+            supervisor.poll()
+            for line in connection.look(supervisor.exit_codes().get(command.name)):
+                typer.echo(line)
+            time.sleep(1)
 
 
 def _look_again(joined: JoinFile, limits: PreflightLimits, whose: str) -> None:

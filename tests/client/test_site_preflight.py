@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
+from client.endings import NOT_RESTARTED, UNFIT
+from client.handshake import CertificateRefused
 from client.joining import request_to_join
 from client.preflight import Joining, connection_checks, steward_checks
 from client.site import SiteConfig, read_site
@@ -24,6 +27,7 @@ from client.site_layout import SiteLayout
 from client.site_vault import open_vault
 from common.adapter.model import Family, open_base
 from common.crypto import Identity
+from common.errors import DarkroomError, ProvisioningError
 from common.identity_file import read_identity_file
 from common.preflight import PreflightLimits, look_at
 from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
@@ -305,3 +309,83 @@ def test_join_forgets_the_vaults_passphrase_before_it_starts_anything(
         monkeypatch.setenv("VAULT_WORDS", "seven random words on paper")
         CliRunner().invoke(app, [*join_words(folder, sent.joining), *more])
     assert seen == [None, None]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def ended(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Join without starting anything."""
+    monkeypatch.setattr("client.joining.SuperNode.is_installed", lambda *_: True)
+
+    def start(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    monkeypatch.setattr("client.commands.joining.Supervisor", start)
+    return CliRunner().invoke(app, words)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(
+    folder: Path,
+    shown: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with listening(shown) as address, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = ended([*join_words(folder, _joining(folder, address, shown)), "--port", str(port)], monkeypatch)
+    assert isinstance(done.exception, ProvisioningError), done.output
+    assert f"127.0.0.1:{port}" in str(done.exception)
+    assert "--port" in str(done.exception)
+    assert "takes part" not in done.output
+
+
+def test_a_second_join_of_a_site_is_told_so(folder: Path, shown: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = SiteLayout(folder)
+    layout.join_lock.parent.mkdir(exist_ok=True)
+    with layout.join_lock.open("w") as file, listening(shown) as address:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = ended(join_words(folder, _joining(folder, address, shown)), monkeypatch)
+    assert "runs already" in str(done.exception)
+
+
+def test_a_steward_that_is_not_there_is_told_of(
+    folder: Path,
+    shown: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    free_port: int,
+) -> None:
+    with listening(shown) as address:
+        words = [*join_words(folder, _joining(folder, address, shown)), "--port", str(free_port)]
+        done = ended(words, monkeypatch)
+    assert "the steward is missing" in done.output
+    assert isinstance(done.exception, AssertionError), "a steward may also be started later"
+
+
+def test_what_a_restart_does_not_mend_ends_with_a_code_that_units_do_not_restart(
+    folder: Path,
+    tmp_path: Path,
+    shown: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = certificates(tmp_path / "old", issued=-400 * DAY)
+    with listening(old) as address:
+        expired = ended(join_words(folder, _joining(folder, address, old)), monkeypatch)
+    assert isinstance(expired.exception, CertificateRefused)
+    with listening(shown) as address:
+        words = join_words(folder, _joining(folder, address, shown))
+        wrong = ended([*words[:-2], "00000 " * 6, *words[-1:]], monkeypatch)
+    for done in (expired, wrong):
+        assert isinstance(done.exception, DarkroomError)
+        assert done.exception.exit_code == UNFIT
+        assert done.exception.exit_code in NOT_RESTARTED
+
+
+def test_what_may_pass_is_started_again(folder: Path, shown: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(shown, ahead=600) as address:
+        done = ended(join_words(folder, _joining(folder, address, shown)), monkeypatch)
+    assert isinstance(done.exception, DarkroomError)
+    assert done.exception.exit_code not in NOT_RESTARTED

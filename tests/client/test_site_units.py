@@ -75,6 +75,14 @@ def test_the_two_run_as_two_users_with_nothing_to_gain(tmp_path: Path) -> None:
         assert each["SupplementaryGroups"] == ["darkroom"]
 
 
+def test_what_a_restart_does_not_mend_is_not_started_again(tmp_path: Path) -> None:
+    for which in (0, 1):
+        found = settings(tmp_path, which)
+        assert found["Restart"] == ["always"]
+        assert found["RestartPreventExitStatus"] == ["77 78"]
+        assert found["SuccessExitStatus"] == ["143"], "as systemd itself ends it"
+
+
 def test_a_steward_on_a_unix_socket_has_no_network(tmp_path: Path) -> None:
     found = settings(tmp_path, 0)
     assert found["PrivateNetwork"] == ["yes"]

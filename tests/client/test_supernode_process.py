@@ -15,6 +15,7 @@ from client.supernode_process import (
     FLOWERS_WAIT,
     LOCAL_WAIT,
     LOST,
+    REFUSED,
     SHORTEST_WAIT,
     Pace,
     set_pace,
@@ -58,6 +59,13 @@ def test_no_thread_keeps_a_supernode_alive_that_has_given_up(end: str) -> None:
 def test_nor_one_that_exits_as_flower_does(end: str, code: int, words: str) -> None:
     done = ended(f"print('last words'); {end}")
     assert (done.returncode, done.stderr, done.stdout) == (code, words, "last words\n")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(1)", "raise OSError"])
+def test_one_whose_key_is_not_taken_ends_with_a_code_of_its_own(end: str) -> None:
+    done = ended(f"answers.note('/v1/fleet/pull-messages', 401, ''); {end}")
+    assert done.returncode == REFUSED
+    assert "does not take this site's key" in done.stderr
 
 
 def test_it_is_flowers_program_with_flowers_options() -> None:
