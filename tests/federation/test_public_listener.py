@@ -8,12 +8,15 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import httpx
 import msgspec
 import pytest
 
+from client import supernode_process
+from client.supernode_process import CONNECTED, REFUSED
 from common.certificates import create_authority, create_node_key
 from common.flower_commands import program
 from tests.federation.live_federation import LiveFederation, environment, free_port, wait_for
@@ -104,7 +107,8 @@ def supernode(federation: LiveFederation, key: Path, home: Path, log: Path) -> s
     with log.open("wb") as output:
         return subprocess.Popen(
             [
-                *(program("flower-supernode"), "--superlink", federation.config.address, "--port", str(free_port())),
+                *(sys.executable, "-P", str(supernode_process.__file__)),
+                *("--superlink", federation.config.address, "--port", str(free_port())),
                 *("--root-certificates", str(federation.directory.file("ca.crt"))),
                 *("--auth-supernode-private-key", str(key)),
             ],
@@ -125,10 +129,10 @@ def test_an_unknown_key_is_refused(federation: LiveFederation, tmp_path: Path) -
     create_node_key(tmp_path / "unknown")
     process = supernode(federation, tmp_path / "unknown", tmp_path / "home", tmp_path / "log")
     try:
-        assert process.wait(60) != 0
+        assert process.wait(60) == REFUSED
     finally:
         end(process)
-    assert "305" in (tmp_path / "log").read_text()
+    assert CONNECTED not in (tmp_path / "log").read_text()
 
 
 def test_an_approved_site_comes_online_and_is_refused_once_it_is_revoked(
@@ -138,12 +142,14 @@ def test_an_approved_site_comes_online_and_is_refused_once_it_is_revoked(
     process = supernode(federation, key, tmp_path / "home", tmp_path / "log")
     try:
         wait_for(lambda: "online" in federation.node_status("cedar"), 40, (tmp_path / "log").read_text())
+        assert f"{CONNECTED}\n" in (tmp_path / "log").read_text()
         federation.directory.revoke("cedar")
         wait_for(lambda: federation.node_status("cedar") == "gone", 40, "cedar is unregistered")
+        assert process.wait(60) == REFUSED
     finally:
         end(process)
     again = supernode(federation, key, tmp_path / "home", tmp_path / "log2")
     try:
-        assert again.wait(60) != 0
+        assert again.wait(60) == REFUSED
     finally:
         end(again)
