@@ -112,7 +112,7 @@ def own_port(site: SiteLayout, port: int) -> str | None:
         return None
     with os.fdopen(descriptor, "rb") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return "this site's own SuperNode runs there" if file.read(8) == str(port).encode() else None
     return None

@@ -12,12 +12,15 @@ from client.bundle import read_named
 from client.handshake import check_clock, shake_hands
 from client.joining import own_port
 from client.memory import MIB, check_memory, choose_device
+from client.open_site import link_to_steward
 from client.policy import read_policy
 from client.serving_policy import restart_words, serving_policy
+from client.service_socket import is_held
 from client.site_vault import count_vault, today
+from client.steward_process import socket_place
 from common.adapter.model import open_base
 from common.certificates import read_node_key
-from common.errors import BadModelDirectory, ProvisioningError
+from common.errors import BadModelDirectory, ProvisioningError, StewardUnavailable
 from common.identity_file import read_identity_file
 from common.preflight import Check, NotAsWanted, NotLookedAt, disk_check, port_check, private_file_check, version_checks
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from client.site_layout import SiteLayout
     from common.preflight import PreflightLimits
     from common.provisioning import JoinFile
+    from common.steward_link import Health
 
 
 def steward_checks(site: SiteConfig) -> Iterator[Check]:
@@ -57,6 +61,12 @@ def steward_checks(site: SiteConfig) -> Iterator[Check]:
         wanted="a base that the policy allows",
         remedy="put the run's base model at base in site.toml, or its digest into policy.toml",
         look=lambda: _base(site),
+    )
+    yield Check(
+        name="steward's socket",
+        wanted="free, or this site's own steward answers there",
+        remedy="end the command that is at work, or give service.socket another path in site.toml",
+        look=lambda: _socket(site),
     )
     yield Check(
         name="memory",
@@ -186,7 +196,29 @@ def _base(site: SiteConfig) -> str:
     return digest
 
 
+def _own_steward(site: SiteConfig) -> Health | None:
+    """How this site's steward is; None: it does not answer."""
+    try:
+        return link_to_steward(site).health()
+    except StewardUnavailable:
+        return None
+
+
+def _socket(site: SiteConfig) -> str:
+    if _own_steward(site) is not None:
+        return "this site's own steward answers there"
+    place = socket_place(site.service)
+    if is_held(place):
+        raise NotAsWanted(f"{place.path}: held by a steward that does not answer yet, or by a command that writes")
+    if place.path.exists() and not place.path.is_socket():
+        raise NotAsWanted(f"{place.path}: something else than a socket stands there")
+    return "free"
+
+
 def _memory(site: SiteConfig) -> str:
+    running = _own_steward(site)
+    if running is not None and running.model_loaded:
+        return "this site's own steward has the base in memory"
     device = choose_device(site.device)
     limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
     try:

@@ -78,7 +78,10 @@ def held(place: SocketPlace) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StewardRunning(f"{place.path}: another steward holds {lock}; stop it first") from error
+            raise StewardRunning(
+                f"{place.path}: this site's steward runs already, or a command that writes is at work; stop that first "
+                "(Ctrl-C there, or systemctl stop darkroom-steward)"
+            ) from error
         _remove_socket(place.path)
         try:
             yield
@@ -86,6 +89,28 @@ def held(place: SocketPlace) -> Iterator[None]:
             _remove_socket(place.path)
     finally:
         os.close(descriptor)
+
+
+def is_held(place: SocketPlace) -> bool:
+    """Whether a steward, or a command that writes, holds the place; nothing is made or changed.
+
+    Raises:
+        StewardUnavailable: This user cannot look.
+
+    """
+    try:
+        descriptor = os.open(place.path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StewardUnavailable(f"{error.filename}: cannot be looked at ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def open_to_group(place: SocketPlace) -> None:

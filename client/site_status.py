@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
 from client.serving_policy import older_policy, restart_words
+from client.service_socket import is_held
 from client.site_vault import count_vault, today
+from client.steward_process import socket_place
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
 from common.provisioning import institution_fingerprint
@@ -62,8 +64,8 @@ class SiteStatus:
     """Time of the last audit entry that somebody outside caused."""
     entries: int
     head: str
-    health: Health | None
-    """None: no steward is running."""
+    health: Health | str
+    """Of the steward; or why it gives none, in words."""
     fingerprint: str
     """Of the site's own key, to be read out to other institutions."""
     figure: str
@@ -156,8 +158,15 @@ def _policy_faults(site: OpenSite) -> Iterator[str]:
         yield restart_words(older)
 
 
-def _health(site: OpenSite) -> Health | None:
+def _health(site: OpenSite) -> Health | str:
+    """A steward that hangs, or that this user may not ask, is another thing than none."""
     try:
         return link_to_steward(site.config).health()
-    except StewardUnavailable:
-        return None
+    except StewardUnavailable as error:
+        try:
+            at_work = is_held(socket_place(site.config.service))
+        except StewardUnavailable as unseen:
+            return f"does not answer: {unseen}"
+        if at_work:
+            return f"does not answer, though it, or a command that writes, is at work: {error}"
+        return "not running; start it with: darkroom-client steward"

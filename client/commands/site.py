@@ -134,8 +134,8 @@ def _facts(found: SiteStatus, vault: str) -> Table:
 
 def _health(found: SiteStatus) -> str:
     health = found.health
-    if health is None:
-        return "not running"
+    if isinstance(health, str):
+        return health
     words = ["serving" if health.serving else "stopping", "busy" if health.busy else "idle"]
     words.append("base loaded" if health.model_loaded else "base not loaded yet")
     if not health.policy_ok:

@@ -32,6 +32,7 @@ from common.identity_file import read_identity_file
 from common.messages import Refusal, RefusalCode, decode_reply
 from common.provisioning import parse_request
 from common.secagg.messages import Step
+from common.steward_link import Health
 from simulations.tiny import write_tiny_base
 from tests.client.test_policy import COORDINATOR, TOML
 
@@ -239,13 +240,13 @@ def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) 
             command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
         )
         assert second.returncode == 2
-        assert "another steward" in second.stderr
+        assert "runs already" in second.stderr
         process.kill()
         process.wait()
         process, config = start(folder)
         assert ask(config, b"junk again") == Refusal(code=RefusalCode.MALFORMED)
         found = site_status(site)
-        assert found.health is not None
+        assert isinstance(found.health, Health)
         assert found.refusals == {"malformed": 2}
         assert found.populations[0].contributions == 1
         assert 0 < found.populations[0].spent < found.populations[0].allowed

@@ -21,16 +21,19 @@ from client.endings import NOT_RESTARTED, UNFIT
 from client.handshake import CertificateRefused
 from client.joining import request_to_join
 from client.preflight import Joining, connection_checks, steward_checks
+from client.service_socket import held
 from client.site import SiteConfig, read_site
 from client.site_directory import make_site
 from client.site_layout import SiteLayout
 from client.site_vault import open_vault
+from client.steward_process import socket_place
 from common.adapter.model import Family, open_base
 from common.crypto import Identity
 from common.errors import DarkroomError, ProvisioningError
 from common.identity_file import read_identity_file
 from common.preflight import PreflightLimits, look_at
 from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
+from common.steward_link import Health
 from server.versions import package_versions
 from simulations.tiny import write_tiny_base
 from tests.client.listeners import DAY, Certificates, certificates, listening
@@ -123,6 +126,22 @@ def test_what_is_broken_fails_and_nothing_else(folder: Path, what: str) -> None:
 
 def test_a_base_that_does_not_fit(folder: Path) -> None:
     assert failures(msgspec.structs.replace(site_of(folder), memory_limit_mib=1)) == ["memory"]
+
+
+def test_what_the_running_steward_holds_is_no_reason_to_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    health = Health(serving=True, model_loaded=True, policy_ok=True, busy=False, waiting=0)
+    monkeypatch.setattr("client.preflight.link_to_steward", lambda _: SimpleNamespace(health=lambda: health))
+    site = msgspec.structs.replace(site_of(folder), memory_limit_mib=1)
+    with held(socket_place(site.service)):
+        assert failures(site) == []
+
+
+def test_a_socket_that_somebody_else_has(folder: Path) -> None:
+    site = site_of(folder)
+    with held(socket_place(site.service)):
+        assert failures(site) == ["steward's socket"]
+    (folder / "run" / "steward.sock").write_text("x")
+    assert failures(site) == ["steward's socket"]
 
 
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

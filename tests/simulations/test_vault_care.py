@@ -97,7 +97,7 @@ def test_nothing_is_opened_for_writing_while_a_steward_runs(
     with sites.serving(SITE):
         with monkeypatch.context() as patched:
             patched.setattr("client.site_vault.open_vault", refuse)
-            assert "another steward" in str(invoke(sites, *words, "--commit", "--yes").exception)
+            assert "runs already" in str(invoke(sites, *words, "--commit", "--yes").exception)
         command(sites, *words)  # a dry run only reads
         assert kinds(sites) == ["started"]
 
