@@ -156,9 +156,8 @@ class ApprovalStore:
         places = (self.folder / "pending", self.folder / "decided")
         found = sorted({path.name: path for place in places for path in place.glob(f"{beginning}*.manifest")}.items())
         if len(found) != 1:
-            raise ApprovalError(
-                f"{len(found)} runs begin with {beginning}; darkroom-client approvals lists all of them"
-            )
+            several = f"{len(found)} runs here begin" if found else "no run here begins"
+            raise ApprovalError(f"{several} with {beginning}; darkroom-client approvals lists all of them")
         return _read(found[0][1], MAX_SIGNED_BYTES)
 
     def proposals(self) -> tuple[Proposal, ...]:
@@ -209,10 +208,15 @@ def read_signed_manifest(path: Path) -> bytes:
     """A signed manifest's file, as the coordinator sent it.
 
     Raises:
-        ApprovalError: Missing, unreadable or too large.
+        ApprovalError: Missing, unreadable, too large or no signed manifest.
 
     """
-    return _read(path, MAX_SIGNED_BYTES)
+    signed = _read(path, MAX_SIGNED_BYTES)
+    try:
+        open_manifest(signed)
+    except ManifestError as error:
+        raise ApprovalError(f"{path}: {error}; give the .manifest file that the coordinator sent") from error
+    return signed
 
 
 def _read(path: Path, most: int) -> bytes:

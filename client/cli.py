@@ -22,7 +22,7 @@ from client.commands.site import init, status
 from client.commands.steward import steward
 from client.commands.units import units
 from client.private_memory import keep_memory_private
-from common.command_line import run_command_line
+from common.command_line import last_words, run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -70,8 +70,9 @@ def generate(
         label=label,
         write_prompt=write_prompt,
     )
-    for path in generate_pictures(request):
-        typer.echo(path)
+    with last_words(lambda: f"stopped; what was drawn so far is in {out}, and the same command draws all of it again"):
+        for path in generate_pictures(request):
+            typer.echo(path)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from common.adapter.export import WEIGHTS_FILE, read_adapter_spec, read_adapter_
 from common.adapter.model import open_base
 from common.adapter.spec import vector_digest
 from common.adapter.weights_check import check_adapter_weights, compare_with_base
-from common.errors import WrongAdapterSpec
+from common.errors import ConfigError, WrongAdapterSpec
 from common.generate import SamplePlan, check_plan, generate
 from common.manifest_words import printable
 from common.release import ReleaseError
@@ -63,12 +64,15 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
         AdapterError: The adapter cannot be used, or is not made for this base.
         ReleaseError: It came in a release whose statement or files are altered, or of another adapter.
         ConfigErrors: A resolution, seed or number of steps that cannot be drawn.
-        ConfigError: Pictures cannot be signed.
+        ConfigError: Pictures cannot be signed, or not be written.
 
     """
+    # what is told at once goes before what reads gigabytes
+    _check_out(request.out)
+    key = None if request.picture_key is None else read_picture_key(request.picture_key)
+    read_adapter_spec(request.adapter)
     base = open_base(request.base, allow_download=request.download)
     origin = _origin(base, request)
-    key = None if request.picture_key is None else read_picture_key(request.picture_key)
     pipeline = base.pipeline()
     plan = SamplePlan(
         prompts=request.prompts,
@@ -80,7 +84,6 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
     check_plan(pipeline, plan)
     # the file by name: diffusers would else fall back on a pickle, or on a download
     pipeline.load_lora_weights(request.adapter, weight_name=WEIGHTS_FILE, use_safetensors=True, local_files_only=True)
-    request.out.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(generate(pipeline, plan)):
         prompt = request.prompts[index] if request.write_prompt else None
         told = replace(origin, prompt=prompt)
@@ -88,6 +91,18 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
         path = request.out / f"{_stem(index, prompt)}.png"
         path.write_bytes(png if key is None else signed_png(png, told, key))
         yield path
+
+
+def _check_out(folder: Path) -> None:
+    """Make it, and refuse where no picture can be written: else the first would be drawn for nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {folder}: no pictures can be written here ({error.strerror}); give a folder of your own"
+        ) from error
 
 
 def _stem(index: int, prompt: str | None) -> str:

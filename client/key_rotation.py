@@ -77,7 +77,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
         os.fsync(file.fileno())
     new = read_site(beside)
     if new.vault == site.vault or msgspec.structs.replace(new, vault=site.vault) != site:
-        raise ConfigError(f"{line}: wanted another source of the vault's key, and nothing else")
+        raise ConfigError(f"{line}: is where the vault's key comes from already; give another")
     return new
 
 

@@ -14,8 +14,8 @@ from client.joining import own_port
 from client.memory import MIB, check_memory, choose_device
 from client.open_site import link_to_steward
 from client.policy import read_policy
-from client.serving_policy import restart_words, serving_policy
 from client.service_socket import is_held
+from client.serving_policy import restart_words, serving_policy
 from client.site_vault import count_vault, today
 from client.steward_process import socket_place
 from common.adapter.model import open_base

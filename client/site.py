@@ -124,6 +124,11 @@ def read_site(path: Path) -> SiteConfig:
         ConfigErrors: Every fault in it.
 
     """
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file; give the site's own with --config, such as site/site.toml, or make a site first: "
+            "darkroom-client init"
+        )
     site = parse_config(read_toml(path), SiteConfig, source=str(path))
     return _beside(site, path.absolute().parent)
 

@@ -16,14 +16,16 @@ from client.budget_accountant import PldAccountant
 from client.ledger import Ledger
 from client.policy import ANY_INSTITUTION
 from client.service_socket import create_token_file
-from client.site import SiteConfig, VaultConfig
+from client.site import VaultConfig
 from client.site_layout import SiteLayout
 from client.site_vault import master_key
 from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.store import Vault
 from common.audit_log import AuditLog
 from common.errors import ConfigError
+from common.field_words import not_wanted
 from common.identity_file import create_identity_file, read_identity_file
+from common.manifest import InstitutionName
 from common.whole_folder import whole_folder
 
 if TYPE_CHECKING:
@@ -124,9 +126,9 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
 
     """
     try:
-        msgspec.convert({"name": name, "population": "x", "base": "x", "vault": {"key_file": "x"}}, SiteConfig)
+        msgspec.convert(name, InstitutionName)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"--name: wanted small letters, digits and dashes; got {name!r}") from error
+        raise ConfigError(not_wanted("--name", InstitutionName, name)) from error
     layout = SiteLayout(folder)
     identity = layout.identity_file
     return (
@@ -176,8 +178,12 @@ def make_site(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Ste
         with whole_folder(folder, last=SiteLayout(folder).site_file.name) as made:
             for step in site_steps(made, name, key):
                 step.make()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder}: cannot be made, for {error.filename} is no folder; give another place") from error
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); nothing of it is kept: try again") from error
+        raise ConfigError(
+            f"{folder}: cannot be made ({error.strerror}); nothing of it is kept. Mend that, or give another place"
+        ) from error
     return steps
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from client.ledger_store import connection, read_rows
 from client.open_site import link_to_steward
-from client.serving_policy import older_policy, restart_words
 from client.service_socket import is_held
+from client.serving_policy import older_policy, restart_words
 from client.site_vault import count_vault, today
 from client.steward_process import socket_place
 from common.audit_log import read_entries, verify_log

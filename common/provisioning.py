@@ -18,7 +18,7 @@ from common.certificates import check_node_key, read_certificate
 from common.config import Digest
 from common.crypto import Label, check_identity, digest, verify_signature
 from common.errors import BadKey, BadSignature, ProvisioningError
-from common.field_words import decoding_fault
+from common.field_words import decoding_fault, not_wanted
 from common.manifest import InstitutionName, PublicKeyHex
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ def create_request(*, name: str, contact: str, identity: Identity, node_key: str
         ProvisioningError: A name, contact or key that cannot be used.
 
     """
+    for option, value, kind in (("--name", name, InstitutionName), ("--contact", contact, Contact)):
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise ProvisioningError(not_wanted(option, kind, value)) from error
     bare = SiteRequest(name=name, contact=contact, identity=identity.public.hex(), node_key=node_key)
     signature = identity.sign(Label.SITE_REQUEST, *bare.signed_parts()).hex()
     return parse_request(encode_request(msgspec.structs.replace(bare, signature=signature)), source="request")

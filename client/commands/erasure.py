@@ -83,6 +83,7 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
     from client.open_site import open_site
     from client.service_socket import held
     from client.steward_process import socket_place
+    from common.command_line import last_words
 
     site = open_site(config)
     with ExitStack() as stack:
@@ -95,7 +96,8 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
             return
         audit = open_log(Path(site.config.audit_log), site.identity)
         # also where nothing is left to destroy: an erasure that was broken off has no last entry yet
-        erased = erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
+        with last_words(lambda: "stopped, maybe in part: give the same command again; it ends what is left"):
+            erased = erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
         typer.echo(f"{done_words(erased)}; signed entries are in {site.config.audit_log}")
 
 

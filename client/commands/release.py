@@ -26,10 +26,12 @@ def countersign(
     from client.countersigning import countersign as sign
     from client.countersigning import examine
     from client.open_site import open_site
+    from common.command_line import last_words
     from common.release_folder import ReleaseFolder
 
     site, release = open_site(config), ReleaseFolder(folder)
-    found = examine(release, site)
+    with last_words(lambda: "stopped; nothing was signed"):
+        found = examine(release, site)
     for line in found.lines():
         typer.echo(line)
     if not found.faults and not yes and not typer.confirm("Sign this release?", default=False):

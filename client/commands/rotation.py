@@ -18,12 +18,17 @@ def rotate_key(
     import msgspec
 
     from client.key_rotation import rotate_key as rotate
+    from common.command_line import last_words
     from common.errors import ConfigError
 
     given = {"key_file": key_file, "passphrase_env": passphrase_env, "keyring": keyring}
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
-        raise ConfigError("wanted one of --key-file, --passphrase-env and --keyring")
-    rotate(config, msgspec.toml.encode(chosen).decode().strip())
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in chosen) or "none"
+        raise ConfigError(f"wanted one of --key-file, --passphrase-env and --keyring; got {named}")
+    beside = config.with_suffix(".new.toml")
+    told = f"stopped; {config} names the key that opens the vault, or {beside} does, if it is there"
+    with last_words(lambda: told):
+        rotate(config, msgspec.toml.encode(chosen).decode().strip())
     typer.echo("the vault is locked with the new key, and the settings name it")
     typer.echo("the old key still opens old backups of the vault: destroy it if they should be unreadable")

@@ -39,11 +39,14 @@ def init(
     for step in steps:
         note = " (exists)" if dry_run and step.path.exists() else ""
         typer.echo(f"{'would make' if dry_run else 'made'} {step.path}: {step.what}{note}")
-    if not dry_run:
-        public = read_identity_file(folder / "identity.key").public
-        typer.echo(f"public key: {public.hex()}")
-        typer.echo(f"its fingerprint, to read out to the other institutions: {institution_fingerprint(public)}")
-        typer.echo("next: fill in base in site.toml; coordinators, base_digests and institutions in policy.toml")
+    if dry_run:
+        there = any(step.path.exists() for step in steps)
+        typer.echo("nothing was made" + (", and nothing would be, for what exists is not overwritten" if there else ""))
+        raise typer.Exit(1 if there else 0)
+    public = read_identity_file(folder / "identity.key").public
+    typer.echo(f"public key: {public.hex()}")
+    typer.echo(f"its fingerprint, to read out to the other institutions: {institution_fingerprint(public)}")
+    typer.echo("next: fill in base in site.toml; coordinators, base_digests and institutions in policy.toml")
 
 
 def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:

@@ -18,10 +18,12 @@ def steward(config: Site = Path("site.toml")) -> None:
     from client.open_site import open_site
     from client.steward_process import run_until_signal
     from client.vault.errors import VaultRolledBack
+    from common.command_line import last_words
     from common.errors import ConfigErrors, LedgerCorrupt
 
     with until_mended(ConfigErrors, LedgerCorrupt, LedgerRolledBack, VaultRolledBack):
         site = open_site(config)
         if missing := site.policy.unfinished():
             raise ConfigErrors(site.config.policy, missing)
-        run_until_signal(site.config.service, lambda: compose_steward(site))
+        with last_words(lambda: "stopped before it served; no request was answered, and nothing was charged"):
+            run_until_signal(site.config.service, lambda: compose_steward(site))

@@ -206,4 +206,4 @@ def _check_inside(directory: Path, relative: str) -> None:
     if not any(path.is_relative_to(root) for root in roots):
         raise BadModelDirectory(f"{directory / relative}: leads out of {directory} to {path}")
     if not path.is_file():
-        raise BadModelDirectory(f"{directory / relative}: missing")
+        raise BadModelDirectory(f"{directory / relative}: missing; wanted a whole diffusers directory, with a {INDEX}")

@@ -240,11 +240,14 @@ def _no_progress_bars() -> Iterator[None]:
 def _locate(path: str, *, allow_download: bool) -> Path:
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).exists():
+        raise BadModelDirectory(f"{path}: is a file; wanted a diffusers directory with a {INDEX}")
     if not _HUB_ID.fullmatch(path):
         raise BadModelDirectory(f"{path}: no such directory; wanted a diffusers directory with a {INDEX}")
     if not allow_download:
         raise BadModelDirectory(
-            f"{path}: no such directory; to fetch it as a hub id, say base.download = true, or --download"
+            f"{path}: no such directory; wanted a diffusers directory with a {INDEX}. If it is a name on the hub, say "
+            "--download, or download = true under [base]"
         )
     return _download(path)
 

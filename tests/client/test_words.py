@@ -1,0 +1,124 @@
+"""What a new user at a site gets wrong is answered with what to do, and never with something else than it was."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.generation import GenerationRequest, generate_pictures
+from client.site_directory import make_site
+from common.errors import ConfigError, DarkroomError
+
+
+def said(*words: str, answer: str = "") -> str:
+    done = CliRunner().invoke(app, list(words), input=answer)
+    assert isinstance(done.exception, DarkroomError), (words, done.output, done.exception)
+    return str(done.exception)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "site"
+    make_site(folder, "ash")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "Ash", "-ash", "a" * 64, "a_b"])
+def test_a_name_that_is_none_is_told_the_rule(tmp_path: Path, name: str) -> None:
+    assert "wanted a name of 1 to 63 small letters, digits and hyphens" in said(
+        "init", str(tmp_path / "site"), "--name", name
+    )
+
+
+def test_a_site_cannot_be_made_below_a_file_and_trying_again_is_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = said("init", str(tmp_path / "file" / "site"), "--name", "ash")
+    assert f"{tmp_path / 'file'} is no folder" in told
+    assert "try again" not in told
+
+
+def test_a_dry_run_of_what_would_be_refused_says_so(site: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["init", str(site), "--name", "ash", "--dry-run"])
+    assert done.exit_code == 1
+    assert "nothing would be" in done.output
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--name", "ash", "--dry-run"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "nothing was made")
+
+
+def test_a_passphrase_in_place_of_its_variables_name_is_not_repeated(tmp_path: Path) -> None:
+    told = said("init", str(tmp_path / "site"), "--name", "ash", "--passphrase-env", "seven random words on paper")
+    assert "name of an environment variable" in told
+    assert "seven" not in told
+
+
+def test_a_contact_that_is_empty_is_told_as_the_option(site: Path) -> None:
+    told = said("request", "--name", "ash", "--contact", "", "--directory", str(site))
+    assert told == "--contact: wanted 1 to 200 visible characters on one line; got ''"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("steward",),
+        ("approvals",),
+        ("approve", "x"),
+        ("erase", "--commit"),
+        ("rotate-key", "--keyring", "x"),
+    ],
+)
+def test_a_command_beside_no_site_names_the_option(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = said(*words, answer="x\n")
+    assert "site.toml: no such file; give the site's own with --config" in told
+    assert "darkroom-client init" in told
+
+
+def test_what_is_no_base_is_told_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert "is a file; wanted a diffusers directory" in said("digest", str(tmp_path / "file"))
+    assert "missing; wanted a whole diffusers directory" in said("digest", str(tmp_path / "empty"))
+    assert "wanted a diffusers directory" in said("digest", "owner/name")
+
+
+def test_what_is_no_manifest_is_named_with_what_was_wanted(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear colleague")
+    told = said("approve", str(tmp_path / "letter.txt"), "--config", str(site / "site.toml"))
+    assert told.startswith(str(tmp_path / "letter.txt"))
+    assert "give the .manifest file that the coordinator sent" in told
+
+
+def test_a_run_that_nobody_proposed_is_not_counted(site: Path) -> None:
+    assert said("revoke", "abcd", "--config", str(site / "site.toml")).startswith("no run here begins with abcd")
+
+
+def test_the_vaults_own_key_is_no_new_one(site: Path) -> None:
+    config = ("--config", str(site / "site.toml"))
+    assert "comes from already" in said("rotate-key", *config, "--key-file", "vault.key")
+    assert said("rotate-key", *config).endswith("got none")
+    assert said("rotate-key", *config, "--keyring", "a", "--key-file", "b").endswith("got --key-file and --keyring")
+
+
+def request(tmp_path: Path, **changes: Any) -> GenerationRequest:
+    given = {"base": "no/such/base", "adapter": tmp_path / "none", "prompts": ("a",), "out": tmp_path / "out"}
+    return GenerationRequest(**{**given, "seed": 0, "steps": 1, "guidance_scale": 1.0, "resolution": None, **changes})
+
+
+def test_where_no_picture_can_be_written_is_told_before_a_base_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
+        with pytest.raises(ConfigError, match=re.escape(f"--out: {out}: no pictures can be written here")):
+            next(generate_pictures(request(tmp_path, out=out)))
+
+
+def test_an_adapter_that_is_not_there_is_told_before_a_base_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DarkroomError, match="wanted a directory of a saved adapter"):
+        next(generate_pictures(request(tmp_path)))
