@@ -172,7 +172,10 @@ def _own_manifest(site: OpenSite, release: Release) -> bytes:
     try:
         return site.approvals.signed_manifest(release.manifest)
     except ApprovalError as error:
-        raise ApprovalError(f"run {release.name!r} ({release.manifest}) was never approved at this site") from error
+        raise ApprovalError(
+            f"run {release.name!r} ({release.manifest}) was never approved at this site; it signs releases "
+            "of its own runs alone"
+        ) from error
 
 
 def _standing_faults(site: OpenSite, release: Release, digest: bytes) -> Iterator[str]:

@@ -92,6 +92,11 @@ class ReleaseFolder:
             with os.fdopen(_open(path), "rb") as file:
                 data = file.read(most + 1)
         except OSError as error:
+            if not (self.root / RELEASE_FILE).exists():
+                raise ReleaseError(
+                    f"{self.root}: no release's folder, for there is no {RELEASE_FILE} in it; give the whole folder "
+                    "that the coordinator sent"
+                ) from error
             raise ReleaseError(f"{path}: cannot be read ({error.strerror}); wanted a release's own file") from error
         if len(data) > most:
             raise ReleaseError(f"{path}: more than {most} bytes; this is no such file")

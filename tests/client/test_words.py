@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.generation import GenerationRequest, generate_pictures
 from client.site_directory import make_site
+from common.command_line import run_command_line
 from common.errors import ConfigError, DarkroomError
 
 
@@ -122,3 +123,51 @@ def test_where_no_picture_can_be_written_is_told_before_a_base_is_read(tmp_path:
 def test_an_adapter_that_is_not_there_is_told_before_a_base_is_read(tmp_path: Path) -> None:
     with pytest.raises(DarkroomError, match="wanted a directory of a saved adapter"):
         next(generate_pictures(request(tmp_path)))
+
+
+@pytest.mark.parametrize("command", [("countersign",), ("release", "verify")])
+def test_what_is_no_release_is_told_as_that(command: tuple[str, ...], tmp_path: Path, site: Path) -> None:
+    config = ("--config", str(site / "site.toml")) if command == ("countersign",) else ()
+    for folder in (tmp_path / "nowhere", site):
+        told = said(*command, str(folder), *config)
+        assert told.startswith(f"{folder}: no release's folder")
+        assert "give the whole folder that the coordinator sent" in told
+
+
+def interrupted(*_: object, **__: object) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("broken", "words", "last"),
+    [
+        (
+            "client.generation.generate_pictures",
+            ("generate", "--base", "b", "--adapter", "a", "--prompt", "p"),
+            "drawn",
+        ),
+        ("client.imagefolder.read_imagefolder", ("check", "folder"), "nothing was changed"),
+        ("client.countersigning.examine", ("countersign", "folder"), "nothing was signed"),
+        ("client.steward_process.run_until_signal", ("steward",), "nothing was charged"),
+        ("client.key_rotation.rotate_key", ("rotate-key", "--keyring", "x"), "names the key that opens the vault"),
+    ],
+)
+def test_ctrl_c_ends_with_a_line_on_what_is_kept(
+    broken: str,
+    words: tuple[str, ...],
+    last: str,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("quiet_libraries", "print_in_any_terminal", "end_by_sigterm"):  # of a whole process
+        monkeypatch.setattr(f"common.command_line.{name}", lambda: None)
+    monkeypatch.setattr("client.policy.SitePolicy.unfinished", lambda _: ())
+    monkeypatch.setattr(broken, interrupted)
+    monkeypatch.chdir(site)
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(lambda: app(list(words)))
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert last in said.splitlines()[-1]
+    assert "Traceback" not in said
