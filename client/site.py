@@ -126,7 +126,7 @@ def read_site(path: Path) -> SiteConfig:
     """
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file; give the site's own with --config, such as site/site.toml, or make a site first: "
+            f"{path}: no such file; name the site (--config site/site.toml, or --directory site), or make one first: "
             "darkroom-client init"
         )
     site = parse_config(read_toml(path), SiteConfig, source=str(path))

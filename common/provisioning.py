@@ -7,6 +7,7 @@ breaks the signature, and another signer's file has another fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -227,7 +228,7 @@ def read_small_file(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ProvisioningError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ProvisioningError(f"{path}: cannot be read ({error.strerror}); give the file that was sent") from error
 
 
 def _decode(data: bytes, into: type[T], *, source: str) -> T:
@@ -236,6 +237,10 @@ def _decode(data: bytes, into: type[T], *, source: str) -> T:
     try:
         return msgspec.json.decode(data, type=into)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        for other, name in _KINDS.items():
+            with contextlib.suppress(ValueError, RecursionError):
+                msgspec.json.decode(data, type=other)
+                raise ProvisioningError(f"{source}: is a {name}; give a {_KINDS[into]} here") from error
         raise ProvisioningError(
             f"{source}: not a {_KINDS[into]}, or a damaged one ({decoding_fault(error, into)}); get it again"
         ) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+
+PNG_BEGINS: Final = b"\x89PNG\r\n\x1a\n"
 
 app = typer.Typer(help="Signed pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -34,7 +36,10 @@ def verify(
     from common.errors import BadImage
     from common.manifest_words import printable
 
-    found = read_credentials(picture.read_bytes(), authority=None if authority is None else authority.read_bytes())
+    content = picture.read_bytes()
+    if not content.startswith(PNG_BEGINS):
+        raise BadImage(f"{picture}: is no PNG file; give a picture as darkroom-client generate wrote it")
+    found = read_credentials(content, authority=None if authority is None else authority.read_bytes())
     if authority is not None and found.signer != "trusted":
         raise BadImage(f"{picture}: signed by somebody who calls themselves {found.institution!r}, not by {authority}")
     whose = "" if found.signer == "trusted" else ", which nobody has confirmed"

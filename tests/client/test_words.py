@@ -78,7 +78,7 @@ def test_a_command_beside_no_site_names_the_option(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = said(*words, answer="x\n")
-    assert "site.toml: no such file; give the site's own with --config" in told
+    assert "site.toml: no such file; name the site (--config site/site.toml" in told
     assert "darkroom-client init" in told
 
 
@@ -171,3 +171,14 @@ def test_ctrl_c_ends_with_a_line_on_what_is_kept(
     said = capsys.readouterr().err
     assert last in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_a_file_of_another_kind_is_named_as_what_it_is(site: Path, tmp_path: Path) -> None:
+    CliRunner().invoke(app, ["request", "--name", "ash", "--contact", "it@ash.example", "--directory", str(site)])
+    sent = str(site / "ash.request")
+    told = said("install", sent, "--bundle", "x", "--fingerprint", "1", "--directory", str(site))
+    assert told == f"{sent}: is a site's request; give a join file here"
+    (tmp_path / "letter.txt").write_text("Dear colleague")
+    assert "is no PNG file" in said("picture", "verify", str(tmp_path / "letter.txt"))
+    missing = said("install", "x.join", "--bundle", "x", "--fingerprint", "1", "--directory", str(site))
+    assert missing.endswith("give the file that was sent")
