@@ -84,6 +84,7 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
     check_plan(pipeline, plan)
     # the file by name: diffusers would else fall back on a pickle, or on a download
     pipeline.load_lora_weights(request.adapter, weight_name=WEIGHTS_FILE, use_safetensors=True, local_files_only=True)
+    request.out.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(generate(pipeline, plan)):
         prompt = request.prompts[index] if request.write_prompt else None
         told = replace(origin, prompt=prompt)
@@ -94,11 +95,14 @@ def generate_pictures(request: GenerationRequest) -> Iterator[Path]:
 
 
 def _check_out(folder: Path) -> None:
-    """Make it, and refuse where no picture can be written: else the first would be drawn for nothing."""
+    """Refuse where no picture can be written: else the first would be drawn for nothing. Nothing is left there."""
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if new:  # what is refused later leaves no empty folder
+            folder.rmdir()
     except OSError as error:
         raise ConfigError(
             f"--out: {folder}: no pictures can be written here ({error.strerror}); give a folder of your own"
