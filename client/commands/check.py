@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.command_line import last_words
+
 if TYPE_CHECKING:
     from client.imagefolder import Picture
 
@@ -16,8 +18,9 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metada
     from client.imagefolder import look_at, unlisted_files
     from common.errors import DataError, EmptyFolder
 
-    found = look_at(folder)
-    faults = [fault for picture in found.pictures if (fault := _fault(folder, picture))]
+    with last_words(lambda: "stopped; nothing was changed, and nothing is kept of the check: start it again"):
+        found = look_at(folder)
+        faults = [fault for picture in found.pictures if (fault := _fault(folder, picture))]
     converted = {name: fault for name, fault, is_converted in faults if is_converted}
     converted |= {name: name for name in found.others if _is_taken(folder, name)}
     if bad := [fault for _, fault, is_converted in faults if not is_converted]:
