@@ -197,6 +197,6 @@ def _limit(what: int, most: int) -> None:
 def _address_space() -> int:
     """Bytes that this process has mapped, libraries above all; 4 GiB where that cannot be read."""
     try:
-        return int(_STATM.read_text().split()[0]) * resource.getpagesize()
+        return int(_STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     except OSError:
         return 4 << 30

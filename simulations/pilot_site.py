@@ -106,7 +106,7 @@ class PilotSite:
     @property
     def key(self) -> str:
         """Its public key, as the others hear it."""
-        return self.layout.identity_public_file.read_text().strip()
+        return self.layout.identity_public_file.read_text(encoding="ascii").strip()
 
     def fill_vault(self, log: Path) -> int:
         """Take the pictures into the vault, by the command for that; how many can be trained with."""
