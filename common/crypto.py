@@ -58,19 +58,13 @@ SMALL_ORDER_IDENTITIES: Final = frozenset(
 )
 """Encodings, sign bit cleared, of the Ed25519 points of order 1, 2, 4 and 8: one signature would fit many messages."""
 
-SMALL_ORDER_AGREEMENTS: Final = frozenset(
-    bytes.fromhex(point)
-    for point in (
-        "00" * 32,
-        "01" + "00" * 31,
-        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
-        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
-        "ec" + "ff" * 30 + "7f",
-    )
-)
-"""Canonical encodings of the X25519 points of order 1, 2, 4 and 8, curve and twist: every shared secret is zero."""
 _FIELD: Final = 2**255 - 19
 """Of both curves: a coordinate is written as a number below it."""
+_ORDER: Final = 2**252 + 27_742_317_777_372_353_535_851_937_790_883_648_493
+"""L, of the group that honest session keys are in; the whole curve has 8·L points."""
+_MINUS_ONE: Final = X25519PrivateKey.from_private_bytes((5 * _ORDER - 1).to_bytes(KEY_BYTES, "little"))
+"""Public: 5·L - 1, which RFC 7748's clamping leaves as it is, takes a point to its negative, whose coordinate is the
+same, if its order divides 5·L, and so L. A point of another order, or of the curve's twist, comes out as another."""
 
 
 @final
@@ -227,20 +221,26 @@ def check_agreement_key(public: bytes) -> None:
     """Refuse a session key that no honest party makes.
 
     RFC 7748 has X25519 ignore bit 255 and reduce the rest modulo the field's prime, so a copied key could be written in
-    another way and pass for a second institution's.
+    another way and pass for a second institution's. Every scalar is a multiple of 8 besides, so a copied key plus a
+    point of order 2, 4 or 8 is another point that agrees on the same secrets. What is multiplied here is public.
 
-    Guarantee: of the encodings of one point, one at most passes, so keys that differ agree on different secrets.
+    Guarantee: what passes is the canonical coordinate of a point of order L, so keys that differ agree on different
+    secrets, whoever they agree with.
 
     Raises:
-        BadKey: Not 32 bytes, a point of small order, which makes every secret zero, or a second encoding of a point.
+        BadKey: Not 32 bytes, a second encoding of a point, or a point of another order than L.
 
     """
     if len(public) != PUBLIC_KEY_BYTES:
         raise BadKey(f"wanted an X25519 session key of {PUBLIC_KEY_BYTES} bytes, got {len(public)}")
     if int.from_bytes(public, "little") >= _FIELD:
         raise BadKey(f"session key {public.hex()} is not in canonical encoding, so one key could pass for two")
-    if public in SMALL_ORDER_AGREEMENTS:
-        raise BadKey(f"session key {public.hex()} is of small order: every secret with it would be zero")
+    try:
+        negative = _MINUS_ONE.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:  # the library's word for a secret of zeros
+        raise BadKey(f"session key {public.hex()} is of small order: every secret with it would be zero") from error
+    if negative != public:
+        raise BadKey(f"session key {public.hex()} is no multiple of the base point, so one key could pass for two")
 
 
 @final

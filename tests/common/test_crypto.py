@@ -39,10 +39,10 @@ def test_ed25519_public_key_is_rfc8032() -> None:
 
 
 def test_x25519_is_rfc7748() -> None:
-    scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
-    point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
-    shared = "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
-    assert AgreementKey(Secret(scalar)).agree(point).reveal().hex() == shared
+    secret = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    peer = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+    shared = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+    assert AgreementKey(Secret(secret)).agree(peer).reveal().hex() == shared
 
 
 def test_ctr_is_sp800_38a() -> None:
@@ -186,7 +186,7 @@ def _spellings(public: bytes) -> Iterator[bytes]:
             yield (same | 1 << 255).to_bytes(32, "little")
 
 
-@pytest.mark.parametrize("public", [AgreementKey(Secret(SEED)).public, b"\x09" + bytes(31), b"\x12" + bytes(31)])
+@pytest.mark.parametrize("public", [AgreementKey(Secret(SEED)).public, b"\x09" + bytes(31), b"\x10" + bytes(31)])
 def test_one_session_key_cannot_be_written_in_two_ways(public: bytes) -> None:
     spellings = list(_spellings(public))
     ours = X25519PrivateKey.generate()
@@ -197,6 +197,42 @@ def test_one_session_key_cannot_be_written_in_two_ways(public: bytes) -> None:
     for other in spellings[1:]:
         with pytest.raises(BadKey, match="pass for two"):
             crypto.check_agreement_key(other)
+
+
+def _plus_two_torsion(public: bytes) -> bytes:
+    """The coordinate of the point plus (0, 0), which is of order 2: u becomes 1/u."""
+    return pow(int.from_bytes(public, "little"), -1, P).to_bytes(32, "little")
+
+
+def test_a_session_key_plus_a_point_of_small_order_is_refused() -> None:
+    """X25519's scalars are multiples of 8, so the sum agrees on the same secrets and would pass for a second key."""
+    public, ours = AgreementKey(Secret(SEED)).public, X25519PrivateKey.generate()
+    other = _plus_two_torsion(public)
+    assert other != public
+    assert len({ours.exchange(X25519PublicKey.from_public_bytes(each)) for each in (public, other)}) == 1
+    with pytest.raises(BadKey, match="pass for two"):
+        crypto.check_agreement_key(other)
+    with pytest.raises(BadKey, match="pass for two"):
+        AgreementKey.generate().agree(other)
+
+
+def test_every_session_key_that_is_made_is_taken() -> None:
+    for _ in range(64):
+        crypto.check_agreement_key(AgreementKey.generate().public)
+
+
+def test_session_keys_of_the_twist_are_refused() -> None:
+    """Some small coordinates are no point of the curve; of those that are, one in eight is of order L."""
+    taken = [u for u in range(2, 19) if _is_taken(u.to_bytes(32, "little"))]
+    assert taken == [9, 16]
+
+
+def _is_taken(public: bytes) -> bool:
+    try:
+        crypto.check_agreement_key(public)
+    except BadKey:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("y", range(2, 19))

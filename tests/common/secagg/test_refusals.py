@@ -155,12 +155,22 @@ def test_copied_session_key_is_refused_by_both_sides(world: Callable[..., World]
         waiting[2].handle_session_keys(session_keys(made, [adverts[0], copied, adverts[2]]))
 
 
-def test_a_session_key_copied_in_another_spelling_is_refused_by_both_sides(world: Callable[..., World]) -> None:
-    """X25519 ignores bit 255, so the copy would agree on its original's secrets and count as a second institution."""
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda key: key[:-1] + bytes([key[-1] | 0x80]),  # X25519 ignores bit 255
+        lambda key: pow(int.from_bytes(key, "little"), -1, 2**255 - 19).to_bytes(32, "little"),  # plus (0, 0)
+    ],
+    ids=["bit 255", "a point of order 2 added"],
+)
+def test_a_session_key_copied_in_another_spelling_is_refused_by_both_sides(
+    world: Callable[..., World], rewrite: Callable[[bytes], bytes]
+) -> None:
+    """The copy would agree on its original's secrets and count as a second institution."""
     made = world(3)
     _, waiting, adverts = opening(made)
     original = decode(adverts[0], KeyAdvert).key
-    spelt = original[:-1] + bytes([original[-1] | 0x80])
+    spelt = rewrite(original)
     copied = encode(signed(msgspec.structs.replace(decode(adverts[1], KeyAdvert), key=spelt), made.identities[1]))
     with pytest.raises(BadKey, match="pass for two"):
         made.server.handle_advert(copied)
