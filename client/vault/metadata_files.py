@@ -2,12 +2,14 @@
 
 ``metadata.jsonl``, ``.json`` or ``.csv``, in whatever letter case, at the top or in any folder below: each speaks of
 the pictures below its own folder. A file that may be metadata and is not read could hold somebody's "no", so it stops
-the intake: one that is named like it, one that is a link, and, where there is no metadata, any table.
+the intake: one that is named like it, one that is a link, one with a key that speaks of consent, such as ``0001.json``
+beside ``0001.png``, and, where there is no metadata, any table.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,13 @@ _TABLES: Final = frozenset(
     {".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather"}
 )
 _TEXTS: Final = _TABLES | {".json", ".txt", ".yaml", ".yml", ".xml", ".bak", ".old", ".tmp", ""}
+_KEYED: Final = frozenset({".json", ".yaml", ".yml", ".xml", ".xmp", ".toml", ".ini"})
+"""Texts with keys, of which datasets put one beside each picture or one over all."""
+_CONSENT_KEY: Final = re.compile(
+    rb"(?:consent|opt(?:ed)?[ _-]?(?:out|in)|withdr[ae]w|revok|einwillig)[\w -]*[\"']?\s*[:=>]", re.IGNORECASE
+)
+"""A key of JSON, YAML, TOML or XML; not the same words in a text."""
+_MOST_LOOKED_AT: Final = 256 << 20
 _SPEAK: Final = ("metadata", "consent", "optout", "optedout")
 _WAY_OUT: Final = "name it metadata.jsonl, .json or .csv if it speaks of the pictures, or take it out of the folder"
 
@@ -37,7 +46,8 @@ def find_metadata(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     found = tuple(name for name in names if _is_metadata(PurePosixPath(name)))
     for name in names:
-        if name not in found and (_seems(PurePosixPath(name)) or (not found and _suffix(name) in _TABLES)):
+        unread = _seems(PurePosixPath(name)) or (not found and _suffix(name) in _TABLES)
+        if name not in found and (unread or _has_consent_key(folder / name)):
             raise DataError(f"{folder / name}: may say who consents, and is not read; {_WAY_OUT}")
     folders: dict[PurePosixPath, str] = {}
     for name in found:
@@ -70,6 +80,18 @@ def _seems(name: PurePosixPath) -> bool:
         return True
     is_table = _suffix(name) in _TABLES
     return is_table and bool(difflib.get_close_matches(name.stem.casefold(), [_STEM], cutoff=0.8))
+
+
+def _has_consent_key(path: Path) -> bool:
+    """Whether a text with keys has one that speaks of consent, or cannot be looked at."""
+    if _suffix(path.name) not in _KEYED or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_LOOKED_AT + 1)
+    except OSError:
+        return True
+    return len(text) > _MOST_LOOKED_AT or _CONSENT_KEY.search(text) is not None
 
 
 def _suffix(name: str | PurePosixPath) -> str:

@@ -201,6 +201,35 @@ def test_what_may_be_metadata_and_is_not_read_stops_the_intake(site: Site, folde
         site.take(folder)
 
 
+@pytest.mark.parametrize("rows", [[], [{"file_name": "0.png"}]], ids=["without metadata", "with metadata"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("0.json", '{"caption": "a cat", "consent": false}'),
+        ("0.json", '{"caption": "a cat", "Consent_Given" : "no"}'),
+        ("labels.json", '[{"file_name": "0.png", "opt_out": true}]'),
+        ("below/0.YAML", "caption: a cat\nopted-out: yes\n"),
+        ("0.xmp", "<rdf><consent>no</consent></rdf>"),
+        ("0.toml", 'withdrawn = "2026-01-01"'),
+    ],
+)
+def test_a_text_whose_keys_speak_of_consent_and_is_not_read_stops_the_intake(
+    site: Site, folder: Path, name: str, text: str, rows: list[dict[str, Any]]
+) -> None:
+    if rows:
+        write(folder / "metadata.jsonl", *rows)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match="may say who consents, and is not read"):
+        site.take(folder)
+    assert not site.records()
+
+
+def test_a_text_that_mentions_consent_in_its_words_alone_stops_nothing(site: Site, folder: Path) -> None:
+    (folder / "0.json").write_text('{"caption": "two people consenting to a contract", "width": 96}')
+    assert outcomes(site.take(folder))["0.png"] == "accepted"
+
+
 def test_a_text_beside_metadata_is_not_its_caption(site: Site, folder: Path) -> None:
     write(folder / "metadata.jsonl", {"file_name": "0.png"})
     (folder / "metadata.txt").write_text("0.png no")

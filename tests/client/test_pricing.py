@@ -114,6 +114,22 @@ def test_a_refusal_is_worked_out_once() -> None:
     assert errors[0] is errors[1]
 
 
+def test_a_machine_that_had_no_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[object] = [OSError("cannot allocate memory"), "plan"]
+
+    def troubled(*_: object, **__: object) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("client.pricing.work_out", troubled)
+    aside, asked = PricedAside(), manifest()
+    with pytest.raises(OSError, match="cannot allocate"):
+        aside.plan(asked, policy(), PldAccountant(), patience=None)
+    assert aside.plan(asked, policy(), PldAccountant(), patience=None) == "plan"
+
+
 @pytest.mark.parametrize(
     ("noise_multiplier", "sampling_rate", "rounds"),
     [(1e-3, 0.5, 1), (1e-3, 1.0, 100_000), (0.1, 1.0, 100_000), (0.01, 0.1, 100_000), (1e-300, 1e-300, 1)],
