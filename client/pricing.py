@@ -96,8 +96,10 @@ class PricedAside:
     def plan(
         self, manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant, *, patience: float | None
     ) -> PrivatePlan:
-        """See :class:`Pricing`; what was found, or went wrong, is kept for the next caller."""
+        """See :class:`Pricing`; what was found, or is wrong with the run, is kept for the next caller."""
         digest = manifest_digest(canonical_bytes(manifest))
+        if (known := self._found.get(digest)) is not None and _is_no_answer(known):
+            del self._found[digest]
         if digest not in self._found:
             if not all(future.done() for future in self._found.values()):
                 raise FiguresPending(f"run {manifest.config.name!r}: another run's figures are being worked out")
@@ -111,6 +113,12 @@ class PricedAside:
 
 
 _KEPT: Final = 16
+
+
+def _is_no_answer(future: Future[PrivatePlan]) -> bool:
+    """Whether it ended in this machine's own trouble, such as no room for a process, which may be over by now."""
+    error = future.exception() if future.done() else None
+    return error is not None and not isinstance(error, DarkroomError)
 
 
 def plan_of(manifest: Manifest, policy: SitePolicy, accountant: BudgetAccountant) -> PrivatePlan:
