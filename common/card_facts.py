@@ -40,9 +40,11 @@ _UNSEEN: Final = frozenset(
 _MARKS_IN_A_ROW: Final = 3
 """More are stacked over the lines around."""
 _EPSILON: Final = re.compile(
-    r"epsilon|(?<![^\W\d_])(?:ε(?![^\W\d_])|(?:eps|[єɛԑ∈∊])\s*(?:[=:<≤≈≃∼]|\d))",
+    r"(?<![^\W\d_])(?:ε(?![^\W\d_])|eps(?:[\W_]|of|is|was|at|below|under|about|value|total)*\d"
+    r"|(?:eps|[єɛԑ∈∊])\s*(?:[=:<≤≈≃∼]|\d))",
 )
-"""In folded text: by name, by itself, or as a look-alike before a figure."""
+"""In folded text: by itself, or as an abbreviation or a look-alike before a figure."""
+_BETWEEN: Final = re.compile(r"[\W_]+")
 _ALPHABETS: Final = ("LATIN", "CYRILLIC", "GREEK")
 _UNITS: Final = frozenset("μΩω")
 """Greek letters that stand beside Latin ones in units."""
@@ -135,7 +137,8 @@ def _word_faults(text: str) -> Iterator[str]:
         names = (unicodedata.name(character, "") for character in word if character not in _UNITS)
         if len({alphabet for name in names for alphabet in _ALPHABETS if name.startswith(alphabet)}) > 1:
             yield f"{word!r} mixes alphabets, whose letters look alike; write each word in one"
-    if _EPSILON.search(_folded(text)):
+    folded = _folded(text)
+    if "epsilon" in _BETWEEN.sub("", folded) or _EPSILON.search(folded):  # the name in pieces as well
         yield "states an ε; the card's section on privacy does, from the run's own figures: leave it out here"
 
 
