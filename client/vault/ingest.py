@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from client.site_vault import today as day_of_expiry
 from client.vault.captions import CaptionScrubber, Names, read_list
 from client.vault.intake_report import IntakeReport, Kept
-from client.vault.judge import Judge, KnownSubjects, Verdict
+from client.vault.judge import Judge, KnownSubjects, Verdict, same_person
 from client.vault.kept_pictures import search_of_vault
 from client.vault.looked_at import LookedAt
 from client.vault.outcomes import Reason, Refused
@@ -178,6 +178,8 @@ class Intake:
         captions, subjects, pixels = self.rules.captions, self.rules.subjects, self.rules.pixels
         names = read_list(Path(captions.names)) if captions.names else ()
         finder = load_presidio(captions.presidio) if captions.presidio != "off" else None
+        rows = (each for each in listed if isinstance(each, Candidate))
+        said = [(each.subject_id, each.consent) for each in rows if each.subject_id is not None]
         return Judge(
             rules=self.rules,
             key=key,
@@ -187,7 +189,8 @@ class Intake:
             search=search_of_vault(vault, pixels),
             known=KnownSubjects.of(vault),
             today=self.today,
-            names_subjects=any(isinstance(each, Candidate) and each.subject_id is not None for each in listed),
+            names_subjects=bool(said),
+            refusing=frozenset(same_person(subject) for subject, consent in said if consent is False),
         )
 
     def _verdicts(self, listed: tuple[Listed, ...], judge: Judge) -> Iterator[Verdict]:

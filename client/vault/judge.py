@@ -90,6 +90,9 @@ class Judge:
     today: date
     names_subjects: bool
     """Whether the metadata names subjects: then a file without one could be anybody's, unless the rules say whose."""
+    refusing: frozenset[str] = field(default=frozenset(), repr=False)
+    """Subjects, as :func:`same_person` has them, of whom some row says no: where another row of theirs says nothing, a
+    person who refused would be taken in by what was left out."""
     _splits: dict[str, Split] = field(default_factory=dict, repr=False)
 
     def refuse_early(self, listed: Listed) -> Refused | None:
@@ -98,6 +101,8 @@ class Judge:
             return listed.refused
         if listed.consent is False or (listed.consent is None and self.rules.subjects.consent == "required"):
             return Refused(Reason.NO_CONSENT)
+        if listed.consent is None and listed.subject_id is not None and same_person(listed.subject_id) in self.refusing:
+            return Refused(Reason.NO_CONSENT, "another row of this subject says no; say yes in this one if that holds")
         if listed.expires is not None and listed.expires <= self.today:
             return Refused(Reason.EXPIRED)
         if listed.subject_id is not None and self.opt_out.covers((listed.subject_id,), b""):
@@ -216,6 +221,11 @@ class Judge:
             drawn = self.key.split(subject, holdout=self.rules.subjects.holdout)
             self._splits[subject] = self.known.split(subject) or drawn
         return self._splits[subject]
+
+
+def same_person(subject_id: str) -> str:
+    """A subject's id for comparing what rows say of it, more loosely than subjects are told apart: letter case too."""
+    return normal_subject_id(subject_id).casefold()
 
 
 def _thumbnail(picture: CleanPicture) -> NDArray[np.uint8]:

@@ -363,3 +363,26 @@ def test_characters_that_do_not_show_make_no_second_subject(site: Site, folder: 
 def test_subjects_in_two_letter_cases_are_told_of(site: Site, folder: Path) -> None:
     write(folder / "metadata.jsonl", *({"file_name": f"{n}.png", "subject_id": p} for n, p in enumerate(("P1", "p1"))))
     assert any("several letter cases" in note for note in site.take(folder, commit=False).notes)
+
+
+NO = "refused: NO_CONSENT"
+
+
+def test_who_says_no_in_one_row_is_not_taken_by_another_that_says_nothing(site: Site, folder: Path) -> None:
+    write(
+        folder / "metadata.jsonl",
+        {"file_name": "0.png", "text": "", "subject_id": "P1", "consent": False},
+        {"file_name": "1.png", "text": "", "subject_id": "p1"},
+        {"file_name": "2.png", "text": "", "subject_id": "P2"},
+    )
+    assert outcomes(site.take(folder)) == {"0.png": NO, "1.png": NO, "2.png": "accepted"}
+
+
+def test_a_yes_of_its_own_is_the_pictures_own(site: Site, folder: Path) -> None:
+    write(
+        folder / "metadata.jsonl",
+        {"file_name": "0.png", "text": "", "subject_id": "P1", "consent": False},
+        {"file_name": "1.png", "text": "", "subject_id": "P1", "consent": True},
+        {"file_name": "2.png", "text": "", "subject_id": "P2", "consent": True},
+    )
+    assert outcomes(site.take(folder)) == {"0.png": NO, "1.png": "accepted", "2.png": "accepted"}
