@@ -12,7 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from client.vault.intake_report import SHEET_PICTURES
-from client.vault.outcomes import Duplicate, Refused, describe
+from client.vault.outcomes import describe, detail
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,18 +61,11 @@ def render_contact_sheet(report: IntakeReport, *, now: datetime) -> str:
 
 def _shown(example: Example) -> dict[str, str]:
     outcome, why = describe(example.outcome)
-    match example.outcome:
-        case Refused(_, detail):
-            pass
-        case Duplicate(of, distance, _):
-            detail = f"of {of}, {distance} bits apart" if of else f"{distance} bits apart"
-        case _:
-            detail = ""
     return {
         "name": example.name,
         "outcome": outcome,
         "why": why,
-        "detail": detail,
+        "detail": detail(example.outcome),
         "caption_before": example.caption_before,
         "caption_after": example.caption_after,
         "before": base64.b64encode(example.before).decode(),

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
-from client.vault.outcomes import Duplicate, Refused, describe
+from client.vault.outcomes import Duplicate, Refused, describe, detail
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,13 +70,7 @@ class LeftOut:
 def line(example: Example) -> str:
     """Outcome, reason, name and detail; what does not print is spelt out, so that a name cannot write a line."""
     outcome, why = describe(example.outcome)
-    match example.outcome:
-        case Refused(_, detail):
-            more = f" ({detail})" if detail else ""
-        case Duplicate(of, distance, is_exact):
-            apart = "" if is_exact else f", {distance} bits apart"
-            more = f" (of {of}{apart})" if of else ""
-        case _:
-            more = ""
+    told = detail(example.outcome)
+    more = f" ({told})" if told else ""
     text = f"{outcome}: {why}: {example.name}{more}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

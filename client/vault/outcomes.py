@@ -104,3 +104,15 @@ def describe(outcome: Outcome) -> tuple[str, str]:
         case Duplicate(of, _, is_exact):
             where = "of another file" if of else "of a picture in the vault"
             return "duplicate", f"{'equal pixels' if is_exact else 'nearly equal'}, {where}"
+
+
+def detail(outcome: Outcome) -> str:
+    """What the institution's own people are told beyond :func:`describe`; empty if nothing."""
+    match outcome:
+        case Refused(_, words):
+            return words
+        case Duplicate(of, distance, is_exact):
+            apart = "" if is_exact else f"{distance} of 64 bits of shape apart"
+            return ", ".join(filter(None, (f"of {of}" if of else "", apart)))
+        case _:
+            return ""

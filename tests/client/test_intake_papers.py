@@ -21,6 +21,8 @@ from client.steward_process import socket_place
 from client.vault import workers
 from client.vault.contact_sheet import render_contact_sheet, write_contact_sheet
 from client.vault.intake_report import SHEET_PICTURES, Example, IntakeReport
+from client.vault.left_out import line
+from client.vault.looked_at import LookedAt
 from client.vault.master_key import KeyFile
 from client.vault.outcomes import Accepted, Duplicate, Reason, Refused
 from client.vault.receipt import Receipt, make_receipt, verify_receipt, write_receipt
@@ -152,6 +154,38 @@ def test_the_sheet_escapes_everything_and_loads_nothing() -> None:
     assert "default-src 'none'" in page
     assert "secret" in page
     assert "[name]" in page
+
+
+def test_a_line_that_is_copied_from_the_sheet_lets_the_picture_in(tmp_path: Path) -> None:
+    name, content = "two  blanks.png", bytes(32)
+    example = Example(name=name, outcome=Refused(Reason.BURNED_IN_TEXT, LookedAt().way_in(name, content)))
+    found = report()
+    found.note(example)
+    page = render_contact_sheet(found, now=NOW)
+    shown = next(text for text in re.findall("<bdi>(.*?)</bdi>", page) if content.hex() in text)
+    style = re.search(r"bdi {(.*?)}", page)
+    assert style is not None
+    if "pre-wrap" not in style[1]:  # a browser shows, and copies, one blank
+        shown = " ".join(shown.split())
+    looked = tmp_path / "looked_at.txt"
+    looked.write_text(shown.partition("names: ")[2])
+    assert LookedAt.read(looked).covers(name, content)
+
+
+def test_sheet_and_list_tell_the_same_of_a_file() -> None:
+    for outcome, told in (
+        (Duplicate(of="one.png", distance=0, is_exact=True), "of one.png"),
+        (Duplicate(of="", distance=0, is_exact=True), ""),
+        (Duplicate(of="one.png", distance=2, is_exact=False), "of one.png, 2 of 64 bits of shape apart"),
+        (Duplicate(of="", distance=2, is_exact=False), "2 of 64 bits of shape apart"),
+        (Refused(Reason.TOO_SMALL, "3 by 3"), "3 by 3"),
+        (Refused(Reason.NO_CONSENT), ""),
+    ):
+        found = IntakeReport()
+        found.note(Example(name="x.png", outcome=outcome))
+        cell = re.search(r"<br><bdi>(.*?)</bdi>", render_contact_sheet(found, now=NOW))
+        assert ("" if cell is None else cell[1]) == told
+        assert line(found.examples[0]).endswith(f"x.png ({told})" if told else "x.png")
 
 
 def test_the_sheet_is_its_owners_and_follows_no_link(tmp_path: Path) -> None:
