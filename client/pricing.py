@@ -154,8 +154,9 @@ def work_out(function: Callable[..., T], *arguments: object, limits: PricingLimi
         ours.close()
     if answer is None:
         raise AccountingError(
-            f"this run's figures need more than {limits.seconds:g} s or {limits.memory_mib} MiB: have the coordinator "
-            "choose fewer rounds, or a noise multiplier and a sampling rate that are not so small"
+            f"this run's figures need more than {limits.seconds:g} s or {limits.memory_mib} MiB: if this machine was "
+            "busy, try again once it is not, a steward by restarting it; else have the coordinator choose fewer "
+            "rounds, or a noise multiplier and a sampling rate that are not so small"
         )
     result, error = answer
     if error is not None:

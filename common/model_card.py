@@ -72,7 +72,8 @@ def _front_matter(facts: CardFacts) -> Iterator[str]:
 
 
 def _head(release: Release, count: int, names: Sequence[str]) -> Iterator[str]:
-    state = "" if release.is_finished else f", ended early: {release.rounds} of {release.rounds_planned} rounds"
+    rounds = f"{release.rounds} of {release.rounds_planned} rounds"
+    state = "" if release.is_finished else f"; the run ended early, after {rounds}"
     yield f"\n# {release.name}\n"
     yield (
         f"A LoRA for {_FAMILIES[release.family]}. {count} institutions trained it together{state}; no picture or "

@@ -72,6 +72,7 @@ def _aggregation(privacy: StatedPrivacy) -> str:
     if privacy.secure_aggregation:
         return (
             "Every institution masked what it sent with keys that it shares with the other institutions alone; the "
-            "coordinator saw sums."
+            "coordinator saw sums. That holds as long as the institutions are real: had the coordinator invented all "
+            "others, the last row would hold for the one left, against everybody."
         )
     return "Nothing was masked: the coordinator saw each institution's noised share, so against it the last row holds."

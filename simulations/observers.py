@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, Never
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from common.adapter.vector import write_vector
@@ -170,8 +171,9 @@ def draw_curves(directory: Path) -> None:
             # a line needs two points; fewer are drawn as points
             dotted = "o" if name or len(points) < 2 else None
             axes.plot(*zip(*points, strict=True), linewidth=1, marker=dotted, markersize=3, label=name)
-        if any(lines[title]):
-            axes.legend(fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if any(lines[title]):  # beside the panel, so that it hides no point
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_atomically(directory / CURVES, picture.getvalue())

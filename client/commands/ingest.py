@@ -72,12 +72,12 @@ def ingest(
             _sheet(found, report)
     elif yes or typer.confirm(f"Add the pictures of {folder} to the vault?", default=False):
         found = _add(intake, config, receipt)
-        _print(found, "Added to the vault")
+        _print(found, "Added to the vault" if found.kept else "Nothing was added to the vault")
     else:
         typer.echo("nothing was added")
         raise typer.Exit(NOTHING)
     if not found.kept:
-        typer.echo("nothing was added: no file was taken" if commit else "no file would be taken")
+        typer.echo("no file was taken" if commit else "no file would be taken")
         raise typer.Exit(NOTHING)
 
 

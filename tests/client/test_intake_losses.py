@@ -331,7 +331,9 @@ def test_the_exit_code_says_when_nothing_was_taken(place: Path) -> None:
     assert commit(place).exit_code == 0
     again = commit(place)
     assert again.exit_code == 3
-    assert "nothing was added: no file was taken" in again.output
+    assert "Nothing was added to the vault" in again.output
+    assert "no file was taken" in again.output
+    assert "Added to the vault" not in again.output
     assert CliRunner().invoke(app, words(place)).exit_code == 3
 
 

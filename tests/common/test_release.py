@@ -15,6 +15,7 @@ from common.card_facts import CardFacts, DataCategory
 from common.config import BaseModelConfig, PrivacyConfig, RunConfig, ServerConfig
 from common.crypto import Identity, Label, Secret
 from common.privacy.run_plan import private_plan
+from common.privacy.statements import Adversary
 from common.randomness import REPEATABLE_WORDS
 from common.release import (
     Release,
@@ -30,6 +31,7 @@ from common.release import (
     sign_word,
     stated_privacy,
 )
+from common.release_words import privacy_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,3 +253,12 @@ def test_a_file_name_leads_nowhere_else(name: str) -> None:
     data = file_bytes(sign_release(msgspec.structs.replace(RELEASE, files=files), COORDINATOR))
     with pytest.raises(ReleaseError, match="cannot be read"):
         parse_release(data)
+
+
+def test_the_privacy_section_says_which_figure_holds_if_institutions_are_invented_or_nothing_is_masked() -> None:
+    clear = msgspec.structs.replace(RELEASE.privacy, secure_aggregation=False)
+    words = [privacy_section(each) for each in (RELEASE, msgspec.structs.replace(RELEASE, privacy=clear))]
+    assert "had the coordinator invented all others, the last row would hold" in words[0]
+    assert "against it the last row holds" in words[1]
+    for each in words:  # the last row is the one that is meant
+        assert [row for row in each.splitlines() if row.startswith("|")][-1].startswith(f"| {Adversary.FALLBACK} |")

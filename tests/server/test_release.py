@@ -210,7 +210,7 @@ def test_a_run_with_rounds_left_is_released_only_when_told_to(run: FinishedRun, 
     # what was sent after the checkpoint was seen by the coordinator all the same
     assert release.privacy.sent.attempts == 2
     card = (tmp_path / "release" / "README.md").read_text()
-    assert "ended early: 1 of 2 rounds" in card
+    assert "the run ended early, after 1 of 2 rounds" in card
     assert "ended early because of what its adapter showed" in card
 
 

@@ -17,11 +17,13 @@ from simulations.observers import CURVES, draw_curves
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.axes import Axes
+
 MEASURED = [{"kind": "evaluation", "round": n, "institutions": [{"institution": "a", "loss": 2.0 - n}]} for n in (0, 1)]
 
 
-def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Titles of the panels of ``curves.png``, each of which must show a line."""
+def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The panels of ``curves.png``, each of which must show a line."""
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures: list[Figure] = []
     save = Figure.savefig
@@ -31,7 +33,7 @@ def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPa
     axes = [axes for figure in figures for axes in figure.axes]
     assert all(line.get_xydata().size for each in axes for line in each.lines)  # type: ignore[union-attr]
     assert all(each.lines for each in axes)
-    return [each.get_title() for each in axes]
+    return axes
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,19 @@ def test_no_panel_of_the_curves_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: float | None, evaluations: list[Any], panels: list[str]
 ) -> None:
     rounds = [{"kind": "round", "round": 1, "train_loss": train}]
-    assert drawn(tmp_path, rounds + evaluations, monkeypatch) == panels
+    assert [each.get_title() for each in drawn(tmp_path, rounds + evaluations, monkeypatch)] == panels
+
+
+def test_the_curves_axis_has_whole_rounds_and_the_legend_hides_no_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"kind": "round", "round": n, "train_loss": 1.0} for n in (1, 2, 3, 4)]
+    panels = drawn(tmp_path, rows + MEASURED, monkeypatch)
+    assert len(panels) == 2
+    for axes in panels:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+        if (legend := axes.get_legend()) is not None:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_a_loss_that_nobody_sent_is_no_number(caplog: pytest.LogCaptureFixture) -> None:
