@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, Never
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from common.adapter.vector import write_vector
@@ -166,6 +167,7 @@ def draw_curves(directory: Path) -> None:
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     for title, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         axes.set(title=title, xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no round 0.02
         for name, points in lines[title].items():
             # a line needs two points; fewer are drawn as points
             dotted = "o" if name or len(points) < 2 else None

@@ -21,7 +21,7 @@ MEASURED = [{"kind": "evaluation", "round": n, "institutions": [{"institution": 
 
 
 def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Titles of the panels of ``curves.png``, each of which must show a line."""
+    """Titles of the panels of ``curves.png``, each of which must show a line, and no rounds but whole ones."""
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures: list[Figure] = []
     save = Figure.savefig
@@ -31,6 +31,7 @@ def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPa
     axes = [axes for figure in figures for axes in figure.axes]
     assert all(line.get_xydata().size for each in axes for line in each.lines)  # type: ignore[union-attr]
     assert all(each.lines for each in axes)
+    assert all(float(tick).is_integer() for each in axes for tick in each.get_xticks())
     return [each.get_title() for each in axes]
 
 
@@ -38,6 +39,7 @@ def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPa
     ("train", "evaluations", "panels"),
     [
         (None, MEASURED, ["hold-out loss"]),
+        (None, MEASURED[:1], ["hold-out loss"]),
         (0.5, MEASURED, ["training loss", "hold-out loss"]),
         (0.5, [], ["training loss"]),
         (None, [], []),
