@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Final, Never
+from typing import TYPE_CHECKING, Final, Never, TypeVar
 
 from common.durable_file import owner_only_files
 from common.errors import DarkroomError
@@ -30,6 +30,9 @@ TERMINATED: Final = 143
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IN_LETTERS: Final = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "×": "x", "…": "...", "–": "-", "→": "->"}
 """What we print beyond ASCII, for terminals that lack it."""
+
+
+_Kind = TypeVar("_Kind", bound=BaseException)
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,8 +61,10 @@ def run_command_line(app: Callable[[], object], *, interrupted: str = "stopped")
             raise
         _fail("\n".join((_refused(error), *getattr(error, "__notes__", ()))))
     except (SystemExit, KeyboardInterrupt) as end:  # typer makes the one of the other
-        interrupt = _interrupt_behind(end)
+        interrupt = _behind(end, KeyboardInterrupt)
         if interrupt is None:
+            if _behind(end, EOFError) is not None:
+                _fail("nobody answered the question; answer it in a terminal, or with the option that --help names")
             raise
         said = getattr(interrupt, "__notes__", None) or [interrupted]
         sys.stderr.write("\n" + "\n".join(map(_shown, said)) + "\n")
@@ -90,8 +95,8 @@ def _terminate(_number: int, _frame: FrameType | None) -> Never:
     raise Terminated
 
 
-def _interrupt_behind(end: BaseException | None) -> KeyboardInterrupt | None:
-    while end is not None and not isinstance(end, KeyboardInterrupt):
+def _behind(end: BaseException | None, kind: type[_Kind]) -> _Kind | None:
+    while end is not None and not isinstance(end, kind):
         end = end.__cause__ or end.__context__
     return end
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +18,9 @@ from common.command_line import last_words, run_command_line
 from common.errors import ConfigError
 from simulations.scenario import load_scenario
 from simulations.sweep.grid import Axis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(help="Darkroom on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -53,20 +58,21 @@ def run(
     directory = runs / (name or loaded.name)
     if resume and again:
         raise ConfigError("--resume goes on with the earlier run and --again removes it; give one of them")
-    if again:
-        _remove(directory)
-    if not resume:
-        _check_free(directory, "go on with --resume, start over with --again, or use --name")
-    elif _is_finished(directory, loaded.rounds):
-        return
+    with _alone(directory):
+        if again:
+            _remove(directory)
+        if not resume:
+            _check_free(directory, "go on with --resume, start over with --again, or use --name")
+        elif _is_finished(directory, loaded.rounds):
+            return
 
-    with last_words(lambda: _kept(directory)):
-        from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
+        with last_words(lambda: _kept(directory)):
+            from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
 
-        plan = RunPlan(
-            scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
-        )
-        run_scenario(plan, _warn)
+            plan = RunPlan(
+                scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
+            )
+            run_scenario(plan, _warn)
     typer.echo(_what_to_look_at(directory))
 
 
@@ -82,7 +88,7 @@ def compare(
     loaded = load_scenario(scenario, rounds=rounds)
     directory = runs / f"{loaded.name}-compare"
     _check_is_directory(directory)
-    with last_words(lambda: f"stopped; what was trained is kept in {directory}; {_same_command()}"):
+    with _alone(directory), last_words(lambda: f"stopped; what was trained is kept in {directory}; {_same_command()}"):
         from simulations.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
 
         plan = ComparisonPlan(scenario=loaded, directory=directory, cache=cache, threads=threads)
@@ -142,7 +148,10 @@ def sweep(
     loaded = load_scenario(scenario, rounds=rounds)
     directory = runs / f"{loaded.name}-sweep"
     _check_is_directory(directory)
-    with last_words(lambda: f"stopped; every training that ended is kept in {directory}; {_same_command()}"):
+    with (
+        _alone(directory),
+        last_words(lambda: f"stopped; every training that ended is kept in {directory}; {_same_command()}"),
+    ):
         from simulations.sweep.study import StudyPlan, planned, run_study  # noqa: PLC0415 - torch takes seconds to load
 
         plan = StudyPlan(
@@ -172,15 +181,15 @@ def wiretap(
     """Keep every byte that coordinator and network see of a private run, and compare it with what they do not see."""
     loaded = load_scenario(scenario, rounds=rounds)
     directory = runs / f"{loaded.name}-wiretap"
-    _check_free(directory, "move it away, or keep this one elsewhere with --runs")
+    with _alone(directory):
+        _check_free(directory, "move it away, or keep this one elsewhere with --runs")
+        with last_words(lambda: f"stopped; remove {directory} before you start it again"):
+            import torch  # noqa: PLC0415 - takes seconds to load
 
-    with last_words(lambda: f"stopped; remove {directory} before you start it again"):
-        import torch  # noqa: PLC0415 - takes seconds to load
+            from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
 
-        from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
-
-        torch.set_num_threads(threads)
-        typer.echo(tap_scenario(loaded, directory, cache))
+            torch.set_num_threads(threads)
+            typer.echo(tap_scenario(loaded, directory, cache))
     typer.echo(f"Look at:\n  {directory / 'comparison.png'}\n  {directory / 'messages'}")
 
 
@@ -202,16 +211,31 @@ def pilot(
     cache: Cache = Path(".cache"),
 ) -> None:
     """Run a real federation of separate processes on this machine, from requests over TLS to a picture."""
-    if again and (directory / "commands.log").exists():
-        shutil.rmtree(directory)
-    _check_free(directory, "start over with --again if it is an earlier pilot, or give a new folder")
-    with last_words(lambda: f"stopped, with every process; logs are in {directory}; start over with --again"):
-        from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
+    with _alone(directory):
+        if again and (directory / "commands.log").exists():
+            shutil.rmtree(directory)
+        _check_free(directory, "start over with --again if it is an earlier pilot, or give a new folder")
+        with last_words(lambda: f"stopped, with every process; logs are in {directory}; start over with --again"):
+            from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
 
-        plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
-        result = Pilot(plan, typer.echo).run()
+            plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
+            result = Pilot(plan, typer.echo).run()
     look = (("release", result.release), ("pictures", result.pictures), ("logs", directory))
     typer.echo("\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look))
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep a second command out: until the first round the directory looks free, and ``--again`` would remove it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / f".{directory.name}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory"
+            ) from error
+        yield
 
 
 def _remove(directory: Path) -> None:

@@ -167,11 +167,11 @@ def draw_curves(directory: Path) -> None:
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     for title, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         axes.set(title=title, xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no round 0.02
         for name, points in lines[title].items():
             # a line needs two points; fewer are drawn as points
             dotted = "o" if name or len(points) < 2 else None
             axes.plot(*zip(*points, strict=True), linewidth=1, marker=dotted, markersize=3, label=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if any(lines[title]):  # beside the panel, so that it hides no point
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     picture = BytesIO()

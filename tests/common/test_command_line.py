@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -52,6 +53,22 @@ def test_an_interrupt_has_its_last_words_through_typer(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         run_command_line(lambda: app(["--silent"]), interrupted="ended")
     assert (ended.value.code, capsys.readouterr().err) == (130, "\nended\n")
+
+
+def test_a_question_that_nobody_answers_says_how_to(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def ask() -> None:
+        typer.confirm("Really?")
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(lambda: app([]))
+    assert ended.value.code == 2
+    assert "error: nobody answered the question; answer it in a terminal, or" in capsys.readouterr().err
 
 
 def test_sigterm_ends_in_order_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:

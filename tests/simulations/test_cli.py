@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -9,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from common.errors import ConfigError
+from simulations.cli import app
 from simulations.scenario import load_scenario
 from tests.simulations.worlds import write_world
 
@@ -45,6 +49,53 @@ def test_a_run_is_neither_overwritten_nor_mixed(world: Path) -> None:
     assert "nothing to resume" in refused(
         darkroom("simulations.cli", "run", "world.toml", "--resume", "--name", "other", cwd=world)
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (("run", "world.toml"), "runs/world"),
+        (("run", "world.toml", "--again"), "runs/world"),
+        (("run", "world.toml", "--resume"), "runs/world"),
+        (("run", "world.toml", "--name", "fresh"), "runs/fresh"),
+        (("compare", "world.toml"), "runs/world-compare"),
+        (("sweep", "world.toml"), "runs/world-sweep"),
+        (("wiretap", "world.toml"), "runs/world-wiretap"),
+        (("pilot", "pilot", "--again"), "pilot"),
+    ],
+)
+def test_two_commands_never_work_in_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_world(tmp_path, rounds=1)
+    begun = tmp_path / "runs" / "world" / "run.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("{}")
+    directory = Path(folder)
+    with directory.with_name(f".{directory.name}.lock").open("ab") as held:  # as the command that came first holds it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refusal = CliRunner().invoke(app, words).exception
+    assert isinstance(refusal, ConfigError)
+    assert "another darkroom-sim works in it" in str(refusal)
+    assert begun.exists()
+
+
+def test_the_directory_is_held_while_a_command_works_and_free_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_world(tmp_path, rounds=1)
+    refusals: list[BaseException | None] = []
+
+    def second(*_: object) -> None:
+        refusals.append(CliRunner().invoke(app, ["run", "world.toml", "--again"]).exception)
+
+    monkeypatch.setattr("simulations.run.run_scenario", second)
+    for _ in range(2):
+        assert CliRunner().invoke(app, ["run", "world.toml"]).exit_code == 0
+    assert all("another darkroom-sim works in it" in str(refusal) for refusal in refusals)
+    assert len(refusals) == 2
 
 
 def test_a_resume_without_anything_to_resume_says_so(world: Path) -> None:

@@ -40,6 +40,7 @@ def drawn(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPa
     ("train", "evaluations", "panels"),
     [
         (None, MEASURED, ["hold-out loss"]),
+        (None, MEASURED[:1], ["hold-out loss"]),
         (0.5, MEASURED, ["training loss", "hold-out loss"]),
         (0.5, [], ["training loss"]),
         (None, [], []),
