@@ -14,16 +14,16 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.errors import DarkroomError, DataError, StewardUnavailable
-from common.messages import Refusal, RefusalCode, encode
-from common.port import ACTION, FIELD, RECORD
-from common.steward_link import ClientCertificate, StewardAddress, StewardLink, read_token
+from common.wire.messages import Refusal, RefusalCode, encode
+from common.wire.port import ACTION, FIELD, RECORD
+from common.wire.steward_link import ClientCertificate, StewardAddress, StewardLink, read_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flwr.app import Context
 
-    from common.port import StewardPort
+    from common.wire.port import StewardPort
 
 ADDRESS_KEY: Final = "steward"
 """Key of the SuperNode's ``--node-config`` that names the steward: ``unix:///path``, or ``host:port``."""

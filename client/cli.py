@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from client.commands.approval import approvals, approve, revoke
 from client.commands.check import check
-from client.commands.erasure import erase, expire
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
-from client.commands.picture import app as picture
+from client.commands.pictures import app as picture
 from client.commands.preflight import preflight
 from client.commands.release import app as release
 from client.commands.release import countersign
 from client.commands.restoring import accept_clock, accept_vault
 from client.commands.rotation import rotate_key
+from client.commands.runs import approvals, approve, revoke
 from client.commands.site import init, status
 from client.commands.steward import steward
 from client.commands.units import units
+from client.commands.vault import erase, expire
 from client.private_memory import keep_memory_private
 from common.command_line import last_words, run_command_line
 
@@ -54,7 +54,7 @@ def generate(
     ] = False,
 ) -> None:
     """Draw pictures from prompts with a base model and an adapter; each says in its file that it is generated."""
-    from client.generation import GenerationRequest, generate_pictures  # noqa: PLC0415 - torch takes seconds to load
+    from client.drawing.generation import GenerationRequest, generate_pictures  # noqa: PLC0415 - torch takes seconds to load
 
     request = GenerationRequest(
         base=base,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.audit_log import Entry, verify_log
-from common.crypto import PUBLIC_KEY_BYTES
+from common.crypto.primitives import PUBLIC_KEY_BYTES
 from common.errors import AuditLogError, ConfigError
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from common.crypto import DIGEST_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
+from common.crypto.primitives import DIGEST_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
 from common.errors import AuditLogError, BadSignature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-    from common.crypto import Identity
+    from common.crypto.primitives import Identity
 
 MAX_LINE_BYTES: Final = 1 << 16
 Detail: TypeAlias = str | int | float | bool

@@ -18,7 +18,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Final, Never, TypeVar
 
-from common.durable_file import owner_only_files
+from common.durable_files import owner_only_files
 from common.errors import DarkroomError
 
 if TYPE_CHECKING:

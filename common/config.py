@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from common import bounds
-from common.randomness import REPEATABLE_WORDS
+from common.crypto.randomness import REPEATABLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +146,7 @@ class PrivacyConfig(Config, frozen=True, kw_only=True):
     repeats: bounds.Repeats = 2
     """Attempts beyond one a round that the noise is sized for; the run stops when they are used up."""
     repeatable: str = ""
-    """For tests: the sentence :data:`common.randomness.REPEATABLE_WORDS`; noise then comes from the run's seed."""
+    """For tests: the sentence :data:`common.crypto.randomness.REPEATABLE_WORDS`; noise is then the run's seed's."""
 
     @property
     def is_private(self) -> bool:

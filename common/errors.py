@@ -32,13 +32,13 @@
     │   ├── MasksDidNotCancel      a sum whose check coordinates are wrong; nothing is released
     │   └── MaskReuse              a second vector asked for under the same masks
     ├── CryptoError                a key or sealed text that cannot be used
-    ├── ProvisioningError          a request, join file or certificate that cannot be used; kinds in common/preflight.py
+    ├── ProvisioningError          a request, join file or certificate that cannot be used
     ├── ManifestError              a run manifest that is not canonical, not signed or contradicts itself
     ├── ApprovalError              a site's word on a run that is damaged, missing or not to be had
     ├── PolicyRefusal              a manifest that the site's own policy forbids; lists every reason
     ├── NotApproved                a manifest that nobody at the institution has approved yet
     ├── FiguresPending             an approved manifest whose cost is still being worked out
-    ├── LedgerError                the privacy ledger; LedgerRolledBack stands in client/books.py
+    ├── LedgerError                the privacy ledger; LedgerRolledBack stands in client/governance/rollback.py
     │   ├── BudgetExceeded         the contribution would pass a budget of the site
     │   ├── AlreadyCharged         this round and attempt, or a later one, was charged before
     │   ├── LedgerCorrupt          missing, damaged or of another kind
@@ -49,7 +49,7 @@
     ├── StewardUnavailable         a steward that cannot be reached or cannot start
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
-    ├── ReleaseError               a release that is incomplete, altered or not agreed to; in common/release.py
+    ├── ReleaseError               a release that is incomplete, altered or not agreed to
     ├── RoundFailed                an attempt that cannot count; its kinds stand in server/errors.py
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
     └── PrivacyError               something that would void or misstate a privacy guarantee
@@ -69,7 +69,8 @@ class DarkroomError(Exception):
     """Base of every error that Darkroom raises on purpose."""
 
     exit_code: int = 2
-    """Of a command that ends with it: 2 for what its user got wrong; see :mod:`client.endings` for others."""
+    """Of a command that ends with it: 2 for what its user got wrong; see :mod:`client.connection.endings` for
+    others."""
 
 
 class ConfigError(DarkroomError):

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from common.certificates import check_node_key, read_certificate
 from common.config import Digest
-from common.crypto import Label, check_identity, digest, verify_signature
+from common.crypto.certificates import check_node_key, read_certificate
+from common.crypto.primitives import Label, check_identity, digest, verify_signature
 from common.errors import BadKey, BadSignature, ProvisioningError
 from common.field_words import decoding_fault, not_wanted
-from common.manifest import InstitutionName, PublicKeyHex
+from common.manifest.manifest import InstitutionName, PublicKeyHex
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from common.crypto import Identity
+    from common.crypto.primitives import Identity
 
 MAX_FILE_BYTES: Final = 64 << 10
 FINGERPRINT_DIGITS: Final = 30

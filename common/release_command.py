@@ -23,7 +23,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check every file, figure and signature of a release, and say each fault."""
-    from common.release_check import verify_release  # noqa: PLC0415 - torch takes seconds to load
+    from common.release.check import verify_release  # noqa: PLC0415 - torch takes seconds to load
 
     for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures, base=base):
         typer.echo(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from common.durable_file import sync_folder
+from common.durable_files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

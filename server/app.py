@@ -13,25 +13,25 @@ from flwr.serverapp import Grid, ServerApp
 from common.adapter.spec import AdapterSpec
 from common.audit_log import AuditLog
 from common.config import RunConfig
+from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError
-from common.identity_file import read_identity_file
-from common.manifest import open_manifest
+from common.manifest.manifest import open_manifest
 from common.toml_config import parse_config, read_toml
-from server.checkpoint import checkpoint_files
-from server.coordinator import CHECKPOINTS, Coordinator
-from server.leadership import leading
-from server.patience import WaitsForInstitutions
-from server.run_binding import check_log_belongs
-from server.run_directory import LOG_FILE, RunDirectory
-from server.secure_session import SecureRun
-from server.transport import GridTransport, Transport
+from server.rounds.run_binding import check_log_belongs
+from server.rounds.session import SecureRun
+from server.rounds.transport import GridTransport, Transport
+from server.run.checkpoint import checkpoint_files
+from server.run.coordinator import CHECKPOINTS, Coordinator
+from server.run.directory import LOG_FILE, RunDirectory
+from server.run.leadership import leading
+from server.run.waiting import WaitsForInstitutions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flwr.app import Context
 
-    from server.vectors import Vector
+    from server.rounds.vectors import Vector
 
 CONFIG_KEY: Final = "config"
 """Run-config key: path of the run's TOML file."""

@@ -13,7 +13,7 @@ from common.toml_config import parse_config, read_toml
 from server.commands import manifest, release, run
 from server.commands.federation import approve, init, renew, revoke, up
 from server.commands.preflight import preflight
-from server.commands.units import nginx, units
+from server.commands.service import nginx, units
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)

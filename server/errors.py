@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from common.errors import CheckpointError, RoundFailed
 
 if TYPE_CHECKING:
-    from server.sum_norm import MeanNorm
+    from server.rounds.sum_norm import MeanNorm
 
 
 class TooFewInstitutions(RoundFailed):

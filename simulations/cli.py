@@ -16,7 +16,7 @@ import typer
 
 from common.command_line import last_words, run_command_line
 from common.errors import ConfigError
-from simulations.scenario import load_scenario
+from simulations.scenario.scenario import load_scenario
 from simulations.sweep.grid import Axis
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run(
             return
 
         with last_words(lambda: _kept(directory)):
-            from simulations.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
+            from simulations.experiments.run import RunPlan, run_scenario  # noqa: PLC0415 - torch takes seconds to load
 
             plan = RunPlan(
                 scenario=loaded, directory=directory, cache=cache, engine=engine.value, resume=resume, threads=threads
@@ -89,7 +89,7 @@ def compare(
     directory = runs / f"{loaded.name}-compare"
     _check_is_directory(directory)
     with _alone(directory), last_words(lambda: f"stopped; what was trained is kept in {directory}; {_same_command()}"):
-        from simulations.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
+        from simulations.experiments.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
 
         plan = ComparisonPlan(scenario=loaded, directory=directory, cache=cache, threads=threads)
         typer.echo(compare_scenario(plan, _warn))
@@ -108,7 +108,7 @@ def budget(
     colluders: Annotated[int, typer.Option(min=0, help="Of them, how many may collude.")] = 0,
 ) -> None:
     """What epsilon these settings have, or how much noise an epsilon takes; nothing is trained."""
-    from simulations.budget import budget_of, budget_of_scenario, checked_settings  # noqa: PLC0415 - scipy takes a second
+    from simulations.experiments.budget import budget_of, budget_of_scenario, checked_settings  # noqa: PLC0415 - scipy takes a second
 
     if scenario is not None:
         options = (noise_multiplier, sampling_rate, delta, population)
@@ -186,7 +186,7 @@ def wiretap(
         with last_words(lambda: f"stopped; remove {directory} before you start it again"):
             import torch  # noqa: PLC0415 - takes seconds to load
 
-            from simulations.wiretap import tap_scenario  # noqa: PLC0415 - as above
+            from simulations.experiments.wiretap import tap_scenario  # noqa: PLC0415 - as above
 
             torch.set_num_threads(threads)
             typer.echo(tap_scenario(loaded, directory, cache))
@@ -197,7 +197,7 @@ def wiretap(
 def fetch(cache: Cache = Path(".cache")) -> None:
     """Fetch and build the demonstration's pictures, so that later commands need no network."""
     with last_words(lambda: f"stopped; what was fetched is kept in {cache}; {_same_command()}"):
-        from simulations.institutions import build_institutions  # noqa: PLC0415 - as above
+        from simulations.scenario.medical import build_institutions  # noqa: PLC0415 - as above
 
         for made in build_institutions(cache / "institutions-48", cache / "sources", resolution=48):
             typer.echo(f"{made.name}: {made.folder}")
@@ -216,7 +216,7 @@ def pilot(
             shutil.rmtree(directory)
         _check_free(directory, "start over with --again if it is an earlier pilot, or give a new folder")
         with last_words(lambda: f"stopped, with every process; logs are in {directory}; start over with --again"):
-            from simulations.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
+            from simulations.pilot.pilot import Pilot, demonstration  # noqa: PLC0415 - as above
 
             plan = demonstration(directory.resolve(), cache.resolve(), rounds=rounds)
             result = Pilot(plan, typer.echo).run()
@@ -266,7 +266,7 @@ def _is_run(directory: Path) -> bool:
 
 def _is_finished(directory: Path, rounds: int) -> bool:
     """Whether nothing is left to resume, which is said; also where there is only a start from the beginning."""
-    from server.run_directory import finished_rounds  # noqa: PLC0415 - as above
+    from server.run.directory import finished_rounds  # noqa: PLC0415 - as above
 
     _check_is_directory(directory)
     if not directory.exists() or not any(directory.iterdir()):
@@ -277,7 +277,7 @@ def _is_finished(directory: Path, rounds: int) -> bool:
         typer.echo(f"{directory}: finished already, all {rounds} rounds; nothing to resume. --again starts over.")
         typer.echo(_what_to_look_at(directory))
         return True
-    from simulations.run import has_begun  # noqa: PLC0415 - as above
+    from simulations.experiments.run import has_begun  # noqa: PLC0415 - as above
 
     if not has_begun(directory):
         typer.echo(f"{directory}: no round is kept yet, so there is nothing to go on from; starting at the first")
@@ -285,7 +285,7 @@ def _is_finished(directory: Path, rounds: int) -> bool:
 
 
 def _kept(directory: Path) -> str:
-    from server.checkpoint import last_round  # noqa: PLC0415 - as above
+    from server.run.checkpoint import last_round  # noqa: PLC0415 - as above
 
     rounds = last_round(directory / "checkpoints")
     words = [word for word in sys.argv[1:] if word not in {"--again", "--resume"}]

@@ -12,16 +12,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("client", "common", "server", "simulations")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # X.509 and OpenSSH keys are formats of their own, for the transport alone: nothing that our protocol signs uses them
-CRYPTOGRAPHY_ROOMS = {"common/crypto.py", "common/certificates.py", "common/certificate_checks.py"}
+CRYPTOGRAPHY_ROOMS = {
+    "common/crypto/primitives.py",
+    "common/crypto/certificates.py",
+    "common/crypto/certificate_checks.py",
+}
 # the gate stands between Flower and the bundles that it is sent; a SuperNode's process is Flower's program with an
 # end to it; the benchmark measures Flower's own masking beside ours
 FLOWER_ROOMS = {
     "client/app.py",
-    "client/bundle_gate.py",
-    "client/supernode_process.py",
+    "client/connection/bundle_gate.py",
+    "client/connection/supernode_process.py",
     "server/app.py",
-    "server/transport.py",
-    "simulations/bench_secagg.py",
+    "server/rounds/transport.py",
+    "simulations/bench/fleet.py",
+    "simulations/bench/secagg.py",
 }
 
 
@@ -124,7 +129,7 @@ def test_the_bundle_is_an_allow_list_of_code() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = project["tool"]["flwr"]["app"]["fab-include"]
     shipped = {name_of(path) for pattern in included for path in ROOT.glob(pattern)}
-    assert {"client/__init__.py", "client/app.py", "server/app.py", "common/messages.py"} <= shipped
+    assert {"client/__init__.py", "client/app.py", "server/app.py", "common/wire/messages.py"} <= shipped
     # the steward, its ledger and its data never travel in a bundle that the coordinator chooses
     assert {name for name in shipped if name.startswith("client/")} == {"client/__init__.py", "client/app.py"}
     assert not {name for name in shipped if name.startswith(("simulations/", "tests/"))}

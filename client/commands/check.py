@@ -10,12 +10,12 @@ import typer
 from common.command_line import last_words
 
 if TYPE_CHECKING:
-    from client.imagefolder import Picture
+    from client.intake.imagefolder import Picture
 
 
 def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metadata.jsonl or without.")]) -> None:
     """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
-    from client.imagefolder import look_at, unlisted_files
+    from client.intake.imagefolder import look_at, unlisted_files
     from common.errors import DataError, EmptyFolder
 
     with last_words(lambda: "stopped; nothing was changed, and nothing is kept of the check: start it again"):
@@ -46,7 +46,7 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metada
 
 def _fault(folder: Path, picture: Picture) -> tuple[str, str, bool] | None:
     """Name, what is wrong, and whether an intake takes the picture all the same."""
-    from client.imagefolder import load_pixels
+    from client.intake.imagefolder import load_pixels
     from common.errors import BadImage
 
     try:
@@ -57,10 +57,10 @@ def _fault(folder: Path, picture: Picture) -> tuple[str, str, bool] | None:
 
 
 def _is_taken(folder: Path, name: str) -> bool:
-    from client.vault.deidentify import CleanFile, clean_file
-    from client.vault.intake_rules import IntakeRules
-    from client.vault.outcomes import Refused
-    from client.vault.sources import locate
+    from client.intake.deidentify import CleanFile, clean_file
+    from client.intake.folder import locate
+    from client.intake.outcomes import Refused
+    from client.intake.rules import IntakeRules
 
     path = locate(folder, name)
     return not isinstance(path, Refused) and isinstance(clean_file(path, IntakeRules(), previews=False), CleanFile)

@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from client.vault.ingest import Intake
-    from client.vault.intake_report import IntakeReport
-    from client.vault.intake_rules import IntakeRules
+    from client.intake.ingest import Intake
+    from client.intake.intake_report import IntakeReport
+    from client.intake.rules import IntakeRules
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
 Site = Annotated[Path, typer.Option("--config", help="The site's settings. A dry run can do without.", dir_okay=False)]
@@ -56,7 +56,7 @@ def ingest(
 
     Exit code 3: nothing was taken, or would be.
     """
-    from client.vault.ingest import Intake
+    from client.intake.ingest import Intake
 
     intake = Intake(
         folder=folder,
@@ -83,16 +83,16 @@ def ingest(
 
 def ingest_rules() -> None:
     """Print ingest.toml: every rule of an intake, with its default and what it means."""
-    from client.vault.intake_rules import RULES_TOML
+    from client.intake.rules import RULES_TOML
 
     typer.echo(RULES_TOML, nl=False)
 
 
 def pseudonym(config: Site = Path("site.toml")) -> None:
     """Print the subject id under which a DICOM patient is in the vault, to erase or look up. Asks for the PatientID."""
-    from client.site import read_site
-    from client.vault.subjects import IntakeKey
-    from common.identity_file import read_identity_file
+    from client.intake.subjects import IntakeKey
+    from client.site.settings import read_site
+    from common.crypto.identity_file import read_identity_file
 
     key = IntakeKey.of(read_identity_file(Path(read_site(config).identity)))
     # asked for, since arguments show in the shell's history and to other users
@@ -102,7 +102,7 @@ def pseudonym(config: Site = Path("site.toml")) -> None:
 def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
     import msgspec
 
-    from client.vault.intake_rules import IntakeRules, read_rules
+    from client.intake.rules import IntakeRules, read_rules
 
     rules = read_rules(path) if path else IntakeRules()
     if accept_text:
@@ -111,7 +111,7 @@ def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
 
 
 def _look(intake: Intake, config: Path, names: Path | None) -> IntakeReport:
-    from client.vault.left_out import LeftOut
+    from client.intake.left_out import LeftOut
 
     if names is None:
         return _against_vault(intake, config)
@@ -123,14 +123,14 @@ def _look(intake: Intake, config: Path, names: Path | None) -> IntakeReport:
 
 def _against_vault(intake: Intake, config: Path) -> IntakeReport:
     """What would be done, with the site's vault, if there is a site and it has one yet."""
-    from client.books import read_noted
-    from client.intake_papers import unfinished
-    from client.site import read_site
-    from client.site_vault import forget_passphrase, open_vault
-    from client.vault.subjects import IntakeKey
+    from client.governance.rollback import read_noted
+    from client.intake.subjects import IntakeKey
+    from client.operations.intake_papers import unfinished
+    from client.site.settings import read_site
+    from client.site.vault_access import forget_passphrase, open_vault
     from common.audit_log import read_entries
-    from common.crypto import random_key
-    from common.identity_file import read_identity_file
+    from common.crypto.identity_file import read_identity_file
+    from common.crypto.primitives import random_key
 
     if not config.exists():
         typer.echo(f"no {config}: looking without a vault; who would be held out is drawn anew each time")
@@ -148,10 +148,10 @@ def _against_vault(intake: Intake, config: Path) -> IntakeReport:
 
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
-    from client.intake_papers import Papers, Terminated, add_to_vault
-    from client.site import read_site
+    from client.operations.intake_papers import Papers, Terminated, add_to_vault
+    from client.site.settings import read_site
+    from common.crypto.identity_file import read_identity_file
     from common.errors import ConfigError
-    from common.identity_file import read_identity_file
 
     site = read_site(config)
     identity = read_identity_file(Path(site.identity))
@@ -191,7 +191,7 @@ def _table(found: IntakeReport, title: str) -> Table:
 
 
 def _sheet(found: IntakeReport, path: Path) -> None:
-    from client.vault.contact_sheet import write_contact_sheet
+    from client.intake.contact_sheet import write_contact_sheet
 
     write_contact_sheet(found, path, now=datetime.now(UTC))
     typer.echo(f"contact sheet: {path} (shows pictures as they came in: delete it after a look)")

@@ -10,19 +10,25 @@ from typing import Annotated
 
 import typer
 
-from client.connection import Connection
-from client.endings import until_mended
-from client.handshake import CertificateRefused, check_clock, shake_hands
-from client.joining import SuperNode, held_connection, request_to_join, steward_missing, steward_node_config
-from client.safe_folder import refuse_others_folder
-from client.site import read_limits, read_site
-from client.site_layout import SiteLayout
-from client.site_vault import forget_passphrase
+from client.connection.endings import until_mended
+from client.connection.handshake import CertificateRefused, check_clock, shake_hands
+from client.connection.presence import Connection
+from client.connection.safe_folder import refuse_others_folder
+from client.connection.supernode import (
+    SuperNode,
+    held_connection,
+    request_to_join,
+    steward_missing,
+    steward_node_config,
+)
+from client.site.layout import SiteLayout
+from client.site.settings import read_limits, read_site
+from client.site.vault_access import forget_passphrase
 from common.command_line import last_words
 from common.errors import ProvisioningError
-from common.preflight import NotAsWanted, PreflightLimits, Unreachable
+from common.host.preflight import NotAsWanted, PreflightLimits, Unreachable
+from common.host.supervision import Command, Supervisor, end_in_order
 from common.provisioning import JoinFile
-from common.supervision import Command, Supervisor, end_in_order
 
 # the SuperNode's user may go through the site's directory and not list it
 Directory = Annotated[Path, typer.Option(help="The site's directory.", readable=False)]

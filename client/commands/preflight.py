@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from common.preflight import Check
+    from common.host.preflight import Check
 
 
 def preflight(
@@ -29,7 +29,7 @@ def preflight(
     from rich.console import Console
 
     from common.errors import ProvisioningError
-    from common.preflight import exit_code, findings_table, look_at
+    from common.host.preflight import exit_code, findings_table, look_at
 
     sent = (join_file, bundle, fingerprint)
     if any(part is None for part in sent) and (connection_only or any(part is not None for part in sent)):
@@ -42,10 +42,10 @@ def preflight(
 def _checks(
     directory: Path, join_file: Path | None, bundle: Path | None, fingerprint: str | None, port: int, only: bool
 ) -> Iterator[Check]:
-    from client.joining import SuperNode
-    from client.preflight import Joining, connection_checks, steward_checks
-    from client.site import read_limits, read_site
-    from client.site_layout import SiteLayout
+    from client.connection.supernode import SuperNode
+    from client.operations.preflight import Joining, connection_checks, steward_checks
+    from client.site.layout import SiteLayout
+    from client.site.settings import read_limits, read_site
 
     layout = SiteLayout(directory)
     if not only:

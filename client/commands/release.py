@@ -23,11 +23,11 @@ def countersign(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Hold a release against this site's own books, ask, and write signatures/SITE.json; send that file back."""
-    from client.countersigning import countersign as sign
-    from client.countersigning import examine
-    from client.open_site import open_site
+    from client.operations.countersigning import countersign as sign
+    from client.operations.countersigning import examine
+    from client.site.open_site import open_site
     from common.command_line import last_words
-    from common.release_folder import ReleaseFolder
+    from common.release.folder import ReleaseFolder
 
     site, release = open_site(config), ReleaseFolder(folder)
     with last_words(lambda: "stopped; nothing was signed"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from client.site import SiteConfig
+    from client.site.settings import SiteConfig
     from common.audit_log import AuditLog
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
@@ -18,9 +18,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 def accept_vault(config: Site = Path("site.toml"), yes: Yes = False) -> None:
     """Go on with a vault that was restored from a backup, or made anew. Stop the steward first."""
-    from client.books import VAULT, VAULT_ACCEPTED, noted_in
-    from client.site import read_site
-    from client.site_vault import open_vault
+    from client.governance.rollback import VAULT, VAULT_ACCEPTED, noted_in
+    from client.site.settings import read_site
+    from client.site.vault_access import open_vault
     from common.audit_log import read_entries
 
     site = read_site(config)
@@ -44,7 +44,7 @@ def accept_vault(config: Site = Path("site.toml"), yes: Yes = False) -> None:
 
 def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
     """Say that the clock is right now, and was wrong when the ledger's last entry was made. Stop the steward first."""
-    from client.open_site import open_site
+    from client.site.open_site import open_site
 
     site = open_site(config)
     with ExitStack() as stack:
@@ -61,10 +61,10 @@ def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
 
 def _audit(site: SiteConfig, stack: ExitStack) -> AuditLog:
     """The site's log, with the steward's place held, because it has one writer."""
-    from client.books import open_log
-    from client.service_socket import held
-    from client.steward_process import socket_place
-    from common.identity_file import read_identity_file
+    from client.governance.rollback import open_log
+    from client.steward.process import socket_place
+    from client.steward.socket import held
+    from common.crypto.identity_file import read_identity_file
 
     stack.enter_context(held(socket_place(site.service)))
     return open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))

@@ -17,7 +17,7 @@ def rotate_key(
     """Lock the vault with another master key. Pictures are not encrypted again; stop the steward first."""
     import msgspec
 
-    from client.key_rotation import rotate_key as rotate
+    from client.operations.key_rotation import rotate_key as rotate
     from common.command_line import last_words
     from common.errors import ConfigError
 

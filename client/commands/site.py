@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from client.site import VaultConfig
-    from client.site_status import SiteStatus, Spending
+    from client.operations.status import SiteStatus, Spending
+    from client.site.settings import VaultConfig
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 
@@ -30,8 +30,8 @@ def init(
     ] = None,
 ) -> None:
     """Make a site's folder: settings, policy, keys, vault, ledger, audit log and token. Nothing is overwritten."""
-    from client.site_directory import make_site, site_steps
-    from common.identity_file import read_identity_file
+    from client.operations.new_site import make_site, site_steps
+    from common.crypto.identity_file import read_identity_file
     from common.provisioning import institution_fingerprint
 
     key = _key_source(passphrase_env, keyring)
@@ -50,8 +50,8 @@ def init(
 
 
 def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:
-    from client.site import VaultConfig
-    from client.site_directory import KEY_FILE
+    from client.operations.new_site import KEY_FILE
+    from client.site.settings import VaultConfig
     from common.errors import ConfigError
     from common.toml_config import parse_config
 
@@ -73,8 +73,8 @@ def status(
     from rich.console import Console
     from rich.live import Live
 
-    from client.open_site import open_site
-    from client.site_status import site_status, vault_words
+    from client.operations.status import site_status, vault_words
+    from client.site.open_site import open_site
 
     site = open_site(config)
     vault = vault_words(site)  # once: a passphrase takes a second to stretch

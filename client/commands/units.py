@@ -19,11 +19,11 @@ def units(
     supernode_user: Annotated[str, typer.Option(help="Unix user of the SuperNode.")] = "darkroom-supernode",
 ) -> None:
     """Write hardened systemd units and print what an administrator runs. Nothing is installed."""
-    from client.joining import SuperNode
-    from client.site import read_site
-    from client.site_layout import SiteLayout
-    from client.units import SiteServices, Users
-    from common.units import Installation, write_units
+    from client.connection.supernode import SuperNode
+    from client.operations.systemd import SiteServices, Users
+    from client.site.layout import SiteLayout
+    from client.site.settings import read_site
+    from common.host.systemd import Installation, write_units
 
     layout = SiteLayout(directory.resolve())
     SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)

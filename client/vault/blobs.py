@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client.vault.errors import VaultBusy, VaultUnavailable
-from common.crypto import random_name
+from common.crypto.primitives import random_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

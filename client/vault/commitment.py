@@ -27,7 +27,7 @@ from client.vault.errors import ForeignVault, VaultDamaged, VaultRolledBack, Wro
 from client.vault.keys import Purpose, VaultKeys
 from client.vault.records import VaultState
 from client.vault.rows import TABLES, Header, PastRow
-from common.crypto import DIGEST_BYTES
+from common.crypto.primitives import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -25,21 +25,21 @@ from client.vault.sealing import (
     subject_name,
     subject_tag,
 )
-from common.crypto import random_key
+from common.crypto.primitives import random_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from client.vault.access import Interior
     from client.vault.commitment import Change
-    from client.vault.interior import Interior
     from client.vault.keys import VaultKeys
     from client.vault.records import NewRecord
-    from common.crypto import Secret
+    from common.crypto.primitives import Secret
 
 
 def add_records(inside: Interior, records: Sequence[NewRecord]) -> tuple[RecordId, ...]:
-    """See :meth:`client.vault.store.Vault.add`."""
+    """See :meth:`client.vault.vault.Vault.add`."""
     names, added = list[bytes](), list[RecordId]()
     with inside.writing(), inside.changing() as change, inside.new_files(names):
         for record in records:
@@ -53,7 +53,7 @@ def add_records(inside: Interior, records: Sequence[NewRecord]) -> tuple[RecordI
 
 
 def read_record(inside: Interior, record_id: RecordId) -> StoredRecord:
-    """See :meth:`client.vault.store.Vault.read`."""
+    """See :meth:`client.vault.vault.Vault.read`."""
     missing = b""
     while True:
         with inside.reading():
@@ -87,7 +87,7 @@ def all_facts(inside: Interior) -> list[tuple[RecordRow, Facts]]:
 
 
 def read_derived(inside: Interior, record_id: RecordId, kind: str) -> bytes | None:
-    """See :meth:`client.vault.store.Vault.derived`."""
+    """See :meth:`client.vault.vault.Vault.derived`."""
     key, row = _find(inside, record_id, kind)
     while row is not None:
         name = row.blob
@@ -101,7 +101,7 @@ def read_derived(inside: Interior, record_id: RecordId, kind: str) -> bytes | No
 
 
 def put_derived(inside: Interior, kind: str, items: Mapping[RecordId, bytes]) -> None:
-    """See :meth:`client.vault.store.Vault.put_derived`."""
+    """See :meth:`client.vault.vault.Vault.put_derived`."""
     names, replaced = list[bytes](), list[DerivedRow]()
     with inside.writing():
         with inside.changing() as change, inside.new_files(names):
@@ -126,7 +126,7 @@ def _find(inside: Interior, record_id: RecordId, kind: str) -> tuple[Secret, Der
 
 
 def note_run(inside: Interior, run: str, *, now: datetime) -> None:
-    """See :meth:`client.vault.store.Vault.note_run`."""
+    """See :meth:`client.vault.vault.Vault.note_run`."""
     with inside.reading() as state:
         known = inside.index.rows(RunRow, "tag = ?", run_tag(inside.keys, run))
         if known and known[0].high_water == state.next_record - 1:

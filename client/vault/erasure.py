@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import date
 
+    from client.vault.access import Interior
     from client.vault.blobs import BlobFolder
     from client.vault.index import Index
-    from client.vault.interior import Interior
     from client.vault.keys import VaultKeys
-    from common.crypto import Secret
+    from common.crypto.primitives import Secret
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ import enum
 from typing import Final, final
 
 from client.vault.errors import VaultDamaged, WrongMasterKey
-from common.crypto import Label, Secret, expand_key, frame, keyed_tag, open_sealed, seal
+from common.crypto.primitives import Label, Secret, expand_key, frame, keyed_tag, open_sealed, seal
 from common.errors import CryptoError
 
 PAD_FLOOR: Final = 512

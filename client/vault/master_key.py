@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from client.vault.errors import MasterKeyUnavailable, WrongMasterKey
-from common.crypto import KEY_BYTES, SALT_BYTES, Secret, random_key, random_name, stretch_passphrase
+from common.crypto.primitives import KEY_BYTES, SALT_BYTES, Secret, random_key, random_name, stretch_passphrase
 from common.errors import CryptoError
 
 if TYPE_CHECKING:

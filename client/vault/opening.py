@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from client.vault.access import Interior, newest_generation
 from client.vault.blobs import BlobFolder, sync_folder
 from client.vault.commitment import Commitment, first_state, lock_digest
 from client.vault.errors import VaultDamaged, VaultMissing, VaultUnavailable
 from client.vault.index import Index
-from client.vault.interior import Interior, newest_generation
 from client.vault.keys import VaultKeys, lock_vault_key, unlock_vault_key
 from client.vault.master_key import KeySlot
 from client.vault.rows import Header
-from common.crypto import random_key, random_name
+from common.crypto.primitives import random_key, random_name
 from common.errors import VaultError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.vault.interior import Access
+    from client.vault.access import Access
     from client.vault.master_key import MasterKey
     from client.vault.records import VaultState
-    from common.crypto import Secret
+    from common.crypto.primitives import Secret
 
 INDEX: Final = "index.sqlite3"
 BLOBS: Final = "blobs"
@@ -55,7 +55,7 @@ def create(directory: Path, key: MasterKey, *, busy_seconds: float) -> Interior:
 def open_checked(
     directory: Path, key: MasterKey, *, access: Access, expected: VaultState | None, busy_seconds: float
 ) -> Interior:
-    """Open a vault and check it; see :meth:`client.vault.store.Vault.open`."""
+    """Open a vault and check it; see :meth:`client.vault.vault.Vault.open`."""
     blobs = BlobFolder(directory / BLOBS)
     if not (directory / INDEX).is_file():
         raise VaultMissing(f"{directory}: no vault; create one, or mend the path")

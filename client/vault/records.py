@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, NewType, TypeAlias
 
-from common.crypto import DIGEST_BYTES
+from common.crypto.primitives import DIGEST_BYTES
 from common.errors import DataError, VaultError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class ErasurePlan:
     """Encoded pictures and captions that were computed from the records."""
     bytes_freed: int
     runs: tuple[str, ...]
-    """Runs that may have trained on any of the records, oldest first; see :meth:`client.vault.store.Vault.note_run`."""
+    """Runs that may have trained on any of the records, oldest first; see :meth:`client.vault.vault.Vault.note_run`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from client.vault.keys import Purpose
 from client.vault.rows import DerivedRow, RecordRow, RunRow, SubjectRow
 from client.vault.sealing import open_facts, open_run, record_key, seal_run, seal_subject, subject_key, subject_name
-from common.crypto import random_key
+from common.crypto.primitives import random_key
 
 if TYPE_CHECKING:
     from client.vault.commitment import Change

@@ -11,7 +11,7 @@ from client.vault.errors import VaultDamaged
 from client.vault.keys import Purpose, VaultKeys
 from client.vault.records import RecordId, RecordInfo, Split, Subject, normal_subject_id
 from client.vault.rows import RecordRow, RunRow, SubjectRow
-from common.crypto import Secret, random_key, random_name
+from common.crypto.primitives import Secret, random_key, random_name
 
 if TYPE_CHECKING:
     from client.vault.records import NewRecord

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
 from common.adapter.tensor_file import in_order, read_tensors
 from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
-from common.durable_file import write_atomically
+from common.durable_files import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
 from common.field_words import decoding_fault
 

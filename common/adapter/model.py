@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from common.diffusion import PredictionType
+    from common.adapter.diffusion import PredictionType
 
 __all__ = ["BaseModel", "Family", "content_digest", "open_base"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from common.arithmetic import computed
 from common.errors import ClippingError
+from common.privacy.arithmetic import computed
 from common.privacy.unit_gradients import record_units
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def clipped_sum(
     Assumed, not shown here: that equality. A float32 gradient whose last bits follow its neighbours' company can be
     turned by a chosen adapter into one of another direction, which clipping does not bound. Micro-batches of one size,
     filled up with rows of weight 0, are what it takes on a processor; the steward asks its device before each run
-    (:mod:`client.batch_invariance`), and takes one unit at a time where nothing else will do.
+    (:mod:`client.training.batch_invariance`), and takes one unit at a time where nothing else will do.
 
     Args:
         model: with PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
@@ -80,7 +80,7 @@ def clipped_sum(
             zero vector.
         losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
             other. It may use autocast and gradient checkpointing; losses must not be scaled. It and the batches are
-            called in another thread, see :func:`common.arithmetic.computed`.
+            called in another thread, see :func:`common.privacy.arithmetic.computed`.
         clip: C > 0.
         draws: K ≥ 1 rows per unit.
 

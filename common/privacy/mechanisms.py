@@ -28,8 +28,8 @@ from common.errors import MechanismError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from common.crypto.randomness import Randomness
     from common.privacy.clipping import ClippedSum, Relation
-    from common.randomness import Randomness
 
 Bits: TypeAlias = Literal[32, 64]
 

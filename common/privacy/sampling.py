@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from common.randomness import Randomness
+    from common.crypto.randomness import Randomness
 
 
 def sample_units(population: int, *, rate: float, cap: int, randomness: Randomness) -> npt.NDArray[np.int64]:

@@ -43,10 +43,10 @@ from common.secagg.messages import (
 )
 
 if TYPE_CHECKING:
-    from common.crypto import Identity
-    from common.manifest import Manifest
+    from common.crypto.primitives import Identity
+    from common.manifest.manifest import Manifest
     from common.secagg.messages import RoundContext
-    from common.secagg.quantize import VectorSum, Words
+    from common.secagg.ring import VectorSum, Words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,7 +272,7 @@ def start(manifest: Manifest, name: bytes, identity: Identity, *, epoch: int = -
     """Start, or go on after a restart.
 
     Args:
-        manifest: As opened by :func:`common.manifest.open_manifest`.
+        manifest: As opened by :func:`common.manifest.manifest.open_manifest`.
         name: Its digest.
         identity: The coordinator's key.
         epoch: Last session number used, from the checkpoint.

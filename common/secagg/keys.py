@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
-from common.crypto import AgreementKey, Label, check_agreement_key, derive_key, expand_key, frame
+from common.crypto.primitives import AgreementKey, Label, check_agreement_key, derive_key, expand_key, frame
 from common.errors import (
     BadKey,
     CohortRefused,
@@ -27,8 +27,8 @@ from common.secagg.messages import KeyAdvert, SessionKeys, signed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from common.crypto import Identity, Secret
-    from common.manifest import Manifest
+    from common.crypto.primitives import Identity, Secret
+    from common.manifest.manifest import Manifest
     from common.secagg.messages import Bits, RoundContext, Step
 
 

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from common.crypto import KEYSTREAM_PIECE_BYTES, Keystream, keystream_buffer
+from common.crypto.primitives import KEYSTREAM_PIECE_BYTES, Keystream, keystream_buffer
 from common.errors import MasksDidNotCancel, WrongShape
 from common.secagg.messages import check_coordinates
-from common.secagg.quantize import VectorSum, word_type
+from common.secagg.ring import VectorSum, word_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from common.crypto import Secret
+    from common.crypto.primitives import Secret
     from common.secagg.messages import Bits, RoundContext
-    from common.secagg.quantize import Summand, Words
+    from common.secagg.ring import Summand, Words
 
 
 _WORTH_A_THREAD: Final = 4 << 20

@@ -1,7 +1,7 @@
 """What coordinator and institution say to each other for one masked sum: versioned and capped.
 
 An institution is named by its place in the manifest's roster. Signatures cover the fields through
-:func:`common.crypto.digest`, never the msgpack bytes, so two encodings of one message are one message.
+:func:`common.crypto.primitives.digest`, never the msgpack bytes, so two encodings of one message are one message.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Meta
 
 from common.bounds import MAX_INSTITUTIONS
-from common.crypto import DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
+from common.crypto.primitives import DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
 from common.errors import MalformedMessage
 
 if TYPE_CHECKING:
-    from common.crypto import Identity
+    from common.crypto.primitives import Identity
 
 VERSION: Final = 1
 MAX_CONTROL_BYTES: Final = 1 << 18

@@ -37,9 +37,9 @@ from common.secagg.messages import (
 )
 
 if TYPE_CHECKING:
-    from common.crypto import Identity
-    from common.manifest import Manifest
-    from common.secagg.quantize import Summand
+    from common.crypto.primitives import Identity
+    from common.manifest.manifest import Manifest
+    from common.secagg.ring import Summand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,7 +230,7 @@ def enrol(
     """Start from a verified manifest that the site's policy allowed.
 
     Args:
-        manifest: As opened by :func:`common.manifest.open_manifest`.
+        manifest: As opened by :func:`common.manifest.manifest.open_manifest`.
         digest: Its digest.
         identity: This institution's long-term key.
         minimum_cohort: The site's own minimum; the larger of it and the manifest's holds.

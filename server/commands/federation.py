@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from common.app_bundle import parse_bundle, read_content
 from common.command_line import last_words
 from common.errors import ProvisioningError
+from common.host.app_bundle import parse_bundle, read_content
+from common.host.supervision import Supervisor, end_in_order
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
-from common.supervision import Supervisor, end_in_order
 from common.toml_config import parse_config
-from server.federation import FederationDirectory
-from server.federation_config import FederationConfig
-from server.server_files import ServerFiles, read_server_files
+from server.federation.directory import FederationDirectory
+from server.federation.federation_config import FederationConfig
+from server.federation.server_files import ServerFiles, read_server_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import uvicorn
 
-    from common.app_bundle import AppBundle
+    from common.host.app_bundle import AppBundle
     from common.provisioning import SiteRequest
-    from server.launch import Launch
+    from server.flower.superlink import Launch
 
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
 _START_SECONDS: Final = 60.0
@@ -76,7 +76,7 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Fingerprints were compared; do not ask.")] = False,
 ) -> None:
     """Show each request's fingerprint, ask, and write roster and join files."""
-    from server.flower_runs import KeptBundle
+    from server.flower.runs import KeptBundle
 
     federation = FederationDirectory(directory)
     asked = [parse_request(read_small_file(path), source=str(path)) for path in requests]
@@ -145,7 +145,7 @@ def renew(
 
 def up(directory: Annotated[Path, typer.Argument(help="The federation's directory.")]) -> None:
     """Run SuperLink, executor and public listener in the foreground until Ctrl-C."""
-    from server.launch import Launch
+    from server.flower.superlink import Launch
 
     federation = FederationDirectory(directory.resolve())
     launch = Launch(federation, federation.config())
@@ -155,7 +155,7 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
 
 
 async def _run(launch: Launch) -> None:
-    from server.keeper import RosterKeeper, RunKeeper
+    from server.flower.reconciler import RosterKeeper, RunKeeper
 
     launch.write_connection()
     # at once: after a minute without a SuperLink, Flower gives its runs up

@@ -9,11 +9,11 @@ import typer
 
 from common.config import RunConfig
 from common.errors import ProvisioningError
-from common.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest
-from common.manifest_words import privacy_words, terms_words
+from common.manifest.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest
+from common.manifest.words import privacy_words, terms_words
 from common.toml_config import parse_config, read_toml
-from server.federation import FederationDirectory
-from server.run_files import RunFiles
+from server.federation.directory import FederationDirectory
+from server.federation.run_files import RunFiles
 
 app = typer.Typer(help="What a run's sites agree to.", no_args_is_help=True, pretty_exceptions_enable=False)
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
@@ -27,7 +27,7 @@ def new(
     directory: Directory = Path("federation"),
 ) -> None:
     """Draft a run's manifest with every approved site, and show it in plain words."""
-    from server.adapter_files import adapter_spec
+    from server.release.adapter_files import adapter_spec
 
     parsed = parse_config(read_toml(config), RunConfig, source=str(config))
     files = RunFiles(FederationDirectory(directory.resolve()), parsed.name)

@@ -14,9 +14,9 @@ def preflight(
     """Look at everything that ``up`` needs; exit code 0 if all is well, 1 if not. Nothing is changed."""
     from rich.console import Console
 
-    from common.preflight import exit_code, findings_table, look_at
-    from server.federation import FederationDirectory
-    from server.preflight import federation_checks
+    from common.host.preflight import exit_code, findings_table, look_at
+    from server.federation.directory import FederationDirectory
+    from server.federation.preflight import federation_checks
 
     root = directory.parent if directory.name == "federation.toml" else directory
     federation = FederationDirectory(root.resolve())

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from common.release_command import verify
-from server.federation import FederationDirectory
-from server.run_files import RunFiles
+from server.federation.directory import FederationDirectory
+from server.federation.run_files import RunFiles
 
 app = typer.Typer(help="Hand an adapter out.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -30,9 +30,9 @@ def make(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Release a run that has rounds left.")] = False,
 ) -> None:
     """Write a run's adapter, model card and signed statement into a new folder."""
-    from common.card_facts import CardFacts
-    from server.card_facts import read_facts
-    from server.release import ReleasePlan, RunLeft, make_release
+    from common.release.card_facts import CardFacts
+    from server.release.card_facts import read_facts
+    from server.release.release import ReleasePlan, RunLeft, make_release
 
     files = RunFiles(FederationDirectory(directory.resolve()), name)
     files.signed()

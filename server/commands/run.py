@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ProvisioningError
-from server import control
-from server.federation import FederationDirectory
-from server.run_files import RunFiles
-from server.run_status import RunState, run_state, run_status
+from server.federation.directory import FederationDirectory
+from server.federation.run_files import RunFiles
+from server.federation.run_status import RunState, run_state, run_status
+from server.run import control
 
 if TYPE_CHECKING:
-    from server.flower_runs import FlowerRun
+    from server.flower.runs import FlowerRun
 
 app = typer.Typer(help="Lead a run.", no_args_is_help=True, pretty_exceptions_enable=False)
 Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
@@ -100,7 +100,7 @@ def export(
     directory: Directory = Path("federation"),
 ) -> None:
     """Write the adapter of the last checkpoint in diffusers' LoRA format."""
-    from server.adapter_files import write_adapter
+    from server.release.adapter_files import write_adapter
 
     rounds = write_adapter(_files(name, directory), base, out)
     typer.echo(f"wrote {out} after {rounds} rounds")
@@ -144,8 +144,8 @@ def _files(name: str, directory: Path) -> RunFiles:
 
 
 def _flower_run(name: str, directory: Path) -> FlowerRun:
-    from server.flower_runs import FlowerRun
-    from server.launch import Launch
+    from server.flower.runs import FlowerRun
+    from server.flower.superlink import Launch
 
     files = _files(name, directory)
     return FlowerRun(Launch(files.federation, files.federation.config()), files)

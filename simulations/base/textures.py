@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from simulations.base.pictures import RESOLUTION, all_icons
-from simulations.sources import SCIKIT_IMAGE, SCIKIT_LEARN, read_member
+from simulations.scenario.sources import SCIKIT_IMAGE, SCIKIT_LEARN, read_member
 
 if TYPE_CHECKING:
     from pathlib import Path

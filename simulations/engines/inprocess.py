@@ -14,15 +14,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.port import FIELD, RECORD
-from server.transport import GridTransport
+from common.wire.port import FIELD, RECORD
+from server.rounds.transport import GridTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from flwr.clientapp import ClientApp
 
-    from server.transport import Transport
+    from server.rounds.transport import Transport
 
 T = TypeVar("T")
 

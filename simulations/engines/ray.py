@@ -31,7 +31,7 @@ import common
 from client.app import make_client_app
 from common.errors import ConfigError
 from server.app import make_server_app
-from server.transport import GridTransport
+from server.rounds.transport import GridTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid
 
-    from common.port import StewardPort
-    from server.transport import Transport
+    from common.wire.port import StewardPort
+    from server.rounds.transport import Transport
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from simulations.sweep.trial import Trial, scenario_trial
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from simulations.scenario import Scenario
+    from simulations.scenario.scenario import Scenario
 
 
 class Axis(StrEnum):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from simulations.sweep.trial import Trial
-    from simulations.sweep.workshop import Outcome
+    from simulations.sweep.workers import Outcome
 
 _TITLES: Final = {
     Axis.EPSILON: "ε for the whole run",

@@ -10,11 +10,11 @@ import numpy as np
 
 from common.config import PLAIN_WORDS, PrivacyConfig
 from common.errors import ConfigError, ConfigErrors
-from simulations.institution_store import InstitutionRows, InstitutionStore
+from simulations.scenario.store import InstitutionRows, InstitutionStore
 
 if TYPE_CHECKING:
     from common.config import RunConfig
-    from simulations.scenario import Scenario
+    from simulations.scenario.scenario import Scenario
     from simulations.sweep.trial import Trial
 
 

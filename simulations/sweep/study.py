@@ -12,13 +12,13 @@ from tqdm import tqdm
 from simulations.sweep.grid import Axis, trials
 from simulations.sweep.plot import by_setting, draw_sweep
 from simulations.sweep.table import append_outcome, read_outcomes
-from simulations.sweep.workshop import Outcome, Workshop
+from simulations.sweep.workers import Outcome, Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from simulations.scenario import Scenario
+    from simulations.scenario.scenario import Scenario
     from simulations.sweep.trial import Trial
 
 

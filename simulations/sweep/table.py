@@ -11,7 +11,7 @@ import msgspec
 
 from common.errors import ConfigError
 from simulations.sweep.trial import Trial
-from simulations.sweep.workshop import Outcome
+from simulations.sweep.workers import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

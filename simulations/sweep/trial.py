@@ -10,7 +10,7 @@ from msgspec import Meta
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from simulations.scenario import Scenario
+    from simulations.scenario.scenario import Scenario
 
 Place = Literal["federated", "central"]
 Train = Literal["B", "AB", "core"]

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client.imagefolder import read_imagefolder
-from client.latents import EncodingPlan, encode_folder
+from client.intake.imagefolder import read_imagefolder
+from client.training.latents import EncodingPlan, encode_folder
 from common.adapter.model import Family, open_base
-from simulations.tiny import write_tiny_base
 from tests.client.sites import Site, write_folder
+from tests.tiny_base import write_tiny_base
 
 torch.set_num_threads(1)
 

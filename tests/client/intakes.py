@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from client.vault.ingest import Intake
-from client.vault.intake_rules import IntakeRules
+from client.intake.ingest import Intake
+from client.intake.outcomes import Accepted, Converted, Duplicate, Refused
+from client.intake.rules import IntakeRules
+from client.intake.subjects import IntakeKey
 from client.vault.master_key import create_key_file
-from client.vault.outcomes import Accepted, Converted, Duplicate, Refused
-from client.vault.store import Vault
-from client.vault.subjects import IntakeKey
-from common.crypto import Identity, Secret
+from client.vault.vault import Vault
+from common.crypto.primitives import Identity, Secret
 from common.toml_config import parse_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.vault.intake_report import IntakeReport
-    from client.vault.outcomes import Outcome
+    from client.intake.intake_report import IntakeReport
+    from client.intake.outcomes import Outcome
 
 TODAY = date(2026, 6, 1)
 IDENTITY = Identity(Secret(bytes(range(32))))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
-from common.certificates import create_authority, issue_server_certificate
+from common.crypto.certificates import create_authority, issue_server_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

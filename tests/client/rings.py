@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from client.budget_accountant import PldAccountant
-from client.ledger import Ledger
-from client.membership import SiteRecords, TrainingSide
-from client.policy import PrivacyLimits, SitePolicy
-from client.pricing import PricedHere
-from client.secure_steward import SecureSteward
+from client.governance.budget_accountant import PldAccountant
+from client.governance.ledger import Ledger
+from client.governance.policy import PrivacyLimits, SitePolicy
+from client.governance.pricing import PricedHere
+from client.steward.membership import SiteRecords, TrainingSide
+from client.steward.steward import SecureSteward
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog
-from common.crypto import Identity, Secret
-from common.manifest import Member, open_manifest, sign_manifest
-from common.manifest_terms import draft_manifest
-from common.messages import (
+from common.crypto.primitives import Identity, Secret
+from common.manifest.manifest import Member, open_manifest, sign_manifest
+from common.manifest.terms import draft_manifest
+from common.secagg import aggregator
+from common.wire.messages import (
     ContributeMasked,
     MaskedAnswer,
     OpenSecureSession,
@@ -30,20 +31,19 @@ from common.messages import (
     decode_reply,
     encode,
 )
-from common.secagg import aggregator
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.pricing import Pricing
-    from client.private_update import AnswerTimes
-    from client.trainer import Trainer
+    from client.governance.pricing import Pricing
+    from client.training.private_update import AnswerTimes
+    from client.training.trainer import Trainer
     from common.config import RunConfig
-    from common.manifest import Manifest
-    from common.messages import Reply, Request
+    from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
     from common.secagg.messages import Step
+    from common.wire.messages import Reply, Request
     from tests.client.sites import Site
 
 HEAD = bytes(32)

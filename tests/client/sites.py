@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from client.trainer import Trainer, build_trainer
+from client.training.trainer import Trainer, build_trainer
 from common.config import PLAIN_WORDS, RunConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.latents import LatentShard
+    from client.training.latents import LatentShard
     from common.adapter.model import BaseModel
 
 

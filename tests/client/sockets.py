@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from client.service import Limits, StewardService, serve
-from client.service_socket import SocketPlace, held
-from common.crypto import Secret
-from common.messages import Refusal, RefusalCode, encode
-from common.steward_link import ANSWER, TOKEN_KEY, StewardAddress, StewardLink
+from client.steward.service import Limits, StewardService, serve
+from client.steward.socket import SocketPlace, held
+from common.crypto.primitives import Secret
+from common.wire.messages import Refusal, RefusalCode, encode
+from common.wire.steward_link import ANSWER, TOKEN_KEY, StewardAddress, StewardLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from client.service import Serving
+    from client.steward.service import Serving
 
 TOKEN = Secret(b"ab" * 32)
 WRONG = Secret(b"ba" * 32)

@@ -13,8 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as deployed_app
 from client.app import make_client_app
-from common.messages import Refusal, RefusalCode, decode_reply
-from common.port import FIELD, MESSAGE_TYPE, RECORD
+from common.wire.messages import Refusal, RefusalCode, decode_reply
+from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable

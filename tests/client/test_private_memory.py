@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.vault import workers
+from client.intake import workers
 
 ROOT = Path(workers.__file__).parents[2]
 GET_DUMPABLE = 3
@@ -35,7 +35,7 @@ def test_a_decoders_process_makes_no_dump() -> None:
     code = (
         "import multiprocessing\n"
         "from client.vault import workers\n"
-        "from client.vault.intake_rules import IntakeRules\n"
+        "from client.intake.rules import IntakeRules\n"
         "from tests.client.test_private_memory import dumpable\n"
         "ours, theirs = multiprocessing.Pipe()\n"
         "ours.close()\n"

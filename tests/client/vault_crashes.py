@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.vault.errors import WrongMasterKey
-from client.vault.store import Vault
+from client.vault.vault import Vault
 from tests.client.vaults import filled, key_file, record
 
 if TYPE_CHECKING:

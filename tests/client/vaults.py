@@ -11,7 +11,7 @@ from PIL import Image
 
 from client.vault.master_key import KeyFile, create_key_file
 from client.vault.records import NewRecord
-from client.vault.store import Vault
+from client.vault.vault import Vault
 
 if TYPE_CHECKING:
     from pathlib import Path

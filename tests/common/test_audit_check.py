@@ -12,7 +12,7 @@ import pytest
 
 from common.audit_check import COORDINATOR_HEAD, HEADS, LogCheck, check_log, witnessed_heads
 from common.audit_log import AuditLog
-from common.crypto import Identity, Secret
+from common.crypto.primitives import Identity, Secret
 from common.errors import AuditLogError, ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from common import audit_log
 from common.audit_log import MAX_LINE_BYTES, AuditLog, Entry, genesis, verify_log
-from common.crypto import Identity, Label, Secret
+from common.crypto.primitives import Identity, Label, Secret
 from common.errors import AuditLogError
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def test_a_killed_writer_leaves_a_log_that_holds_every_acknowledged_head(path: P
         import sys
         from pathlib import Path
         from common.audit_log import AuditLog
-        from common.crypto import Identity, Secret
+        from common.crypto.primitives import Identity, Secret
         log = AuditLog(path=Path(sys.argv[1]), identity=Identity(Secret(b"o" * 32)))
         while True:
             print(log.append("contributed", {"text": "x" * 5000}).hex(), flush=True)

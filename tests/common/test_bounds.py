@@ -15,16 +15,16 @@ from msgspec import inspect
 from scipy import stats
 
 from common.config import PrivacyConfig, RunConfig
+from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
 from common.errors import DarkroomError, MechanismError
-from common.manifest import Manifest, PrivacyTerms
-from common.messages import Contribute, ContributeMasked, Evaluate, OpenSecureSession, Propose, ShareSessionKeys
+from common.manifest.manifest import Manifest, PrivacyTerms
 from common.privacy import run_plan
 from common.privacy.clipping import ClippedSum
 from common.privacy.mechanisms import NoisePlan, add_noise, plan_noise, quantise, rounded_gaussian
 from common.privacy.run_plan import private_plan
 from common.privacy.statements import RunSettings, state
-from common.randomness import REPEATABLE_WORDS, repeatable_randomness
 from common.secagg.messages import KeyAdvert, OpenSession, RoundRequest, SessionKeys
+from common.wire.messages import Contribute, ContributeMasked, Evaluate, OpenSecureSession, Propose, ShareSessionKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.durable_file import write_atomically
+from common.durable_files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def test_what_a_crash_left_is_not_in_the_way_and_looks_like_no_other_file(
 def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"mine")
-    monkeypatch.setattr("common.durable_file.secrets.token_hex", lambda _bytes: "0")
+    monkeypatch.setattr("common.durable_files.secrets.token_hex", lambda _bytes: "0")
     (tmp_path / ".key.0.partial").symlink_to(elsewhere)
     with pytest.raises(FileExistsError):
         write_atomically(tmp_path / "key", b"secret")
@@ -104,7 +104,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monke
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("common.durable_file.os.fsync", full)
+    monkeypatch.setattr("common.durable_files.os.fsync", full)
     with pytest.raises(OSError, match="checkpoint") as raised:
         write_atomically(path, b"new")
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))

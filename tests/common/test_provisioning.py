@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from common.certificates import create_node_key
-from common.crypto import Identity, Label, Secret
+from common.crypto.certificates import create_node_key
+from common.crypto.primitives import Identity, Label, Secret
 from common.errors import ProvisioningError
 from common.provisioning import (
     MAX_FILE_BYTES,
@@ -26,7 +26,7 @@ from common.provisioning import (
 from tests.federation.live_federation import BUNDLE, federation_on_disk
 
 if TYPE_CHECKING:
-    from server.federation import FederationDirectory
+    from server.federation.directory import FederationDirectory
 
 SITE = Identity(Secret(bytes(range(32))))
 COORDINATOR = Identity(Secret(bytes(range(1, 33))))

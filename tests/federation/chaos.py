@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from client.ledger_store import connection, read_rows
+from client.governance.ledger_store import connection, read_rows
 from common.audit_log import verify_log
-from common.identity_file import read_identity_file
-from common.supervision import Supervisor
-from server.attempts import FILE, AttemptJournal
-from server.checkpoint import KEPT, checkpoint_files
-from server.coordinator import CHECKPOINTS
-from server.leadership import is_led
+from common.crypto.identity_file import read_identity_file
+from common.host.supervision import Supervisor
+from server.run.attempts import FILE, AttemptJournal
+from server.run.checkpoint import KEPT, checkpoint_files
+from server.run.coordinator import CHECKPOINTS
+from server.run.leadership import is_led
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from simulations.laboratory import Laboratory
+    from tests.federation.laboratory import Laboratory
     from tests.federation.proxy import Proxy
 
 KINDS = ("up", "superlink", "superexec", "serverapp", "steward", "join", "supernode", "clientapp")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.federation import FederationConfig, FederationDirectory
+from server.federation.directory import FederationConfig, FederationDirectory
 from tests.federation.live_federation import (
     BUNDLE,
     LiveFederation,

@@ -11,8 +11,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.flower_commands import program
-from simulations.processes import environment
+from common.host.flower_commands import program
+from simulations.pilot.processes import environment
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^ {4,}((?:darkroom-|flwr |mv ).*)$", re.MULTILINE)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx
 
-from common.certificates import create_node_key
-from common.crypto import Identity
-from common.flower_commands import ENVIRONMENT
+from common.crypto.certificates import create_node_key
+from common.crypto.primitives import Identity
+from common.host.flower_commands import ENVIRONMENT
 from common.provisioning import SiteRequest, create_request
-from server.federation import FederationConfig, FederationDirectory
-from server.launch import Launch
+from server.federation.directory import FederationConfig, FederationDirectory
+from server.flower.superlink import Launch
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = "sha256:" + "ab" * 32

@@ -26,31 +26,31 @@ import numpy as np
 import pytest
 import torch
 
-from client.open_site import open_site
-from client.site import read_site
-from client.site_vault import open_vault
-from client.training_room import TrainingRoom
-from client.vault_records import VaultRecords
+from client.site.open_site import open_site
+from client.site.settings import read_site
+from client.site.vault_access import open_vault
+from client.training.loaded_base import TrainingRoom
+from client.training.vault_records import VaultRecords
 from common.adapter.spec import Family
 from common.audit_log import AuditLog
-from common.messages import Accepted, MaskedAnswer, SecureReply, SessionKeyAdvert, SessionReady
+from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
+from common.host.supervision import Supervisor
 from common.privacy.mechanisms import dequantise
 from common.privacy.run_plan import private_plan
-from common.randomness import REPEATABLE_WORDS, repeatable_randomness
-from common.supervision import Supervisor
-from server.checkpoint import load_checkpoint
-from server.coordinator import CHECKPOINTS
-from server.launch import Launch
-from server.optimizer import initial_state, learning_rate, step
-from server.run_directory import read_metrics
-from server.run_status import run_status
-from server.site_nodes import SiteNodes
-from simulations.laboratory import Laboratory, LaboratoryPlan, laboratory_config, noise_pixels, noise_record
-from simulations.processes import free_ports
-from simulations.tiny import write_tiny_base
+from common.wire.messages import Accepted, MaskedAnswer, SecureReply, SessionKeyAdvert, SessionReady
+from server.federation.run_status import run_status
+from server.flower.site_nodes import SiteNodes
+from server.flower.superlink import Launch
+from server.rounds.optimizer import initial_state, learning_rate, step
+from server.run.checkpoint import load_checkpoint
+from server.run.coordinator import CHECKPOINTS
+from server.run.directory import read_metrics
+from simulations.pilot.processes import free_ports
+from tests.federation.laboratory import Laboratory, LaboratoryPlan, laboratory_config, noise_pixels, noise_record
 from tests.federation.needle_search import NeedleSearch
 from tests.federation.proxy import Proxy
 from tests.simulations.test_canaries import Planted
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

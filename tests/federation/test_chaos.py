@@ -12,17 +12,17 @@ import pytest
 
 from common.adapter.spec import Family
 from common.errors import DarkroomError
-from server.adapter_files import write_adapter
-from server.checkpoint import load_checkpoint
-from server.coordinator import CHECKPOINTS
-from server.leadership import is_wanted, standing
-from server.run_directory import read_metrics
-from server.run_status import run_status
-from simulations.laboratory import Laboratory, LaboratoryPlan, laboratory_config
-from simulations.processes import free_ports
-from simulations.tiny import write_tiny_base
+from server.federation.run_status import run_status
+from server.release.adapter_files import write_adapter
+from server.run.checkpoint import load_checkpoint
+from server.run.coordinator import CHECKPOINTS
+from server.run.directory import read_metrics
+from server.run.leadership import is_wanted, standing
+from simulations.pilot.processes import free_ports
 from tests.federation.chaos import Chaos, Federation, check_books, finished
+from tests.federation.laboratory import Laboratory, LaboratoryPlan, laboratory_config
 from tests.federation.proxy import Proxy
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,15 +19,15 @@ import pytest
 from PIL import Image
 
 from common.adapter.model import Family, open_base
-from common.manifest import open_manifest
-from server.federation import FederationDirectory
-from server.run_files import RunFiles
-from server.run_status import run_status
-from simulations.pilot_site import PilotSite
-from simulations.processes import free_ports
-from simulations.tiny import write_tiny_base
+from common.manifest.manifest import open_manifest
+from server.federation.directory import FederationDirectory
+from server.federation.run_files import RunFiles
+from server.federation.run_status import run_status
+from simulations.pilot.processes import free_ports
+from simulations.pilot.site import PilotSite
 from tests.federation.documented import ROOT, Page
 from tests.federation.live_federation import wait_for
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

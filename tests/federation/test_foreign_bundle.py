@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.joining import SuperNode, request_to_join
-from client.site_layout import SiteLayout
-from common.flower_commands import program
+from client.connection.supernode import SuperNode, request_to_join
+from client.site.layout import SiteLayout
+from common.host.flower_commands import program
 from common.provisioning import coordinator_fingerprint
-from server.launch import CONNECTION, Launch
-from simulations.users import FIRST_UID, UnixUser, give, whole_installation, why_not_separate
+from server.flower.superlink import CONNECTION, Launch
+from simulations.pilot.users import FIRST_UID, UnixUser, give, whole_installation, why_not_separate
 from tests.federation.foreign_bundles import write_app
 from tests.federation.live_federation import ROOT, LiveFederation, environment, free_port, wait_for
 

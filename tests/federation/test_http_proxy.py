@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from common.flower_commands import program
+from common.host.flower_commands import program
 from tests.federation.live_federation import LiveFederation, environment, free_port, wait_for
 from tests.federation.test_public_listener import end
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from client.provenance import AUTHORITY_FILE, read_credentials
+from client.drawing.credentials import AUTHORITY_FILE, read_credentials
 from common.adapter.export import read_adapter_spec, read_adapter_vector
 from common.config import RunConfig
-from common.release_check import Expected, check_release
-from common.release_folder import ReleaseFolder
-from server.run_directory import read_metrics
-from simulations.pilot import Pilot, PilotPlan
+from common.release.check import Expected, check_release
+from common.release.folder import ReleaseFolder
+from server.run.directory import read_metrics
+from simulations.pilot.pilot import Pilot, PilotPlan
 from tests.simulations.worlds import COLOURS, write_world
 
 if TYPE_CHECKING:

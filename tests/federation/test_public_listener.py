@@ -15,10 +15,10 @@ import httpx
 import msgspec
 import pytest
 
-from client import supernode_process
-from client.supernode_process import CONNECTED, REFUSED
-from common.certificates import create_authority, create_node_key
-from common.flower_commands import program
+from client.connection import supernode_process
+from client.connection.supernode_process import CONNECTED, REFUSED
+from common.crypto.certificates import create_authority, create_node_key
+from common.host.flower_commands import program
 from tests.federation.live_federation import LiveFederation, environment, free_port, wait_for
 
 if TYPE_CHECKING:

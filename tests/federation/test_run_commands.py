@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from client.open_site import open_site
+from client.site.open_site import open_site
 from common.adapter.spec import Family
-from common.manifest import canonical_bytes, parse_manifest
-from server.leadership import is_led, standing
-from server.run_files import RunFiles
-from server.run_status import run_status
-from simulations.laboratory import Laboratory, LaboratoryPlan, laboratory_config
-from simulations.processes import server
-from simulations.tiny import write_tiny_base
+from common.manifest.manifest import canonical_bytes, parse_manifest
+from server.federation.run_files import RunFiles
+from server.federation.run_status import run_status
+from server.run.leadership import is_led, standing
+from simulations.pilot.processes import server
 from tests.federation.chaos import Federation, audit
+from tests.federation.laboratory import Laboratory, LaboratoryPlan, laboratory_config
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from common.manifest import Manifest
+    from common.manifest.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NAMES = ("ash", "birch", "cedar", "dogwood", "elm")
@@ -122,7 +122,7 @@ def other_run(
     federation: Federation, name: str, *, edit: Callable[[Manifest], Manifest] = lambda manifest: manifest
 ) -> RunFiles:
     """A run with a signed manifest that nobody has approved; its draft is edited first."""
-    from server.adapter_files import adapter_spec  # noqa: PLC0415 - torch
+    from server.release.adapter_files import adapter_spec  # noqa: PLC0415 - torch
 
     lab = federation.lab
     files = RunFiles(lab.federation, name)
@@ -179,7 +179,7 @@ def test_parameters_that_change_in_mid_run_are_refused_at_both_ends(federation: 
     assert run_status(files).round >= 1
     privacy = msgspec.structs.replace(lab.plan.config.privacy, clip=5.0)  # type: ignore[type-var]
     files.manifest_file.unlink()
-    from server.adapter_files import adapter_spec  # noqa: PLC0415 - torch
+    from server.release.adapter_files import adapter_spec  # noqa: PLC0415 - torch
 
     config = msgspec.structs.replace(lab.plan.config, privacy=privacy)
     files.draft(config, adapter_spec(lab.plan.base, config))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.certificates import create_node_key
-from common.flower_commands import program
+from common.crypto.certificates import create_node_key
+from common.host.flower_commands import program
 from tests.client.listeners import DAY, Certificates, certificates, listening
 from tests.federation.live_federation import environment, free_port, wait_for
 

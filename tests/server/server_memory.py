@@ -19,12 +19,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import RoundFailed
-from common.messages import ContributeMasked, SessionReady, ShareSessionKeys, decode_request, encode
-from common.port import FIELD, MESSAGE_TYPE, RECORD
-from server.coordinator import Coordinator
-from server.transport import GridTransport
+from common.wire.messages import ContributeMasked, SessionReady, ShareSessionKeys, decode_request, encode
+from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
+from server.rounds.transport import GridTransport
+from server.run.coordinator import Coordinator
 from tests.server import test_secure_session
-from tests.server.test_secure_session import Ring, _unmasked, make_ring
+from tests.server.rounds.test_secure_session import Ring, _unmasked, make_ring
 from tests.server.toy import ToySpec
 
 if TYPE_CHECKING:

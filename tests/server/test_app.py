@@ -14,10 +14,10 @@ from common.adapter.spec import AdapterSpec, Family, TensorSpec, encode_spec
 from common.config import PLAIN_WORDS, AdapterConfig
 from common.errors import CheckpointError, ConfigError
 from server.app import make_server_app, read_spec, run_deployed
-from server.checkpoint import checkpoint_files, load_checkpoint
-from server.coordinator import CHECKPOINTS
-from server.leadership import standing
-from server.run_directory import read_metrics
+from server.run.checkpoint import checkpoint_files, load_checkpoint
+from server.run.coordinator import CHECKPOINTS
+from server.run.directory import read_metrics
+from server.run.leadership import standing
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.toy import centre, toy_client_app
 

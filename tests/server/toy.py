@@ -10,14 +10,14 @@ import numpy as np
 
 from client.app import make_client_app
 from common.config import PLAIN_WORDS, RunConfig
-from common.messages import (
+from common.wire.messages import (
     Contribute,
     PlainContribution,
     PlainEvaluation,
     decode_request,
     encode,
 )
-from server.coordinator import Coordinator
+from server.run.coordinator import Coordinator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.clientapp import ClientApp
 
-    from server.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
-    from server.transport import Transport
-    from server.vectors import Vector
+    from server.rounds.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
+    from server.rounds.transport import Transport
+    from server.rounds.vectors import Vector
 
 DIMENSION = 7
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from common.card_facts import CardFacts
-from common.crypto import Label
-from common.release import Release, file_bytes
-from common.release_folder import ReleaseFolder
-from server.release import ReleasePlan, RunLeft, make_release
+from common.crypto.primitives import Label
+from common.release.card_facts import CardFacts
+from common.release.folder import ReleaseFolder
+from common.release.statement import Release, file_bytes
+from server.release.release import ReleasePlan, RunLeft, make_release
 from tests.simulations.vault_sites import COORDINATOR, VaultSites, make_vault_sites
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from common.crypto import Identity
+    from common.crypto.primitives import Identity
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from client import vault_records
-from client.private_update import PrivateUpdate
+from client.training import vault_records
+from client.training.private_update import PrivateUpdate
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record, pixels_of
 
 if TYPE_CHECKING:

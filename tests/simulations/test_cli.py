@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from simulations.cli import app
-from simulations.scenario import load_scenario
+from simulations.scenario.scenario import load_scenario
 from tests.simulations.worlds import write_world
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_the_directory_is_held_while_a_command_works_and_free_afterwards(
     def second(*_: object) -> None:
         refusals.append(CliRunner().invoke(app, ["run", "world.toml", "--again"]).exception)
 
-    monkeypatch.setattr("simulations.run.run_scenario", second)
+    monkeypatch.setattr("simulations.experiments.run.run_scenario", second)
     for _ in range(2):
         assert CliRunner().invoke(app, ["run", "world.toml"]).exit_code == 0
     assert all("another darkroom-sim works in it" in str(refusal) for refusal in refusals)

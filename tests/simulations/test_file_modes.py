@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from common.adapter.model import Family, open_base
-from simulations.tiny import write_tiny_base
-from tests.server.test_approve import GOOD
+from tests.server.federation.test_approve import GOOD
 from tests.simulations.worlds import MASKED, THREE, write_world
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

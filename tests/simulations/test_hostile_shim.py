@@ -12,13 +12,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from client.open_site import link_to_steward
-from client.site_status import site_status
+from client.operations.status import site_status
+from client.site.open_site import link_to_steward
 from common.adapter.vector import initial_vector
 from common.audit_log import read_entries, verify_log
-from common.crypto import Identity, Secret
-from common.manifest import open_manifest, sign_manifest
-from common.messages import (
+from common.crypto.primitives import Identity, Secret
+from common.manifest.manifest import open_manifest, sign_manifest
+from common.secagg import aggregator
+from common.secagg.messages import Step
+from common.wire.messages import (
     Accepted,
     Contribute,
     ContributeMasked,
@@ -32,14 +34,12 @@ from common.messages import (
     decode_reply,
     encode,
 )
-from common.secagg import aggregator
-from common.secagg.messages import Step
-from common.steward_link import _refusal
+from common.wire.steward_link import _refusal
 from tests.client.sockets import at_once
 from tests.simulations.vault_sites import COORDINATOR, NAMES, VaultSites, make_vault_sites
 
 if TYPE_CHECKING:
-    from common.messages import Reply, Request
+    from common.wire.messages import Reply, Request
 
 VICTIM = NAMES[0]
 HEAD = bytes(32)

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from client.trainer import build_trainer
+from client.training.trainer import build_trainer
 from common.adapter.export import read_adapter_vector
 from common.adapter.model import open_base
+from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import ConfigError
-from common.randomness import REPEATABLE_WORDS
-from server.checkpoint import load_checkpoint
-from simulations.compare import ComparisonPlan, compare_scenario
-from simulations.institution_store import deal
-from simulations.prepare import prepare_store
-from simulations.run import RunPlan, run_scenario
-from simulations.scenario import load_scenario
+from server.run.checkpoint import load_checkpoint
+from simulations.experiments.compare import ComparisonPlan, compare_scenario
+from simulations.experiments.run import RunPlan, run_scenario
+from simulations.scenario.prepare import prepare_store
+from simulations.scenario.scenario import load_scenario
+from simulations.scenario.store import deal
 from tests.simulations.worlds import write_world
 
 if TYPE_CHECKING:

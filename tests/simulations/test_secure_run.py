@@ -20,32 +20,32 @@ import torch
 from scipy import stats
 
 from client.app import make_client_app
-from client.budget_accountant import PldAccountant
-from client.ledger import Ledger
-from client.ledger_store import connection, read_rows
-from client.trainer import build_trainer
+from client.governance.budget_accountant import PldAccountant
+from client.governance.ledger import Ledger
+from client.governance.ledger_store import connection, read_rows
+from client.training.trainer import build_trainer
 from common.audit_log import verify_log
+from common.crypto.identity_file import read_identity_file
+from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import ConfigError, LedgerCorrupt, ManifestError, RoundFailed
-from common.identity_file import read_identity_file
-from common.messages import ContributeMasked, MaskedAnswer, decode_reply, decode_request
-from common.randomness import REPEATABLE_WORDS
 from common.secagg.messages import MaskedContribution, RoundRequest, decode
-from server.run_directory import RunDirectory, read_metrics
+from common.wire.messages import ContributeMasked, MaskedAnswer, decode_reply, decode_request
+from server.run.directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import Fault, run_inprocess
-from simulations.prepare import prepare_store
-from simulations.run import Federation, RunPlan, make_federation, open_scenario_base, run_scenario
-from simulations.scenario import load_scenario
+from simulations.experiments.run import Federation, RunPlan, make_federation, open_scenario_base, run_scenario
+from simulations.scenario.prepare import prepare_store
+from simulations.scenario.scenario import load_scenario
 from tests.simulations.worlds import MASKED, THREE, write_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.trainer import Trainer
+    from client.training.trainer import Trainer
     from common.config import RunConfig
-    from common.port import StewardPort
-    from server.vectors import Vector
-    from simulations.institution_store import InstitutionStore
-    from simulations.scenario import Scenario
+    from common.wire.port import StewardPort
+    from server.rounds.vectors import Vector
+    from simulations.scenario.scenario import Scenario
+    from simulations.scenario.store import InstitutionStore
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = f'{MASKED}repeatable = "{REPEATABLE_WORDS}"'

@@ -10,12 +10,12 @@ import torch
 
 from client.app import app as deployed_app
 from client.app import make_client_app
-from client.trainer import build_trainer
-from common.randomness import REPEATABLE_WORDS
+from client.training.trainer import build_trainer
+from common.crypto.randomness import REPEATABLE_WORDS
 from simulations.engines.inprocess import run_inprocess
-from simulations.prepare import prepare_store
-from simulations.run import Federation, make_federation, open_scenario_base
-from simulations.scenario import load_scenario
+from simulations.experiments.run import Federation, make_federation, open_scenario_base
+from simulations.scenario.prepare import prepare_store
+from simulations.scenario.scenario import load_scenario
 from tests.client.sockets import Counting, Open, opened
 from tests.client.test_app import ask
 from tests.simulations.worlds import COLOURS, MASKED, THREE, write_world
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pytest
     from flwr.app import Context
 
-    from common.port import StewardPort
-    from server.vectors import Vector
+    from common.wire.port import StewardPort
+    from server.rounds.vectors import Vector
 
 PRIVATE = f'{MASKED}repeatable = "{REPEATABLE_WORDS}"'
 
@@ -62,7 +62,7 @@ def test_the_same_adapter_through_the_service_as_in_process(tmp_path: Path, capl
         second = lead(served, connect)
     assert len(doors) == 3
     assert (first == second).all()
-    lines = [record.getMessage() for record in caplog.records if record.name == "client.request_log"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "client.steward.request_log"]
     rounds = [line for line in lines if "kind=contribute_masked" in line]
     assert len(rounds) == 9
     assert all("outcome=answered" in line and "round=" in line and "round=-" not in line for line in rounds)

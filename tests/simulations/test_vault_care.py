@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from client import compose, vault_records
 from client.cli import app
-from client.condition import BooksCondition
-from client.open_site import link_to_steward
-from client.retention import Retention
-from client.site_status import site_status
-from client.site_vault import open_vault, today
+from client.commands import compose
+from client.operations.care import Retention
+from client.operations.condition import BooksCondition
+from client.operations.status import site_status
+from client.site.open_site import link_to_steward
+from client.site.vault_access import open_vault, today
+from client.training import vault_records
+from client.training.vault_records import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
-from client.vault_records import VaultRecords
 from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import LedgerError, VaultError
-from common.manifest import open_manifest
-from common.messages import Accepted, Propose, decode_reply, encode
+from common.manifest.manifest import open_manifest
+from common.wire.messages import Accepted, Propose, decode_reply, encode
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def test_nothing_is_opened_for_writing_while_a_steward_runs(
 
     with sites.serving(SITE):
         with monkeypatch.context() as patched:
-            patched.setattr("client.site_vault.open_vault", refuse)
+            patched.setattr("client.site.vault_access.open_vault", refuse)
             assert "runs already" in str(invoke(sites, *words, "--commit", "--yes").exception)
         command(sites, *words)  # a dry run only reads
         assert kinds(sites) == ["started"]
@@ -204,7 +205,7 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
             raise VaultError("busy")
         return open_vault(*given, **named)
 
-    monkeypatch.setattr("client.retention.open_vault", counting)
+    monkeypatch.setattr("client.operations.care.open_vault", counting)
     retention.look()
     assert (opened, forgot, kinds(sites)) == ([], [], [])
     day[0] += timedelta(days=2)

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.ledger_store import connection, read_rows
-from client.open_site import link_to_steward
+from client.governance.ledger_store import connection, read_rows
+from client.site.open_site import link_to_steward
 from common.audit_log import read_entries, verify_log
-from common.messages import ContributeMasked, decode_request
 from common.secagg.messages import Step
+from common.wire.messages import ContributeMasked, decode_request
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites
 
 if TYPE_CHECKING:

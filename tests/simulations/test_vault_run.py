@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from client.budget_accountant import PldAccountant
-from client.imagefolder import Picture
-from client.latents import EncodingPlan, encode_folder
-from client.ledger import Ledger
-from client.membership import PolicyAlone, SiteRecords, TrainingSide
-from client.secure_steward import SecureSteward
+from client.governance.budget_accountant import PldAccountant
+from client.governance.ledger import Ledger
+from client.intake.imagefolder import Picture
+from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
+from client.steward.steward import SecureSteward
+from client.training.latents import EncodingPlan, encode_folder
 from common.adapter.model import open_base
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog, verify_log
@@ -18,9 +18,9 @@ from tests.simulations.vault_sites import NAMES, VaultSites, audit_kinds, make_v
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from common.manifest import Manifest
-    from common.port import StewardPort
+    from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
+    from common.wire.port import StewardPort
 
 
 def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward:

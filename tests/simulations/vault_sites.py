@@ -17,40 +17,40 @@ import torch
 from PIL import Image
 
 from client.app import make_client_app
-from client.compose import compose_steward
-from client.open_site import link_to_steward, open_site
-from client.service_socket import held
-from client.site_directory import make_site
-from client.site_vault import open_vault
-from client.steward_process import socket_place
-from client.trainer import build_trainer
+from client.commands.compose import compose_steward
+from client.operations.new_site import make_site
+from client.site.open_site import link_to_steward, open_site
+from client.site.vault_access import open_vault
+from client.steward.process import socket_place
+from client.steward.socket import held
+from client.training.trainer import build_trainer
 from client.vault.records import NewRecord
 from common.adapter.model import Family, open_base
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog
-from common.crypto import Identity, Secret
+from common.crypto.identity_file import read_identity_file
+from common.crypto.primitives import Identity, Secret
+from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import StewardUnavailable
-from common.identity_file import read_identity_file
-from common.manifest import Member, sign_manifest
-from common.manifest_terms import draft_manifest
-from common.randomness import REPEATABLE_WORDS
-from server.coordinator import Coordinator
-from server.run_directory import RunDirectory
-from server.secure_session import SecureRun
+from common.manifest.manifest import Member, sign_manifest
+from common.manifest.terms import draft_manifest
+from server.rounds.session import SecureRun
+from server.run.coordinator import Coordinator
+from server.run.directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess
-from simulations.tiny import write_tiny_base
 from tests.client.sites import run_config
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from client.open_site import OpenSite
-    from client.site import SiteConfig
-    from client.steward_process import StewardProcess
+    from client.site.open_site import OpenSite
+    from client.site.settings import SiteConfig
+    from client.steward.process import StewardProcess
     from common.config import RunConfig
-    from common.port import StewardPort
-    from server.vectors import Vector
+    from common.wire.port import StewardPort
+    from server.rounds.vectors import Vector
 
 NAMES = ("ash", "birch", "cedar")
 COORDINATOR = Identity(Secret(b"c" * 32))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.adapter.model import Family
 from common.config import PLAIN_WORDS
-from simulations.tiny import write_tiny_base
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from pathlib import Path

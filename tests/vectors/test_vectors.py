@@ -12,13 +12,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from client.ledger_store import chain_of, connection, read_rows
+from client.governance.ledger_store import chain_of, connection, read_rows
 from client.vault.keys import Purpose as VaultPurpose
 from client.vault.keys import VaultKeys, kind_tag, padded_size, unlock_vault_key
 from client.vault.rows import RecordRow, SubjectRow
 from client.vault.sealing import open_facts, record_key, subject_key, subject_name, subject_tag
 from common.audit_log import verify_log
-from common.crypto import (
+from common.crypto.primitives import (
     AgreementKey,
     Identity,
     Label,
@@ -34,7 +34,7 @@ from common.crypto import (
     verify_signature,
 )
 from common.errors import AuditLogError, BadKey, ConfigErrors, CryptoError, ManifestError
-from common.manifest import (
+from common.manifest.manifest import (
     canonical_bytes,
     countersign,
     manifest_digest,
@@ -43,7 +43,7 @@ from common.manifest import (
     sign_manifest,
     verify_countersignature,
 )
-from common.release import ReleaseError, file_bytes, parse_release, parse_word
+from common.release.statement import ReleaseError, file_bytes, parse_release, parse_word
 from common.secagg.keys import SessionSecret, Terms, check_session
 from common.secagg.masking import mask, open_sum, unpack
 from common.secagg.messages import (
@@ -56,7 +56,7 @@ from common.secagg.messages import (
     encode,
     signed,
 )
-from common.secagg.quantize import Summand, word_type
+from common.secagg.ring import Summand, word_type
 
 HERE = Path(__file__).parent
 

@@ -9,7 +9,7 @@ import torch
 
 from common.adapter.model import BaseModel, Family, open_base
 from common.adapter.text import TextConditioning, added_conditions, encode_captions
-from simulations.tiny import write_tiny_base
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable

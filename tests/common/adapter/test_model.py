@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from common.adapter.model import BaseModel, Family, open_base
 from common.errors import BadModelDirectory
-from simulations.tiny import write_tiny_base
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable

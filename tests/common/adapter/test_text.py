@@ -7,7 +7,7 @@ import torch
 
 from common.adapter.model import BaseModel, Family
 from common.adapter.text import added_conditions, encode_captions, overlong_captions, unconditional
-from simulations.tiny import MAX_TOKENS
+from tests.tiny_base import MAX_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

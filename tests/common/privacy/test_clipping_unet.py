@@ -15,7 +15,7 @@ from common.adapter.spec import AdapterSpec, Family
 from common.adapter.vector import trained_parameters
 from common.config import AdapterConfig
 from common.privacy.clipping import clipped_sum, unit_gradients, unit_norms
-from simulations.tiny import _unet
+from tests.tiny_base import _unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

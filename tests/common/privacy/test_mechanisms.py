@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from common.crypto.randomness import REPEATABLE_WORDS, Randomness, SystemRandomness, repeatable_randomness
 from common.errors import MechanismError
 from common.privacy.clipping import ClippedSum
 from common.privacy.mechanisms import (
@@ -24,7 +25,6 @@ from common.privacy.mechanisms import (
     rounding_slack,
     standard_normal,
 )
-from common.randomness import REPEATABLE_WORDS, Randomness, SystemRandomness, repeatable_randomness
 
 if TYPE_CHECKING:
     import numpy.typing as npt

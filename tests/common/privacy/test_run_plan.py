@@ -10,9 +10,9 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy import stats
 
 from common.config import PrivacyConfig, RunConfig
+from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import AccountingError
 from common.privacy.run_plan import LOST_SHARE, PrivatePlan, private_plan
-from common.randomness import REPEATABLE_WORDS
 
 
 def plan_of(rounds: int = 20, institutions: int = 3, aggregation: str = "clear", **changes: Any) -> PrivatePlan:

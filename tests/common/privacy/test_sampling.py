@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from common.crypto.randomness import REPEATABLE_WORDS, Randomness, repeatable_randomness
 from common.errors import AccountingError
 from common.privacy.sampling import draw_images, overflow_probability, sample_units, smallest_cap
-from common.randomness import REPEATABLE_WORDS, Randomness, repeatable_randomness
 
 
 def stream(name: str) -> Randomness:

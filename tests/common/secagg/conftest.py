@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from common.config import PLAIN_WORDS, BaseModelConfig, RunConfig
-from common.crypto import Identity, Secret
-from common.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
+from common.crypto.primitives import Identity, Secret
+from common.manifest.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
 from common.secagg import aggregator, participant
-from common.secagg.quantize import Summand, word_type
+from common.secagg.ring import Summand, word_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import atheris
 
 with atheris.instrument_imports(include=["common"]):
-    from common import manifest
     from common.errors import DarkroomError
+    from common.manifest import manifest
     from common.secagg import aggregator, messages, participant  # noqa: F401 - imported here to be instrumented
     from common.secagg.messages import Step
 

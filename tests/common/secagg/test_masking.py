@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from common.crypto import Secret, aes_ctr_keystream
+from common.crypto.primitives import Secret, aes_ctr_keystream
 from common.errors import CohortRefused, MaskReuse, MasksDidNotCancel, StaleSession, UnknownInstitution, WrongShape
 from common.secagg import masking
 from common.secagg.keys import PairwiseKeys
@@ -24,7 +24,7 @@ from common.secagg.messages import (
     check_coordinates,
     decode,
 )
-from common.secagg.quantize import Summand
+from common.secagg.ring import Summand
 
 if TYPE_CHECKING:
     from collections.abc import Callable

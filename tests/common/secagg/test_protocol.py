@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common.errors import MaskReuse, MasksDidNotCancel, MissingContributions, ReplayedStep, StaleSession
 from common.secagg import aggregator, participant
 from common.secagg.messages import MaskedContribution, RoundRequest, SessionKeys, Step, decode, encode, signed
-from common.secagg.quantize import centre
+from common.secagg.ring import centre
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from common.errors import ConfigError, WrongShape
-from common.secagg.quantize import (
+from common.secagg.ring import (
     VectorSum,
     centre,
     choose_scale,

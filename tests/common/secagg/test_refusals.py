@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.crypto import AgreementKey, Identity
+from common.crypto.primitives import AgreementKey, Identity
 from common.errors import (
     BadKey,
     BadSignature,

@@ -1,0 +1,1 @@
+"""Pictures drawn with an adapter, marked as generated."""

@@ -1,0 +1,1 @@
+"""The way into the vault: list, clean, judge, add; with a receipt."""

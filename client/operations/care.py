@@ -1,0 +1,76 @@
+"""Erasing what has expired while a steward serves: on its first look of each day.
+
+Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails or the vault
+cannot be opened: the steward forgets its run first, and gets its pictures anew, without expired ones, when the run is
+proposed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from client.governance.rollback import noted_in
+from client.operations.erasure import erase_noted
+from client.site.vault_access import open_vault, today
+from common.audit_log import read_entries
+from common.errors import DarkroomError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import date
+
+    from client.governance.signed_releases import ReleaseBook
+    from client.site.settings import VaultConfig
+    from client.site.vault_access import HeldVault
+    from common.audit_log import AuditLog
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Retention:
+    """One site's.
+
+    Args:
+        vault: Where the records are.
+        audit: The site's log.
+        releases: What the site signed.
+        forget: Drops every encoded picture in memory.
+        today: The date.
+
+    """
+
+    vault: VaultConfig | HeldVault
+    audit: AuditLog
+    releases: ReleaseBook
+    forget: Callable[[], None]
+    today: Callable[[], date] = today
+    _done: date | None = field(init=False, default=None)
+
+    def look(self) -> None:
+        """Erase, if this day's expired records are not erased yet; called while no request is acted on.
+
+        Raises:
+            DarkroomError: It could not be done; the next look tries again.
+
+        """
+        day = self.today()
+        if self._done is not None and day <= self._done:
+            return
+        try:
+            self._erase(day)
+        except DarkroomError:
+            self.forget()  # nobody knows what has expired, so nothing that is in memory may be used
+            raise
+        self._done = day
+
+    def _erase(self, day: date) -> None:
+        expected = noted_in(read_entries(self.audit.path)).vault
+        with open_vault(self.vault, access="write", expected=expected) as vault:
+            plan = vault.plan_expiry(day)
+            if plan.records:
+                self.forget()
+                erase_noted(self.audit, "expire", plan, lambda: vault.erase_expired(day), book=self.releases)
+                _log.info("records that had expired by %s are erased", day)

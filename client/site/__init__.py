@@ -1,0 +1,1 @@
+"""A site on disk: its settings, its layout, and all of it opened."""

@@ -1,0 +1,164 @@
+"""A steward as a process: open everything, listen, look after things now and then, stop when told.
+
+Stopping lets the round that is being computed end within the site's ``stop_seconds``. If it does not, it is abandoned:
+nothing of it has been sent, its charge stays in the ledger, and the process ends as it would on a power cut, which
+ledger, audit log and vault are made for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from client.steward.admission import Passage
+from client.steward.service import Limits, StewardService, TcpListener, serve
+from client.steward.socket import SocketPlace, check_token_mode, held
+from common.errors import DarkroomError, StewardUnavailable
+from common.wire.steward_link import read_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from client.site.settings import ServiceConfig
+    from client.steward.service import Serving
+    from common.audit_log import AuditLog
+    from common.wire.port import StewardPort
+
+CARE_SECONDS: Final = 60.0
+"""How often a steward looks after itself."""
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnedAwayAudit:
+    """Writes one audit entry for all calls turned away since the last: a flood must not fill the disk."""
+
+    audit: AuditLog
+
+    def note_turned_away(self, counts: dict[str, int]) -> None:
+        """Append them by reason; a log that cannot be written is told of and stops no answer."""
+        try:
+            self.audit.append("turned_away", dict(counts))
+        except DarkroomError as error:
+            _log.error("the audit log cannot be written: %s", error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StewardProcess:
+    """What is served, and what is done beside it.
+
+    Args:
+        steward: Who answers.
+        audit: The site's log; written to from inside the turnstile alone, as it has one writer.
+        settings: How it listens.
+        condition: Whether the base is loaded, and whether policy, ledger and audit log are in order.
+        care: Done about once a minute while no request is acted on.
+
+    """
+
+    steward: StewardPort
+    audit: AuditLog
+    settings: ServiceConfig
+    condition: Callable[[], tuple[bool, bool]]
+    care: Callable[[], None] = lambda: None
+
+    def run(self, stop: threading.Event, *, every: float = CARE_SECONDS) -> bool:
+        """Serve until told to stop; False if a round was abandoned, so that its thread still runs.
+
+        The caller holds the place: audit log and ledger have one writer, so they are opened after it is held.
+
+        Raises:
+            StewardUnavailable: The socket or the token cannot be used.
+
+        """
+        service, place = self._service(), socket_place(self.settings)
+        self.audit.append("started", {})  # before the doors open, because the log has one writer at a time
+        serving = serve(service, place, _tcp(self.settings))
+        _log.info("listening on %s", place.path)
+        while not stop.wait(every):
+            self._look_after(service, stop)
+        return self._end(serving)
+
+    def _service(self) -> StewardService:
+        settings = self.settings
+        check_token_mode(Path(settings.token), group=bool(settings.group))
+        return StewardService(
+            steward=self.steward,
+            token=read_token(Path(settings.token)),
+            turned_away=TurnedAwayAudit(audit=self.audit),
+            limits=Limits(
+                message_bytes=settings.message_mib * 2**20,
+                waiting=settings.waiting,
+                wait_seconds=settings.wait_seconds,
+                refusals_per_minute=settings.refusals_per_minute,
+            ),
+            condition=self.condition,
+        )
+
+    def _look_after(self, service: StewardService, stop: threading.Event) -> None:
+        with service.turnstile.passage(lambda: not stop.is_set(), by="keeper") as passage:
+            if passage is not Passage.PASSED:
+                return
+            service.note_turned_away()
+            try:
+                self.care()
+            except DarkroomError as error:
+                _log.error("looking after the site failed: %s", error)
+
+    def _end(self, serving: Serving) -> bool:
+        _log.info("stopping; a round may end within %g s", self.settings.stop_seconds)
+        ended = serving.stop(grace=self.settings.stop_seconds)
+        if ended:
+            serving.service.note_turned_away()
+            self.audit.append("stopped", {})
+            _log.info("stopped")
+        else:
+            _log.warning("stopped; the round that was being computed is abandoned and stays charged")
+        return ended
+
+
+def socket_place(settings: ServiceConfig) -> SocketPlace:
+    """Where a site's socket stands."""
+    return SocketPlace(path=Path(settings.socket), group=settings.group)
+
+
+def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProcess]) -> None:
+    """Hold the site's place, put its steward together, serve until SIGTERM or SIGINT; the exit code is 0 either way.
+
+    Raises:
+        StewardRunning: Another steward serves this site; nothing of it was touched.
+
+    """
+    stop = threading.Event()
+    with held(socket_place(settings)):
+        process = compose()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        ended = process.run(stop)
+    if not ended:
+        logging.shutdown()
+        os._exit(0)  # the abandoned round's thread cannot be stopped, and a normal exit would wait for it
+
+
+def _tcp(settings: ServiceConfig) -> TcpListener | None:
+    tcp = settings.tcp
+    if tcp is None:
+        return None
+    return TcpListener(
+        address=tcp.address,
+        certificate=_read(tcp.certificate),
+        key=_read(tcp.key),
+        client_authority=_read(tcp.client_authority),
+    )
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StewardUnavailable(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,257 @@
+"""The steward's service: gRPC on a Unix socket, one call that asks and one that looks after it.
+
+Whoever calls is the coordinator's code under the SuperNode's user, so a call is hostile before its token is checked and
+after. gRPC's Python server does not show the peer's process credentials (SO_PEERCRED), so the modes of folder and
+socket and the token stand in for that check.
+
+Guarantee: one request is acted on at a time; at most ``waiting`` others wait; every other call is refused at once,
+before its body is read. A call without the token learns nothing but that. What the steward raises never leaves. So many
+refusals a minute are answered; whoever provokes more is told BUSY and counted, because each one is an audit entry.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+import msgspec
+
+from client.governance.refusals import place_of
+from client.steward.admission import Passage, RefusalAllowance, Turnstile
+from client.steward.request_log import ANSWERED, Line, log_request, outcome_of, read_heading
+from client.steward.socket import open_to_group
+from common.durable_files import owner_only_files
+from common.errors import StewardUnavailable
+from common.wire.messages import MAX_MESSAGE_BYTES, Refusal, RefusalCode, encode
+from common.wire.steward_link import ANSWER, HEALTH, TOKEN_KEY, Health
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from client.steward.socket import SocketPlace
+    from common.crypto.primitives import Secret
+    from common.wire.port import StewardPort
+
+MAX_CALLS: Final = 512
+"""Calls that gRPC holds at once; those beyond get its own RESOURCE_EXHAUSTED and are not counted."""
+SPARE_THREADS: Final = 8
+"""Threads that turn calls away while the others act and wait."""
+MAX_METADATA_BYTES: Final = 4096
+_log: Final = logging.getLogger(__name__)
+
+
+class TurnedAwayLog(Protocol):
+    """Where refusals that the steward itself never saw are written down."""
+
+    def note_turned_away(self, counts: dict[str, int]) -> None:
+        """Write the counts since the last call, by reason."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TcpListener:
+    """A second door for a SuperNode on another machine: TLS with certificates on both sides, and the token still."""
+
+    address: str
+    """``host:port``."""
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_authority: bytes
+    """Whose certificates a caller may show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the service takes."""
+
+    message_bytes: int = MAX_MESSAGE_BYTES
+    waiting: int = 4
+    wait_seconds: float = 300.0
+    body_seconds: float = 60.0
+    """How long a caller may take to send a request's bytes."""
+    refusals_per_minute: int = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class StewardService:
+    """Answers calls in the words of a steward.
+
+    Args:
+        steward: Who answers.
+        token: What every call must carry.
+        limits: What is taken at most.
+        turned_away: Where refusals that the steward never sees are noted; called by one thread at a time.
+        condition: Whether the base model is loaded, and whether policy, ledger and audit log are in order.
+
+    """
+
+    steward: StewardPort
+    token: Secret
+    turned_away: TurnedAwayLog
+    limits: Limits = Limits()
+    condition: Callable[[], tuple[bool, bool]] = lambda: (True, True)
+    turnstile: Turnstile = field(init=False)
+    _allowance: RefusalAllowance = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        gate = Turnstile(waiting=self.limits.waiting, seconds=self.limits.wait_seconds)
+        object.__setattr__(self, "turnstile", gate)
+        object.__setattr__(self, "_allowance", RefusalAllowance(per_minute=self.limits.refusals_per_minute))
+
+    # gRPC's names for a handler's parts
+    def service(self, call: Any) -> Any:  # noqa: ANN401 - gRPC ships no types
+        """The handler of one call. A handler of *streams* sees the call before a byte of its body is read."""
+        if call.method not in {ANSWER, HEALTH}:
+            return grpc.stream_unary_rpc_method_handler(_abort_with(grpc.StatusCode.UNIMPLEMENTED))
+        if not self._has_token(call.invocation_metadata):
+            self.turnstile.turn_away("unauthenticated")
+            return grpc.stream_unary_rpc_method_handler(_abort_with(grpc.StatusCode.UNAUTHENTICATED))
+        return grpc.stream_unary_rpc_method_handler(self._answer if call.method == ANSWER else self._health)
+
+    def _has_token(self, metadata: Any) -> bool:  # noqa: ANN401 - as above
+        wanted = self.token.reveal()
+        shown = [value for key, value in metadata or () if key == TOKEN_KEY]
+        given = shown[0] if len(shown) == 1 else ""
+        given = given if isinstance(given, bytes) else given.encode("utf-8", "surrogatepass")
+        return hmac.compare_digest(given, wanted)
+
+    def _answer(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
+        with self.turnstile.passage(context.is_active) as passage:
+            if passage is Passage.PASSED:
+                return self._act(bodies, context)
+        self.turnstile.turn_away(f"busy_{passage}")
+        return encode(Refusal(code=RefusalCode.BUSY))
+
+    def _act(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
+        start = time.monotonic()
+        if self._allowance.used_up(start):
+            self.turnstile.turn_away("too_many_refusals")
+            return encode(Refusal(code=RefusalCode.BUSY))
+        request = self._body(bodies, context)
+        if request is None:
+            self._allowance.note(start)
+            self.turnstile.turn_away("no_body")
+            log_request(Line(request=None, outcome="no_body", seconds=time.monotonic() - start))
+            return encode(Refusal(code=RefusalCode.MALFORMED))
+        reply = self._reply(request)
+        outcome = outcome_of(reply)
+        if outcome != ANSWERED:
+            self._allowance.note(start)
+        if not context.is_active():
+            outcome = "abandoned"
+        log_request(Line(request=read_heading(request), outcome=outcome, seconds=time.monotonic() - start))
+        self.note_turned_away()
+        return reply
+
+    def _body(self, bodies: Iterator[bytes], context: Any) -> bytes | None:  # noqa: ANN401 - as above
+        """The only message of the call; None if it is too large, late, or not there."""
+        late = threading.Timer(self.limits.body_seconds, context.cancel)
+        late.daemon = True
+        late.start()
+        try:
+            return next(bodies, None)
+        except Exception as error:  # noqa: BLE001 - gRPC tells of a cancelled or oversized call in several ways
+            _log.info("a call ended before its request came: %s", type(error).__name__)
+            return None
+        finally:
+            late.cancel()
+
+    def _reply(self, request: bytes) -> bytes:
+        try:
+            return self.steward.answer(request)
+        except Exception as error:  # noqa: BLE001 - its text may hold a path or a caption, and gRPC would send it
+            _log.error("the steward failed: %s", place_of(error))
+            return encode(Refusal(code=RefusalCode.INTERNAL))
+
+    def _health(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
+        del bodies, context
+        return msgspec.msgpack.encode(self.health())
+
+    def health(self) -> Health:
+        """How the service is; asks neither the model nor the disk."""
+        loaded, in_order = self.condition()
+        busy = self.turnstile.busy
+        return Health(
+            serving=not self.turnstile.closed,
+            model_loaded=loaded,
+            policy_ok=in_order,
+            busy=busy,
+            waiting=max(0, self.turnstile.present - busy),
+        )
+
+    def note_turned_away(self) -> None:
+        """Write the calls turned away so far as one entry; called from inside the turnstile."""
+        if counts := self.turnstile.drain_turned_away():
+            self.turned_away.note_turned_away(counts)
+            _log.warning("turned away: %s", ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A service whose doors are open."""
+
+    service: StewardService
+    server: Any
+
+    def stop(self, *, grace: float) -> bool:
+        """Let nobody in, wait for whoever is inside; False if it did not end in time and was abandoned."""
+        self.service.turnstile.close()
+        ended: bool = self.server.stop(grace).wait(grace + 5.0)
+        return ended and not self.service.turnstile.busy
+
+
+def serve(service: StewardService, place: SocketPlace, tcp: TcpListener | None = None) -> Serving:
+    """Open the doors; the caller holds the place (:func:`client.steward.socket.held`).
+
+    Raises:
+        StewardUnavailable: A door cannot be opened.
+
+    """
+    threads = ThreadPoolExecutor(max_workers=1 + service.limits.waiting + SPARE_THREADS)
+    options = [
+        ("grpc.max_receive_message_length", service.limits.message_bytes),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.so_reuseport", 0),  # else a second steward could share the port
+    ]
+    server = grpc.server(threads, handlers=(_handler(service),), options=options, maximum_concurrent_rpcs=MAX_CALLS)
+    try:
+        with owner_only_files():
+            server.add_insecure_port(place.target)
+        if tcp is not None:
+            server.add_secure_port(tcp.address, _credentials(tcp))
+    except (RuntimeError, ValueError) as error:
+        where = place.path if tcp is None else f"{place.path} or {tcp.address}"
+        raise StewardUnavailable(
+            f"{where}: cannot be listened on; is the address free and the certificate whole?"
+        ) from error
+    server.start()
+    open_to_group(place)
+    return Serving(service=service, server=server)
+
+
+def _handler(service: StewardService) -> Any:  # noqa: ANN401 - gRPC ships no types
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: Any) -> Any:  # noqa: ANN401 - as above
+            return service.service(handler_call_details)
+
+    return Handler()
+
+
+def _credentials(tcp: TcpListener) -> Any:  # noqa: ANN401 - gRPC ships no types
+    pair = [(tcp.key, tcp.certificate)]
+    return grpc.ssl_server_credentials(pair, root_certificates=tcp.client_authority, require_client_auth=True)
+
+
+def _abort_with(code: Any) -> Callable[[Any, Any], Any]:  # noqa: ANN401 - gRPC ships no types
+    def abort(_bodies: Any, context: Any) -> Any:  # noqa: ANN401 - as above
+        context.abort(code, "")
+
+    return abort

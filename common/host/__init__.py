@@ -1,0 +1,1 @@
+"""Programs on a machine: supervision, systemd files, checks before starting, progress."""

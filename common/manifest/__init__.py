@@ -1,0 +1,1 @@
+"""What a run is: settings, roster and terms that both sides work out and sign."""

@@ -1,0 +1,204 @@
+"""What travels between coordinator and institution: msgpack bytes, versioned, size-capped, decoded into one type.
+
+The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
+carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from common.errors import ProtocolError
+from common.manifest.manifest import MAX_MANIFEST_BYTES
+
+VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 512 * 2**20
+"""Larger messages are refused before they are decoded."""
+
+MAX_CONTROL_BYTES: Final = 1 << 18
+"""Longest message of a session's opening."""
+
+Round = Annotated[int, Meta(ge=0, lt=2**31)]
+Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
+SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class RefusalCode(StrEnum):
+    """Why an institution answers nothing; the institution's own log has the details."""
+
+    MALFORMED = "malformed"
+    WRONG_SPEC = "wrong_spec"
+    WRONG_SIZE = "wrong_size"
+    NOT_FINITE = "not_finite"
+    NOT_ALLOWED = "not_allowed"
+    NO_DATA = "no_data"
+    BAD_MANIFEST = "bad_manifest"
+    """Not signed by the coordinator it names, or terms that do not follow from its own settings."""
+    AWAITING_APPROVAL = "awaiting_approval"
+    NO_SESSION = "no_session"
+    """No session key for this: the coordinator should open a new session."""
+    REPLAYED = "replayed"
+    """A round and attempt at or before the last one that was answered."""
+    OVER_BUDGET = "over_budget"
+    BUSY = "busy"
+    """Too many requests at once, or a steward that is stopping; the same request may be sent again later."""
+    INTERNAL = "internal"
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
+
+
+class Contribute(_Message, frozen=True, kw_only=True, tag="contribute"):
+    """Coordinator → institution: train on this global adapter (float32, little-endian) and answer with the update."""
+
+    round: Round
+    attempt: Round
+    spec_digest: SpecDigest
+    adapter: bytes
+
+
+class Evaluate(_Message, frozen=True, kw_only=True, tag="evaluate"):
+    """Coordinator → institution: hold-out loss of this global adapter."""
+
+    round: Round
+    spec_digest: SpecDigest
+    adapter: bytes
+
+
+class PlainContribution(_Message, frozen=True, kw_only=True, tag="plain_contribution"):
+    """Institution → coordinator without privacy: a weighted vector (float32, little-endian) and its weight.
+
+    fedsgd: the sum of per-picture gradients, and the public expected batch size; fedavg: weight times the change of the
+    adapter. Either way the coordinator uses sum(vector) / sum(weight).
+    """
+
+    round: Round
+    attempt: Round
+    vector: bytes
+    weight: Annotated[float, Meta(gt=0)]
+    train_loss: float
+
+
+class NoisedContribution(_Message, frozen=True, kw_only=True, tag="noised_contribution"):
+    """Institution → coordinator with privacy: the clipped, noised sum modulo 2^bits, and nothing else of the data.
+
+    ``values`` are unsigned little-endian integers of the width that the run's noise plan has, 32 or 64 bits. There is
+    neither loss nor count: each would be a release of its own.
+    """
+
+    round: Round
+    attempt: Round
+    values: bytes
+
+
+class Propose(_Message, frozen=True, kw_only=True, tag="propose"):
+    """Coordinator → institution: take part in this run; the bytes of :func:`common.manifest.manifest.sign_manifest`."""
+
+    manifest: Annotated[bytes, Meta(max_length=MAX_MANIFEST_BYTES + 1024)]
+
+
+class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
+    """Institution → coordinator: the bytes of :func:`common.manifest.manifest.countersign`."""
+
+    countersignature: Annotated[bytes, Meta(max_length=1024)]
+
+
+class OpenSecureSession(_Message, frozen=True, kw_only=True, tag="open_secure_session"):
+    """Coordinator → institution: a :class:`common.secagg.messages.OpenSession`, encoded."""
+
+    message: Control
+
+
+class SessionKeyAdvert(_Message, frozen=True, kw_only=True, tag="session_key_advert"):
+    """Institution → coordinator: a :class:`common.secagg.messages.KeyAdvert`, encoded."""
+
+    message: Control
+
+
+class ShareSessionKeys(_Message, frozen=True, kw_only=True, tag="share_session_keys"):
+    """Coordinator → institution: a :class:`common.secagg.messages.SessionKeys`, encoded."""
+
+    message: Control
+
+
+class SessionReady(_Message, frozen=True, kw_only=True, tag="session_ready"):
+    """Institution → coordinator: the session's keys are derived; a round may come."""
+
+
+class ContributeMasked(_Message, frozen=True, kw_only=True, tag="contribute_masked"):
+    """Coordinator → institution: a :class:`common.secagg.messages.RoundRequest`, encoded."""
+
+    message: bytes
+
+
+class MaskedAnswer(_Message, frozen=True, kw_only=True, tag="masked_answer"):
+    """Institution → coordinator: a :class:`common.secagg.messages.MaskedContribution`, encoded."""
+
+    message: bytes
+
+
+class PlainEvaluation(_Message, frozen=True, kw_only=True, tag="plain_evaluation"):
+    """Institution → coordinator without privacy: mean hold-out loss and the number of hold-out pictures."""
+
+    round: Round
+    institution: Annotated[str, Meta(max_length=200)]
+    loss: float
+    pictures: Annotated[int, Meta(ge=1)]
+
+
+class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
+    """Institution → coordinator: no answer, and the kind of reason."""
+
+    code: RefusalCode
+
+
+PlainRequest: TypeAlias = Contribute | Evaluate
+SecureRequest: TypeAlias = Propose | OpenSecureSession | ShareSessionKeys | ContributeMasked
+Request: TypeAlias = PlainRequest | SecureRequest
+Contribution: TypeAlias = PlainContribution | NoisedContribution
+SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
+Reply: TypeAlias = Contribution | PlainEvaluation | SecureReply | Refusal
+M = TypeVar("M")
+
+
+def encode(message: Request | Reply) -> bytes:
+    """The message's wire bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Parse a coordinator's bytes.
+
+    Raises:
+        ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
+
+    """
+    return _decode(data, _REQUESTS)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Parse an institution's bytes.
+
+    Raises:
+        ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
+
+    """
+    return _decode(data, _REPLIES)
+
+
+_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
+_REPLIES: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
+
+
+def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"message of {len(data)} bytes cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""What touches Flower and the outside: SuperLink, public listener, nodes, runs."""

@@ -1,0 +1,209 @@
+"""The public listener: passes Flower's Fleet API to the SuperLink on loopback, and nothing else.
+
+What passes, and why no more, stands in ``server/flower/passed_paths.py``.
+
+Guarantee: a request gets through if and only if it is ``POST /v1/fleet/NAME`` with NAME of small letters and hyphens,
+or ``GET /health``, compared as the bytes that were sent, so that no escape or dot segment is read differently behind
+it; its query is dropped and its body is at most the cap. All else is answered here with 404 or 413.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from server.flower.passed_paths import PASSED
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+
+    Event = MutableMapping[str, Any]  # ASGI's own type
+    Receive = Callable[[], Awaitable[Event]]
+    Send = Callable[[Event], Awaitable[None]]
+    Headers = list[tuple[bytes, bytes]]
+
+_PASSED: Final = tuple((passed.method, re.compile(passed.path.encode())) for passed in PASSED)
+_HOP_BY_HOP: Final = frozenset(
+    name.encode()
+    for name in (
+        "connection",
+        "content-length",  # set anew
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+_PIECE_SECONDS: Final = 30.0
+"""Longest wait for a body's next piece: each body that comes holds a connection to the SuperLink."""
+_TOLD_EVERY: Final = 60.0
+"""Seconds between two lines on what was answered: sites ask several times a second, which would drown all else."""
+_log = logging.getLogger(__name__)
+
+
+class _Tally:
+    """Requests by the status that they were answered with, since the last line."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._since = time.monotonic()
+
+    def add(self, status: int) -> None:
+        self._counts[status] += 1
+        if time.monotonic() - self._since >= _TOLD_EVERY:
+            self.tell()
+
+    def tell(self) -> None:
+        seconds, counts = time.monotonic() - self._since, sorted(self._counts.items())
+        if counts:
+            said = ", ".join(f"{count} with {status}" for status, count in counts)
+            _log.info("requests answered in the last %.0f s: %s", seconds, said)
+        self._counts.clear()
+        self._since = time.monotonic()
+
+
+class Guard:
+    """An ASGI application in front of a SuperLink."""
+
+    def __init__(self, superlink: httpx.AsyncClient, *, maximum_body: int) -> None:
+        """Pass to the client's ``base_url``; bodies are at most this many bytes."""
+        self._superlink = superlink
+        self._maximum_body = maximum_body
+        self._tally = _Tally()
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer one request; WebSockets and the like are dropped."""
+        if scope["type"] == "http":
+            started = time.monotonic()
+            status = await self._answer(scope, receive, send)
+            client = (scope.get("client") or ("unknown",))[0]
+            self._tally.add(status)
+            # the path is an attacker's text: repr keeps it on one line
+            _log.debug("%s %s %r %d %.3fs", client, scope["method"], scope["path"], status, time.monotonic() - started)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Event, receive: Receive, send: Send) -> int:
+        if not is_allowed(scope["method"], scope.get("raw_path") or b""):
+            return await _refuse(send, 404)
+        headers = _passed(scope["headers"])
+        body = _Body(receive, length=_length(scope["headers"]), most=self._maximum_body)
+        if body.is_too_large:
+            return await _refuse(send, 413)
+        if body.length is not None:
+            headers.append((b"content-length", b"%d" % body.length))
+        request = self._superlink.build_request(
+            scope["method"],
+            scope["raw_path"].decode("ascii"),
+            headers=headers,
+            content=body.pieces() if _has_body(scope["headers"]) else b"",
+        )
+        return await self._pass(request, body, send)
+
+    async def _pass(self, request: httpx.Request, body: _Body, send: Send) -> int:
+        try:
+            response = await self._superlink.send(request, stream=True)
+        except _BodyRefused:
+            return await _refuse(send, 413 if body.is_too_large else 400)
+        except httpx.TransportError as error:
+            _log.warning("the SuperLink does not answer: %s", type(error).__name__)
+            return await _refuse(send, 502)
+        try:
+            await _relay(response, send)
+        finally:
+            await response.aclose()
+        return response.status_code
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """ASGI's lifespan; connections that are kept open would hold the SuperLink up when it is to end."""
+        while True:
+            event = await receive()
+            if event["type"] == "lifespan.shutdown":
+                self._tally.tell()
+                await self._superlink.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+
+
+class _BodyRefused(Exception):
+    """A body that is larger than the cap, slower than allowed, or whose sender has gone."""
+
+
+class _Body:
+    """A request's body, passed on as it comes: nobody can fill this machine's memory with bodies."""
+
+    def __init__(self, receive: Receive, *, length: int | None, most: int) -> None:
+        self.length = length
+        self._receive = receive
+        self._most = most
+        self._seen = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        return max(self._seen, self.length or 0) > self._most
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                event = await asyncio.wait_for(self._receive(), _PIECE_SECONDS)
+            except TimeoutError as error:
+                raise _BodyRefused from error
+            piece: bytes = event.get("body", b"")
+            self._seen += len(piece)
+            if event["type"] != "http.request" or self.is_too_large:
+                raise _BodyRefused
+            yield piece
+            if not event.get("more_body", False):
+                return
+
+
+def _length(headers: Headers) -> int | None:
+    """As the sender says it; uvicorn holds it to that."""
+    return next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
+
+
+def _has_body(headers: Headers) -> bool:
+    return any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in headers)
+
+
+def is_allowed(method: str, raw_path: bytes) -> bool:
+    """Whether a request may pass, by the bytes of its path."""
+    return any(method == passed and pattern.fullmatch(raw_path) is not None for passed, pattern in _PASSED)
+
+
+def _passed(headers: Headers) -> Headers:
+    return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
+
+
+async def _relay(response: httpx.Response, send: Send) -> None:
+    dropped = _HOP_BY_HOP | {b"date"}  # the listener's own is there already, and a clock is read from it
+    headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in dropped]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    async for piece in _pieces(response):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    return response.aiter_raw()  # as it came: its content-encoding header is passed on, too
+
+
+async def _refuse(send: Send, status: int) -> int:
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+    return status

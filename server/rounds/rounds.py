@@ -1,0 +1,314 @@
+"""The rounds of a run as a state machine without I/O.
+
+::
+
+    ReadyForRound ──create_requests──▶ Collecting ──handle_reply, handle_failure──▶ Collecting ──close──▶ ReadyForRound
+
+One frozen dataclass per state. ``close`` gives the next round, or the next attempt at this one where too few
+institutions answered. A reply that does not fit is refused with an error and never summed.
+
+Guarantee: the sum is taken in float64 and in the order of the participants, whatever order the answers arrive in, so
+equal answers give equal bits. No more than the answers that overtook a slower participant are held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.errors import OutOfOrder, RoundFailed
+from common.privacy.run_plan import private_plan
+from common.wire.messages import Contribute, encode
+from server.errors import SumTooLong, TooFewInstitutions
+from server.rounds.absentees import failure_words
+from server.rounds.optimizer import OptimizerState, learning_rate, moving_average, step
+from server.rounds.sums import PartialSum, RingSum
+from server.rounds.vectors import to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from common.config import RunConfig
+    from common.wire.messages import Contribution
+    from server.rounds.sum_norm import MeanNorm
+    from server.rounds.sums import RoundSum
+    from server.rounds.vectors import Precise, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What stays the same for all rounds of a run."""
+
+    config: RunConfig
+    spec_digest: str
+    dimension: int
+
+    @property
+    def minimum(self) -> int:
+        """Answers that a round needs."""
+        return self.config.server.minimum_institutions
+
+    @property
+    def asked(self) -> int | None:
+        """Institutions asked for a round, None for all: with privacy exactly those that the noise is sized for."""
+        return self.config.server.institutions_per_round if self.config.privacy == "none" else self.minimum
+
+    def empty_sum(self) -> RoundSum:
+        """The sum over nobody."""
+        plan = private_plan(self.config)
+        if plan is None:
+            return PartialSum.empty(self.dimension)
+        return RingSum.empty(plan.noise(self.dimension), plan.config.expected_batch)
+
+    def noise_variance(self) -> float:
+        """Known variance of the noise in each coordinate of the mean update; 0 without privacy."""
+        plan = private_plan(self.config)
+        return 0.0 if plan is None else (plan.noise(self.dimension).total_deviation / plan.config.expected_batch) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyForRound:
+    """Before a round in 1 … ``rounds``, or after the last one; ``adapter`` is float32[d]."""
+
+    rules: Rules
+    round: int
+    adapter: Vector
+    optimizer: OptimizerState
+    average: Vector | None = None
+    """float32[d]: moving average of the adapters, where the run keeps one."""
+    attempt: int = 0
+    first_attempt: int = 0
+    """Earlier attempts were sent before the run was resumed."""
+    failed: frozenset[int] = frozenset()
+    """Nodes that failed an earlier attempt at this round: asked again only where no other is left."""
+    norm: MeanNorm | None = None
+    """Of the mean that the last round's step was made with."""
+
+    @property
+    def released(self) -> Vector:
+        """What is evaluated and released: the average where there is one."""
+        return self.adapter if self.average is None else self.average
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of this round's step."""
+        config = self.rules.config
+        return learning_rate(config.server, round_number=self.round, rounds=config.rounds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no round is left."""
+        return self.round > self.rules.config.rounds
+
+    def draw(self, nodes: Iterable[int]) -> tuple[int, ...]:
+        """The participants of this attempt among the nodes at hand, sorted.
+
+        Raises:
+            TooFewInstitutions: Fewer nodes than a round needs answers.
+            OutOfOrder: The run is over.
+
+        """
+        if self.is_over:
+            raise OutOfOrder(expected="the end of the run", got=f"round {self.round}")
+        at_hand = sorted(set(nodes))
+        if len(at_hand) < self.rules.minimum:
+            raise TooFewInstitutions(
+                f"round {self.round}: {len(at_hand)} institutions can be reached, {self.rules.minimum} are needed; "
+                "the run can go on when enough of them are back"
+            )
+        return draw_participants(
+            at_hand,
+            count=self.rules.asked,
+            seed=self.rules.config.seed,
+            round_number=self.round,
+            last=self.failed,
+        )
+
+    def create_requests(self, nodes: Iterable[int]) -> tuple[Collecting, dict[int, bytes]]:
+        """Draw the participants among the nodes at hand; the encoded request for each of them.
+
+        Raises:
+            TooFewInstitutions: Fewer nodes than a round needs answers.
+            OutOfOrder: The run is over.
+
+        """
+        participants = self.draw(nodes)
+        request = Contribute(
+            round=self.round,
+            attempt=self.attempt,
+            spec_digest=self.rules.spec_digest,
+            adapter=to_bytes(self.adapter),
+        )
+        collecting = Collecting(ready=self, participants=participants, sum=self.rules.empty_sum())
+        return collecting, dict.fromkeys(participants, encode(request))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collecting:
+    """A round under way: requests are out, answers come in."""
+
+    ready: ReadyForRound
+    participants: tuple[int, ...]
+    """Nodes asked, in the order of summation."""
+    sum: RoundSum
+    held: Mapping[int, Contribution] = field(default_factory=dict)
+    """Answers waiting for a participant before them."""
+    answered: frozenset[int] = frozenset()
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Reason by node."""
+
+    @property
+    def outstanding(self) -> tuple[int, ...]:
+        """Participants that neither answered nor failed."""
+        return tuple(node for node in self.participants if node not in self.answered and node not in self.failures)
+
+    def is_outstanding(self, node: int) -> bool:
+        """Whether the node was asked and neither answered nor failed."""
+        return node in self.participants and node not in self.answered and node not in self.failures
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss so far, weighted as the update is; NaN if nobody reported one."""
+        return self.sum.train_loss
+
+    def handle_reply(self, node: int, reply: Contribution) -> Collecting:
+        """Take one answer in.
+
+        Raises:
+            OutOfOrder: Of another round or attempt, from a node that was not asked, or its second answer.
+            ProtocolError: Wrong kind or length, a value that is not finite, or a weight that is not above 0.
+
+        """
+        self._check_expected(node, f"a contribution to round {reply.round}, attempt {reply.attempt}")
+        if (reply.round, reply.attempt) != (self.ready.round, self.ready.attempt):
+            raise OutOfOrder(
+                expected=f"a contribution to round {self.ready.round}, attempt {self.ready.attempt}",
+                got=f"one to round {reply.round}, attempt {reply.attempt}",
+            )
+        self.sum.check(reply)
+        return _settled(replace(self, answered=self.answered | {node}, held={**self.held, node: reply}))
+
+    def handle_failure(self, node: int, reason: str) -> Collecting:
+        """Note that a participant will not answer this attempt.
+
+        Raises:
+            OutOfOrder: It was not asked, or has answered or failed already.
+
+        """
+        self._check_expected(node, f"a failure ({reason})")
+        return _settled(replace(self, failures={**self.failures, node: reason}))
+
+    def close(self) -> ReadyForRound:
+        """The next round with the new adapter; or this round's next attempt where too few answered.
+
+        Raises:
+            OutOfOrder: Participants are outstanding.
+            RoundFailed: It was the last attempt, or the step gave values that are not finite.
+            SumTooLong: Noise and cap cannot explain the mean.
+
+        """
+        if self.outstanding:
+            raise OutOfOrder(expected=f"answers of {len(self.outstanding)} participants", got="the end of the round")
+        if len(self.answered) < self.ready.rules.minimum:
+            return next_attempt(
+                self.ready, answered=len(self.answered), asked=len(self.participants), failures=self.failures
+            )
+        mean = self.sum.mean()
+        gradient = -mean if self.ready.rules.config.training.mode == "fedavg" else mean
+        return apply_update(self.ready, gradient, self.sum.norm(mean))
+
+    def _check_expected(self, node: int, got: str) -> None:
+        if node not in self.participants:
+            raise OutOfOrder(expected="a node that was asked", got=f"{got} from node {node}")
+        if node in self.answered or node in self.failures:
+            raise OutOfOrder(
+                expected="one answer per node", got=f"{got} from node {node}, which has answered or failed"
+            )
+
+
+def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> ReadyForRound:
+    """The next round, after one optimiser step with this gradient, float64[d], of this length.
+
+    Raises:
+        SumTooLong: Noise and cap cannot explain the length; no step is made.
+        RoundFailed: The step gave values that are not finite.
+
+    """
+    if not norm.is_honest:
+        raise SumTooLong(
+            f"round {ready.round}, attempt {ready.attempt} is void: the decoded mean is {norm.decoded:.4g} long, but "
+            f"noise ({norm.noise_expected:.4g} expected) and the cap on units allow {norm.limit:.4g} at most. Some "
+            "institution sent what no honest steward sends: changed or broken software, or an attempt to spoil the "
+            "adapter; nobody can see whose it was. The adapter is as it was before; the attempt is paid for. "
+            "Ask every institution of this attempt to look at its steward, draft a run without one that you cannot "
+            "trust, or resume this one: it goes on with the round's next attempt",
+            norm,
+        )
+    config = ready.rules.config
+    adapter, state = step(
+        ready.adapter,
+        gradient,
+        ready.optimizer,
+        config=config.server,
+        rate=ready.rate,
+        noise_variance=ready.rules.noise_variance(),
+    )
+    if not np.isfinite(adapter).all():
+        raise RoundFailed(
+            f"round {ready.round}: the step left the range of float32; lower server.learning_rate and resume"
+        )
+    return ReadyForRound(
+        rules=ready.rules,
+        round=ready.round + 1,
+        adapter=adapter,
+        optimizer=state,
+        average=moving_average(ready.average, adapter, config=config.server, step_number=state.steps),
+        norm=norm,
+    )
+
+
+def next_attempt(ready: ReadyForRound, *, answered: int, asked: int, failures: Mapping[int, str]) -> ReadyForRound:
+    """The same round's next attempt.
+
+    Raises:
+        RoundFailed: It was the last one.
+
+    """
+    config = ready.rules.config.server
+    tried = ready.attempt + 1 - ready.first_attempt
+    if tried >= config.attempts:
+        raise RoundFailed(
+            f"round {ready.round}: {answered} of {asked} institutions answered, {ready.rules.minimum} are needed, at "
+            f"attempt {tried} of {config.attempts} ({failure_words(failures)}); the run can be resumed"
+        )
+    return replace(ready, attempt=ready.attempt + 1, failed=ready.failed | frozenset(failures))
+
+
+def _settled(state: Collecting) -> Collecting:
+    """Move answers into the sum as far as no earlier participant is outstanding."""
+    total, held = state.sum, dict(state.held)
+    while total.settled < len(state.participants):
+        node = state.participants[total.settled]
+        if node not in held and node not in state.failures:
+            break
+        total = total.plus(held.pop(node, None))
+    return replace(state, sum=total, held=held)
+
+
+def draw_participants(
+    nodes: Sequence[int], *, count: int | None, seed: int, round_number: int, last: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
+    """Draw ``count`` of the sorted ``nodes`` (all if None or too few), in sorted order.
+
+    Public and the same on every machine and version: positions are ranked by SHA-256 of seed, round and position. Nodes
+    in ``last`` rank after all others.
+    """
+    ranked = sorted(range(len(nodes)), key=lambda place: (nodes[place] in last, _rank(seed, round_number, place)))
+    return tuple(nodes[place] for place in sorted(ranked[:count]))
+
+
+def _rank(seed: int, round_number: int, position: int) -> bytes:
+    return hashlib.sha256(f"darkroom/participants/{seed}/{round_number}/{position}".encode()).digest()

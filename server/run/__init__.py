@@ -1,0 +1,1 @@
+"""One run: led, kept in checkpoints, paused, resumed."""

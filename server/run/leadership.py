@@ -1,0 +1,129 @@
+"""Whether a run is to be led, by whom, and what it waits for: files in its directory, so that any process can look.
+
+``wanted`` is there from ``run start`` until the run has ended or is stopped: the coordinator's ``up`` starts such a run
+again when its process has died. ``lock`` is held by the one process that leads it. ``standing.json`` says what it waits
+for or why it ended early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from common.durable_files import write_atomically
+from common.errors import DarkroomError
+from server.errors import RunBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_WANTED: Final = "wanted"
+_LOCK: Final = "lock"
+_STANDING: Final = "standing.json"
+_TAKE_OVER_SECONDS: Final = 30.0
+"""How long a new process waits for an old one to let go: Flower ends it within seconds of giving a run up."""
+
+_log = logging.getLogger(__name__)
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run that does not go on waits for, or ended with."""
+
+    state: Literal["waiting", "stopped"]
+    reason: str
+    since: str
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        return f"{self.state} since {self.since}: {self.reason}"
+
+
+def want(directory: Path) -> None:
+    """Have the run led."""
+    write_atomically(directory / _WANTED, b"")
+
+
+def want_no_more(directory: Path) -> None:
+    """Have nobody lead it again until somebody wants it."""
+    (directory / _WANTED).unlink(missing_ok=True)
+
+
+def is_wanted(directory: Path) -> bool:
+    """Whether somebody is to lead it."""
+    return (directory / _WANTED).exists()
+
+
+def standing(directory: Path) -> Standing | None:
+    """What it waits for or ended with; None while it goes on, or where nobody can read what it said."""
+    try:
+        return msgspec.json.decode((directory / _STANDING).read_bytes(), type=Standing)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def note(directory: Path, state: Literal["waiting", "stopped"], reason: str) -> None:
+    """Say so, for people who ask."""
+    said = Standing(state=state, reason=reason, since=datetime.now(UTC).isoformat(timespec="seconds"))
+    write_atomically(directory / _STANDING, msgspec.json.encode(said))
+
+
+def go_on(directory: Path) -> None:
+    """It neither waits nor has ended."""
+    (directory / _STANDING).unlink(missing_ok=True)
+
+
+def is_led(directory: Path) -> bool:
+    """Whether a living process leads it."""
+    try:
+        with (directory / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def leading(directory: Path, *, patience_s: float = _TAKE_OVER_SECONDS) -> Iterator[None]:
+    """Lead the run, alone, and write down how it ended.
+
+    Guarantee: two processes never lead one run, whatever Flower believes: neither a round and attempt nor a session
+    number is used by both. One that dies without a word leaves the run wanted.
+
+    Raises:
+        RunBusy: Another process leads it.
+
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / _LOCK).open("ab") as file:
+        _hold(file.fileno(), directory, patience_s)
+        go_on(directory)
+        try:
+            yield
+        except DarkroomError as error:
+            note(directory, "stopped", str(error))
+            _log.error("stopped: %s", error)
+            want_no_more(directory)
+            raise
+        want_no_more(directory)
+
+
+def _hold(descriptor: int, directory: Path, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise RunBusy(f"{directory}: another process leads this run; end it first") from error
+            time.sleep(0.2)
+        else:
+            return

@@ -1,0 +1,79 @@
+"""What a run does while fewer institutions are there than a round needs; no attempt is used up meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from server.run.control import wait_while_paused
+from server.run.leadership import go_on, note, standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from server.errors import TooFewInstitutions
+
+_LONGEST_WAIT: Final = 60.0
+_log = logging.getLogger("server.run.coordinator")
+
+
+class Patience(Protocol):
+    """What a run does below the minimum of institutions."""
+
+    @property
+    def nodes_s(self) -> float | None:
+        """Longest wait for nodes before it says so; None: a round's time."""
+        ...
+
+    def wait(self, shortage: TooFewInstitutions) -> None:
+        """Return when it is time to look again, or raise the shortage."""
+        ...
+
+    def over(self) -> None:
+        """Enough were there."""
+        ...
+
+
+class WaitsForInstitutions:
+    """The patience of a deployed run: below the minimum it waits for as long as it takes, and says so."""
+
+    nodes_s: float = 5.0
+    """Between looks for institutions."""
+
+    def __init__(self, directory: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Of the run in this directory."""
+        self._directory = directory
+        self._sleep = sleep
+        self._times = 0
+
+    def wait(self, shortage: TooFewInstitutions) -> None:
+        """Return when it is time to look again: soon at first, then once a minute."""
+        current = standing(self._directory)
+        if current is None or current.reason != str(shortage):
+            note(self._directory, "waiting", str(shortage))
+            _log.warning("waiting: %s", shortage)
+        self._sleep(min(_LONGEST_WAIT, 2.0**self._times))
+        self._times += 1
+        wait_while_paused(self._directory)
+
+    def over(self) -> None:
+        """Enough are there."""
+        if self._times:
+            _log.info("enough institutions are there again")
+            go_on(self._directory)
+        self._times = 0
+
+
+class WaitsForNobody:
+    """The patience of a simulation: whoever is missing will not come back."""
+
+    nodes_s: float | None = None
+
+    def wait(self, shortage: TooFewInstitutions) -> None:
+        """Raise it."""
+        raise shortage
+
+    def over(self) -> None:
+        """Nothing to do."""

@@ -1,0 +1,1 @@
+"""What is run on a scenario: a training, a comparison, a budget, a wiretap."""

@@ -1,0 +1,126 @@
+"""Is it worth federating? Base, each institution alone, federated and centralised, side by side.
+
+All train for the same number of optimiser steps from the same initial adapter. Alone, an institution uses its own
+batch; centralised, one site holds everything and uses the sum of the batches. Each adapter is judged on every
+institution's hold-out set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import torch
+
+from client.training.trainer import build_trainer
+from common.adapter.vector import initial_vector
+from common.errors import ConfigError
+from server.run.checkpoint import checkpoint_files
+from server.run.coordinator import CHECKPOINTS
+from server.run.directory import RunDirectory
+from simulations.experiments.gallery import SheetRow, contact_sheet
+from simulations.experiments.judge import Judge, Verdict
+from simulations.experiments.observers import Progress
+from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.experiments.verdict_table import Comparison, render_table
+from simulations.scenario.prepare import prepare_store, sites_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from client.training.trainer import Trainer
+    from common.config import RunConfig
+    from server.rounds.vectors import Vector
+    from simulations.scenario.scenario import Scenario
+    from simulations.scenario.store import InstitutionStore
+
+BASE: Final = "base"
+FEDERATED: Final = "federated"
+CENTRALISED: Final = "centralised"
+_MOST_INSTITUTIONS: Final = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """Where and how a comparison runs; what is already in the directory is not done again."""
+
+    scenario: Scenario
+    directory: Path
+    cache: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train: whose pictures, and with which configuration."""
+
+    label: str
+    store: InstitutionStore
+    config: RunConfig
+
+
+def compare_scenario(plan: ComparisonPlan, warn: Callable[[str], None]) -> str:
+    """Train what is missing, judge everything, write ``table.md``, ``table.json`` and ``pictures.png``; the table.
+
+    Raises:
+        ConfigError: Institutions that are not sites of their own, or too many of them.
+        DarkroomError: Anything wrong with base, pictures or checkpoints.
+
+    """
+    _check_comparable(plan.scenario)
+    torch.set_num_threads(plan.threads)
+    base, config = open_scenario_base(plan.scenario)
+    store = prepare_store(plan.scenario, base, plan.cache, warn)
+    if len(store.institutions) > _MOST_INSTITUTIONS:
+        raise ConfigError(f"compare trains every institution alone: at most {_MOST_INSTITUTIONS}, got more")
+    trainer = build_trainer(base, config)
+    judge = Judge.prepare(trainer, config, store, sites_of(plan.scenario, base, plan.cache))
+    adapters = {BASE: initial_vector(trainer.spec)}
+    for contender in contenders(store, config):
+        adapters[contender.label] = _train(contender, trainer, plan.directory / contender.label)
+    verdicts = tuple(judge.verdict(label, adapter) for label, adapter in adapters.items())
+    return _write(plan.directory, judge, verdicts, adapters)
+
+
+def _check_comparable(scenario: Scenario) -> None:
+    if scenario.privacy != "none":
+        raise ConfigError('compare trains institutions alone and together without noise: wanted privacy = "none"')
+    if scenario.institutions.scheme != "site":
+        raise ConfigError('compare judges each institution as a domain: wanted institutions.scheme = "site"')
+
+
+def contenders(store: InstitutionStore, config: RunConfig) -> Iterator[Contender]:
+    """Each institution alone, all federated, all in one place."""
+    alone = _with_one_institution(config, config.training.batch_size)
+    for institution in store.institutions:
+        yield Contender(f"{institution.name} alone", store.only(institution.name), alone)
+    yield Contender(FEDERATED, store, config)
+    everything = config.training.batch_size * len(store.institutions)
+    yield Contender(CENTRALISED, store.union(), _with_one_institution(config, everything))
+
+
+def _with_one_institution(config: RunConfig, batch_size: int) -> RunConfig:
+    return msgspec.structs.replace(
+        config,
+        training=msgspec.structs.replace(config.training, batch_size=batch_size),
+        server=msgspec.structs.replace(config.server, minimum_institutions=1, institutions_per_round=None),
+    )
+
+
+def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
+    """The contender's adapter; a finished run is read, a stopped one goes on."""
+    resume = bool(checkpoint_files(directory / CHECKPOINTS))
+    federation = make_federation(contender.config, trainer, contender.store, directory)
+    return federate(federation, (RunDirectory(directory), Progress()), resume=resume)
+
+
+def _write(directory: Path, judge: Judge, verdicts: tuple[Verdict, ...], adapters: dict[str, Vector]) -> str:
+    comparison = Comparison(verdicts=verdicts, floors=judge.floors(), features=judge.features_digest())
+    table = render_table(comparison)
+    (directory / "table.md").write_text(table, encoding="utf-8")
+    (directory / "table.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
+    rows = [SheetRow(label.replace(" ", "\n"), judge.samples(adapter)) for label, adapter in adapters.items()]
+    contact_sheet(judge.prompts, rows).save(directory / "pictures.png")
+    return f"{table}\n{directory / 'table.md'}\n{directory / 'pictures.png'}"

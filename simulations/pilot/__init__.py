@@ -1,0 +1,1 @@
+"""A federation of separate processes on this machine."""

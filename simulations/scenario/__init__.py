@@ -1,0 +1,1 @@
+"""Pictures and institutions of a simulated federation, and how they are made."""

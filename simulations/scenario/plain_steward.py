@@ -1,0 +1,188 @@
+"""The steward: holds an institution's data and answers the coordinator's requests, each of which it treats as hostile.
+
+Every request is parsed, checked against the run that the institution agreed to, and answered with a reply or with a
+refusal that carries a code and no text. Details of a refusal stay in the institution's own log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from client.training.private_update import PrivateUpdate
+from client.training.trainer import training_draws
+from common.crypto.randomness import SystemRandomness, repeatable_randomness
+from common.errors import DarkroomError, PrivacyError, ProtocolError
+from common.privacy.run_plan import private_plan
+from common.wire.messages import (
+    Contribute,
+    Evaluate,
+    NoisedContribution,
+    PlainContribution,
+    PlainEvaluation,
+    Refusal,
+    RefusalCode,
+    Reply,
+    Request,
+    decode_request,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from client.training.latents import LatentShard
+    from client.training.trainer import Draws, Trainer
+    from common.config import RunConfig
+    from common.crypto.randomness import Randomness
+    from common.privacy.run_plan import PrivatePlan
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class _Refused(DarkroomError):
+    """A request that is answered with a refusal of this code."""
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        self.code = code
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """A weighted update: float32 [d], its weight, and the mean training loss it was made at."""
+
+    vector: NDArray[np.float32]
+    weight: float
+    train_loss: float
+
+
+@dataclass(frozen=True)
+class Steward:
+    """One institution in one run.
+
+    Args:
+        name: The institution's name in the run.
+        config: The run's public configuration, as the institution agreed to it.
+        trainer: The frozen base with the adapter; institutions in one process may share it.
+        train: Encoded training pictures.
+        holdout: Encoded hold-out pictures, or None.
+        units: Training pictures of each privacy unit; None: each picture is one.
+
+    """
+
+    name: str
+    config: RunConfig
+    trainer: Trainer = field(repr=False)
+    train: LatentShard = field(repr=False)
+    holdout: LatentShard | None = field(repr=False, default=None)
+    units: tuple[tuple[int, ...], ...] | None = field(repr=False, default=None)
+
+    def answer(self, request: bytes) -> bytes:
+        """Reply bytes to request bytes; never raises for anything the request does."""
+        try:
+            return encode(self._reply(decode_request(request)))
+        except _Refused as refused:
+            _LOG.warning("%s refused a request: %s", self.name, refused)
+            return encode(Refusal(code=refused.code))
+        except ProtocolError as error:
+            _LOG.warning("%s could not read a request: %s", self.name, error)
+            return encode(Refusal(code=RefusalCode.MALFORMED))
+
+    def _reply(self, request: Request) -> Reply:
+        if not isinstance(request, Contribute | Evaluate) or self.config.is_secure:
+            # a share alone has less noise than the run promises, so it leaves masked or not at all
+            raise _Refused(
+                RefusalCode.NOT_ALLOWED, f"asked for {type(request).__name__}, which this run has no use for"
+            )
+        vector = self._checked_adapter(request)
+        plan = private_plan(self.config)
+        if isinstance(request, Contribute):
+            return self._contribute(request, vector) if plan is None else self._contribute_noised(request, vector, plan)
+        if plan is not None:
+            raise _Refused(RefusalCode.NOT_ALLOWED, "asked for a hold-out loss, which is no private release")
+        return self._evaluate(request, vector)
+
+    def _checked_adapter(self, request: Contribute | Evaluate) -> NDArray[np.float32]:
+        spec = self.trainer.spec
+        if request.spec_digest != spec.digest:
+            raise _Refused(RefusalCode.WRONG_SPEC, f"adapter spec {request.spec_digest}, agreed {spec.digest}")
+        if len(request.adapter) != 4 * spec.dimension:
+            raise _Refused(RefusalCode.WRONG_SIZE, f"adapter of {len(request.adapter)} bytes, d = {spec.dimension}")
+        vector = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise _Refused(RefusalCode.NOT_FINITE, "adapter holds values that are not finite")
+        return vector
+
+    def _contribute(self, request: Contribute, vector: NDArray[np.float32]) -> PlainContribution:
+        self.trainer.set_adapter(vector)
+        fedavg = self.config.training.mode == "fedavg"
+        update = self._local_training(request) if fedavg else self._one_gradient(request)
+        return PlainContribution(
+            round=request.round,
+            attempt=request.attempt,
+            vector=update.vector.astype("<f4").tobytes(),
+            weight=update.weight,
+            train_loss=update.train_loss,
+        )
+
+    def _contribute_noised(
+        self, request: Contribute, vector: NDArray[np.float32], plan: PrivatePlan
+    ) -> NoisedContribution:
+        self.trainer.set_adapter(vector)
+        units = tuple((row,) for row in range(len(self.train))) if self.units is None else self.units
+        try:
+            update = PrivateUpdate(trainer=self.trainer, shard=self.train, units=units, plan=plan)
+            values = update.share(self._randomness(request, plan)).ring()
+        except PrivacyError as error:
+            raise _Refused(RefusalCode.NOT_ALLOWED, str(error)) from error
+        return NoisedContribution(
+            round=request.round,
+            attempt=request.attempt,
+            values=values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(),
+        )
+
+    def _randomness(self, request: Contribute, plan: PrivatePlan) -> Randomness:
+        """Secret, but in a run that says aloud that it is not private."""
+        if plan.config.is_private:
+            return SystemRandomness()
+        name = f"{self.name}/{request.round}/{request.attempt}"
+        return repeatable_randomness(name, seed=self.config.seed, acknowledge=plan.config.repeatable)
+
+    def _one_gradient(self, request: Contribute) -> _Update:
+        """FedSGD: the sum of per-picture gradients at the global adapter; the weight is the public batch size."""
+        batch = self.config.training.batch_size
+        total = self.trainer.gradient_sum(self.train, self._draws(self._stream(request), batch))
+        return _Update(total.vector, float(batch), total.loss_sum / batch)
+
+    def _local_training(self, request: Contribute) -> _Update:
+        """FedAvg (McMahan et al. 2017, arXiv:1602.05629): local Adam steps; the weight is the number of pictures."""
+        training, rng = self.config.training, self._stream(request)
+        start = self.trainer.adapter()
+        batches = (self._draws(rng, training.batch_size) for _ in range(training.local_steps))
+        loss = self.trainer.train_locally(self.train, batches, training.local_learning_rate)
+        weight = float(len(self.train))
+        return _Update((self.trainer.adapter() - start) * np.float32(weight), weight, loss)
+
+    def _draws(self, rng: np.random.Generator, batch: int) -> Draws:
+        """A batch of distinct pictures; a site with fewer sees each of them equally often."""
+        count = len(self.train)
+        rounds = -(-batch // count)
+        rows = np.concatenate([rng.permutation(count) for _ in range(rounds)])[:batch]
+        return training_draws(self.train, rows, self.config.training, self.trainer.schedule_steps, rng)
+
+    def _stream(self, request: Contribute) -> np.random.Generator:
+        """A stream named by run seed, institution, round and attempt: a resumed plain run repeats itself exactly."""
+        name = f"{self.config.seed}\0{self.name}\0{request.round}\0{request.attempt}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big"))
+
+    def _evaluate(self, request: Evaluate, vector: NDArray[np.float32]) -> PlainEvaluation:
+        if self.holdout is None:
+            raise _Refused(RefusalCode.NO_DATA, "asked for a hold-out loss, but there is no hold-out set")
+        self.trainer.set_adapter(vector)
+        loss = self.trainer.holdout_loss(self.holdout, self.config.evaluation.draws)
+        return PlainEvaluation(round=request.round, institution=self.name, loss=loss, pictures=len(self.holdout))
