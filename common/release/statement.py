@@ -121,7 +121,9 @@ class Release(Config, frozen=True, kw_only=True):
     coordinator_entries: Count
     logs: Annotated[tuple[LogHead, ...], Meta(max_length=MAX_INSTITUTIONS)]
     """By place."""
-    code_version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]{0,99}\Z")]
+    code_version: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]{0,99}\Z", description="a version, such as 0.1.0")
+    ]
     time: Time
     files: Annotated[tuple[ReleasedFile, ...], Meta(min_length=1, max_length=32)]
     """Sorted by name."""

@@ -38,7 +38,7 @@ FORMAT: Final = 1
 KEPT: Final = 2
 """Checkpoints that stay on disk."""
 FREE_KEYS: Final = frozenset(
-    {"title", "rounds", "base.path", "base.download", "server.round_timeout_s", "server.run.attempts"}
+    {"title", "rounds", "base.path", "base.download", "server.round_timeout_s", "server.attempts"}
 )
 """Configuration that may change between two starts of a run. A cosine schedule follows a changed number of rounds; with
 privacy it may not change, since the noise depends on it. A base may have moved: the adapter spec holds its digest."""

@@ -16,7 +16,7 @@ from common.host.supervision import Command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 _SECONDS: Final = 600.0
 
 

@@ -54,7 +54,7 @@ class UnixUser:
 
 def whole_installation() -> tuple[Path, ...]:
     """Folders that every one of our programs needs: Python, its packages, and this copy of the code."""
-    return (Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1])
+    return (Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2])
 
 
 def why_not_separate(needed: Iterable[Path]) -> str:

@@ -16,8 +16,8 @@ from common.toml_config import parse_config, read_toml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SCENARIOS: Final = Path(__file__).parent / "scenarios"
-_BUNDLED_BASE: Final = Path(__file__).parent / "base" / "model"
+_SCENARIOS: Final = Path(__file__).parents[1] / "scenarios"
+_BUNDLED_BASE: Final = Path(__file__).parents[1] / "base" / "model"
 
 
 class InstitutionsConfig(Config, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ def test_no_dumps_and_nobody_attaches() -> None:
 def test_a_decoders_process_makes_no_dump() -> None:
     code = (
         "import multiprocessing\n"
-        "from client.vault import workers\n"
+        "from client.intake import workers\n"
         "from client.intake.rules import IntakeRules\n"
         "from tests.client.test_private_memory import dumpable\n"
         "ours, theirs = multiprocessing.Pipe()\n"

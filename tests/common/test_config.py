@@ -128,7 +128,7 @@ def test_a_plain_run_needs_its_sentence_word_for_word() -> None:
     ("content", "said"),
     [
         (b"a = [", "not valid TOML"),
-        (b"\xff\xfe", "not valid TOML"),
+        (b"\xff\xfe", "not UTF-8 at byte 0; save it as UTF-8"),
         (b"a = " + b"[" * 5000, "not valid TOML"),
         (b"a = " + b"9" * 5000, "not valid TOML"),
         (None, "cannot be read"),

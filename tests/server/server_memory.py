@@ -23,7 +23,7 @@ from common.wire.messages import ContributeMasked, SessionReady, ShareSessionKey
 from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
 from server.rounds.transport import GridTransport
 from server.run.coordinator import Coordinator
-from tests.server import test_secure_session
+from tests.server.rounds import test_secure_session
 from tests.server.rounds.test_secure_session import Ring, _unmasked, make_ring
 from tests.server.toy import ToySpec
 

@@ -69,7 +69,7 @@ def test_one_whose_key_is_not_taken_ends_with_a_code_of_its_own(end: str) -> Non
 
 
 def test_it_is_flowers_program_with_flowers_options() -> None:
-    program = [sys.executable, "-P", str(ROOT / "client" / "supernode_process.py")]
+    program = [sys.executable, "-P", str(ROOT / "client" / "connection" / "supernode_process.py")]
     done = subprocess.run([*program, "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert "--auth-supernode-private-key" in done.stdout
 

@@ -450,7 +450,7 @@ CHILD = """
     import math, os, signal, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from client import ledger_store
+    from client.governance import ledger_store
     from client.governance.ledger import Account, Budget, Event, Ledger
     from common.errors import BudgetExceeded
     from common.secagg.messages import Step

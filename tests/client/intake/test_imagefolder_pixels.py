@@ -199,7 +199,7 @@ def test_no_decoder_runs_but_the_named_ones(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Image, "open", spy)
     load_pixels(tmp_path, picture("a.png"), RESOLUTION)
-    assert set(allowed) == {("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")}
+    assert set(allowed) == {("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")}
 
 
 def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,7 @@ def test_killed_for_real_it_goes_on(site: Site, folder: Path, tmp_path: Path) ->
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from client.vault import ingest\n"
+        "from client.intake import ingest\n"
         "from client.vault.vault import Vault\n"
         "from tests.client.intakes import Site\n"
         "from client.vault.master_key import KeyFile\n"

@@ -186,7 +186,7 @@ def under_receipts(place: Path) -> tuple[int, int]:
 
 SCRIPT = """
 import os, sys
-from client.vault import ingest
+from client.intake import ingest
 from client.vault.vault import Vault
 from client.cli import main
 ingest.BATCH_RECORDS = 1

@@ -551,8 +551,9 @@ def test_erasing_names_the_releases_with_their_epsilon_and_notes_them(tmp_path: 
     site = run.sites.open(SITE)
     for folder in (second, first):
         countersign(folder, site, examine(folder, site))
-    command = ["erase", "--subject", f"CanarySubject-{SITE}-0", "--config", str(run.sites.root / SITE / "site.toml")]
-    done = CliRunner().invoke(client_app, command)
+    command = ["erase", "--config", str(run.sites.root / SITE / "site.toml")]
+    subject = f"CanarySubject-{SITE}-0\n"
+    done = CliRunner().invoke(client_app, command, input=subject)
     assert done.exit_code == 0, done.output
     release = first.release()
     lines = [line for line in done.output.splitlines() if "released as" in line]
@@ -562,7 +563,7 @@ def test_erasing_names_the_releases_with_their_epsilon_and_notes_them(tmp_path: 
     assert public is not None
     told = float(lines[0].partition("at most ε = ")[2].split()[0])
     assert public <= told < 1.01 * public
-    assert CliRunner().invoke(client_app, [*command, "--commit", "--yes"]).exit_code == 0
+    assert CliRunner().invoke(client_app, [*command, "--commit", "--yes"], input=subject).exit_code == 0
     noted = [each for each in read_entries(run.sites.root / SITE / "audit.log") if each.kind in {"erasing", "erased"}]
     digests = f"{release.digest().hex()},{second.release().digest().hex()}"
     assert [each.details["releases"] for each in noted] == [digests, digests]
@@ -571,14 +572,15 @@ def test_erasing_names_the_releases_with_their_epsilon_and_notes_them(tmp_path: 
 
 def test_a_site_that_signed_nothing_says_so_and_a_damaged_record_stops_no_erasing(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", rounds=1)
-    command = ["erase", "--subject", f"CanarySubject-{SITE}-0", "--config", str(run.sites.root / SITE / "site.toml")]
-    assert "this site signed no release of it" in CliRunner().invoke(client_app, command).output
+    command = ["erase", "--config", str(run.sites.root / SITE / "site.toml")]
+    subject = f"CanarySubject-{SITE}-0\n"
+    assert "this site signed no release of it" in CliRunner().invoke(client_app, command, input=subject).output
     folder, site = run.release(tmp_path / "release"), run.sites.open(SITE)
     countersign(folder, site, examine(folder, site))
     (record,) = (run.sites.root / SITE / "releases").glob("*.json")
     record.write_bytes(record.read_bytes().replace(b'"attempts": 1', b'"attempts": 2'))
-    assert "CANNOT BE TOLD" in CliRunner().invoke(client_app, command).output
-    assert CliRunner().invoke(client_app, [*command, "--commit", "--yes"]).exit_code == 0
+    assert "CANNOT BE TOLD" in CliRunner().invoke(client_app, command, input=subject).output
+    assert CliRunner().invoke(client_app, [*command, "--commit", "--yes"], input=subject).exit_code == 0
     (erased,) = [each for each in read_entries(run.sites.root / SITE / "audit.log") if each.kind == "erased"]
     assert erased.details["releases"] == "unreadable"
 

@@ -80,7 +80,7 @@ def test_what_a_restart_does_not_mend_is_not_started_again(tmp_path: Path) -> No
         found = settings(tmp_path, which)
         assert found["Restart"] == ["always"]
         assert found["RestartPreventExitStatus"] == ["77 78"]
-        assert found["SuccessExitStatus"] == ["143"], "as systemd itself ends it"
+        assert found["SuccessExitStatus"] == ["130 143"], "told to end, by hand or by systemd"
 
 
 def test_a_steward_on_a_unix_socket_has_no_network(tmp_path: Path) -> None:

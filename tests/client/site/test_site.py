@@ -127,7 +127,7 @@ def test_what_a_killed_init_leaves_is_in_nobodys_way(tmp_path: Path) -> None:
     code = """
 import os
 from pathlib import Path
-from client import site_directory
+from client.operations import new_site as site_directory
 site_directory.create_token_file = lambda _: os._exit(9)
 site_directory.make_site(Path("site"), "st-vincent")
 """

@@ -172,7 +172,7 @@ def test_a_hub_id_is_not_fetched_unless_allowed(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("no download was allowed")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    with pytest.raises(BadModelDirectory, match="to fetch it as a hub id, say"):
+    with pytest.raises(BadModelDirectory, match="If it is a name on the hub, say"):
         open_base("someone/some-model")
 
 

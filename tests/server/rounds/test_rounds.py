@@ -205,7 +205,7 @@ def test_no_request_after_the_last_round() -> None:
 
 
 def test_a_step_out_of_range_ends_the_run() -> None:
-    state = collecting(server={"learning_rate": 1e30})
+    state = collecting(server={"learning_rate": 1e6})
     for node in NODES:
         state = state.handle_reply(node, contribution(vector=HUGE))
     with pytest.raises(RoundFailed, match="learning_rate"):

@@ -140,7 +140,7 @@ def test_its_base_may_have_moved() -> None:
     ("changes", "named"),
     [
         ({"seed": 3}, "seed: checkpoint 0, this run 3"),
-        ({"server": {"optimizer": "sgd"}}, "server.rounds.optimizer: checkpoint 'adam', this run 'sgd'"),
+        ({"server": {"optimizer": "sgd"}}, "server.optimizer: checkpoint 'adam', this run 'sgd'"),
         ({"server": {"optimizer": "adam", "learning_rate": 0.7}}, "server.learning_rate: checkpoint 0.5, this run 0.7"),
         ({"adapter": {"rank": 4}}, "adapter.rank: checkpoint 16, this run 4"),
     ],
