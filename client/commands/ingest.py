@@ -148,8 +148,9 @@ def _against_vault(intake: Intake, config: Path) -> IntakeReport:
 
 
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
-    from client.operations.intake_papers import Papers, Terminated, add_to_vault
+    from client.operations.intake_papers import Papers, add_to_vault
     from client.site.settings import read_site
+    from common.command_line import Terminated
     from common.crypto.identity_file import read_identity_file
     from common.errors import ConfigError
 
@@ -160,8 +161,10 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
         raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
     try:
         return add_to_vault(site, identity, intake, Papers(receipt=path, say=typer.echo))
-    except KeyboardInterrupt as stopped:  # what was added, and how to go on, has been said
-        raise typer.Exit(_SIGTERM if isinstance(stopped, Terminated) else _SIGINT) from None
+    except KeyboardInterrupt as stopped:
+        code = _SIGTERM if isinstance(stopped, Terminated) else _SIGINT
+    # what was added, and how to go on, has been said: with the interrupt behind it, "stopped" would be said once more
+    raise typer.Exit(code)
 
 
 def _print(found: IntakeReport, title: str) -> None:

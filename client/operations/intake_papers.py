@@ -31,6 +31,7 @@ from client.vault.errors import ForeignVault, VaultRolledBack
 from client.vault.records import VaultState
 from client.vault.vault import Vault
 from common.audit_log import read_entries
+from common.command_line import Terminated
 from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 
 if TYPE_CHECKING:
@@ -49,10 +50,6 @@ INGESTING: Final = "ingesting"
 INGESTED: Final = "ingested"
 """Kind of the entry that names a receipt."""
 CUT_OFF: Final = ("accepted or converted", "in an intake that was cut off; what became of other files is not known")
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
