@@ -168,7 +168,7 @@ def test_a_manifest_of_another_code_version_is_refused(federation: Federation) -
     for name in NAMES:
         open_site(federation.lab.root(name) / "site.toml").approvals.approve(files.manifest_file.read_bytes())
     with led(federation, files):
-        federation.wait_for(lambda: waits_because_of(files, "refused_bad_manifest"), 240)
+        federation.wait_for(lambda: waits_because_of(files, "refused (bad_manifest)"), 240)
     assert "the run is for version 9.9.9; this site has" in site_log(federation, "ash")
 
 
