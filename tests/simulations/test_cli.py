@@ -195,7 +195,8 @@ def test_drawing_mistakes_get_one_clear_message(world: Path) -> None:
     wrong = ("--steps", "1001", "--seed", str(2**63), "--resolution", "20", "--guidance", "nan")
     said = refused(darkroom("client.cli", *drawn, *wrong, cwd=world))
     assert all(word in said for word in ("4 problems", "steps: ", "seed: ", "resolution: ", "guidance scale: "))
-    assert "world.toml: File exists" in refused(darkroom("client.cli", *drawn, "--out", "world.toml", cwd=world))
+    said = refused(darkroom("client.cli", *drawn, "--out", "world.toml", cwd=world))
+    assert "world.toml: no pictures can be written here (File exists); give a folder of your own" in said
 
 
 def test_adapter_weights_are_never_unpickled(world: Path) -> None:
