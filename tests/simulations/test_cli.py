@@ -225,7 +225,7 @@ def test_a_file_where_a_directory_is_wanted_is_named(world: Path, arguments: tup
         (("run", "faulty.toml"), "rounds"),
         (("run", "baseless.toml"), "no such directory"),
         (("run", "pinned.toml"), "wanted content"),
-        (("run", "hub.toml"), "base.download"),
+        (("run", "hub.toml"), "download = true under [base]"),
         (("run", "wrong-family.toml"), "family"),
     ],
 )
