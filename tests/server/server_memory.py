@@ -30,7 +30,7 @@ from tests.server.toy import ToySpec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ROUND_KIND = "masks_did_not_cancel"
+ROUND_KIND = "the masks did not cancel"
 """How the round ends: a hundred institutions' real masks would take ten thousand key agreements."""
 
 
