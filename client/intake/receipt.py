@@ -111,11 +111,6 @@ def verify_receipt(data: bytes, signer: bytes) -> Receipt:
     return receipt
 
 
-def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write it for its owner alone; a receipt that exists is not overwritten."""
-    Room.take(path).fill(receipt)
-
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """Space on the disk for a receipt, taken before anything is added: a disk that is full is told of in time."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.errors import OutOfOrder
 from server.rounds.absentees import failure_words
 from server.rounds.reports import RoundReport, VoidReport
-from server.rounds.sum_norm import MeanNorm
 
 if TYPE_CHECKING:
     from server.errors import SumTooLong
@@ -26,7 +26,9 @@ def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForR
     """The report of a round that counted."""
     before = collecting.ready
     change = following.adapter.astype(np.float64) - before.adapter
-    norm = following.norm or MeanNorm(decoded=math.nan)
+    norm = following.norm
+    if norm is None:
+        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
     return RoundReport(
         round=before.round,
         attempt=before.attempt,

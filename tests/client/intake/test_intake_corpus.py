@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from client.intake.receipt import make_receipt, write_receipt
+from client.intake.receipt import Room, make_receipt
 from tests.client.bad_inputs import CANARY, FILES, ROWS, write_files, write_rows
 from tests.client.dicom_objects import NAME, PATIENT
 from tests.client.intakes import IDENTITY, Site, outcomes, rules_of, word
@@ -111,7 +111,7 @@ def test_nothing_of_a_file_is_in_receipt_logs_or_vault(
     site = Site.make(tmp_path)
     report = site.take(folder)
     site.vault.close()
-    write_receipt(make_receipt(report, rules_of({}), IDENTITY, now=datetime.now(UTC)), tmp_path / "receipt.json")
+    Room.take(tmp_path / "receipt.json").fill(make_receipt(report, rules_of({}), IDENTITY, now=datetime.now(UTC)))
     printed = capfd.readouterr()
     written = [path.read_bytes() for path in (tmp_path / "vault").rglob("*") if path.is_file()]
     written += [

@@ -21,7 +21,7 @@ from client.intake.intake_report import SHEET_PICTURES, Example, IntakeReport
 from client.intake.left_out import line
 from client.intake.looked_at import LookedAt
 from client.intake.outcomes import Accepted, Duplicate, Reason, Refused
-from client.intake.receipt import Receipt, make_receipt, verify_receipt, write_receipt
+from client.intake.receipt import Receipt, Room, make_receipt, verify_receipt
 from client.site.settings import read_site
 from client.steward.process import socket_place
 from client.steward.socket import held
@@ -53,7 +53,7 @@ def report() -> IntakeReport:
 
 
 def written(tmp_path: Path) -> bytes:
-    write_receipt(make_receipt(report(), rules_of({}), IDENTITY, now=NOW), tmp_path / "receipts/one.json")
+    Room.take(tmp_path / "receipts/one.json").fill(make_receipt(report(), rules_of({}), IDENTITY, now=NOW))
     return (tmp_path / "receipts/one.json").read_bytes()
 
 
@@ -73,7 +73,7 @@ def test_a_receipt_says_what_happened_and_no_content(tmp_path: Path) -> None:
         assert word not in data
     assert stat.S_IMODE((tmp_path / "receipts/one.json").stat().st_mode) == 0o600
     with pytest.raises(FileExistsError):
-        write_receipt(receipt, tmp_path / "receipts/one.json")
+        Room.take(tmp_path / "receipts/one.json").fill(receipt)
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
