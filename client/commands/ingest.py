@@ -34,8 +34,7 @@ ListPath = Annotated[
 ]
 NOTHING: Final = 3
 """Exit code where nothing was taken, or would be."""
-_SIGINT: Final = 130
-_SIGTERM: Final = 143
+_INTERRUPTED: Final = 130
 _SPLITS: Final = {"train": "to train with", "holdout": "held out, never trained with"}
 
 
@@ -150,7 +149,7 @@ def _against_vault(intake: Intake, config: Path) -> IntakeReport:
 def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     from client.operations.intake_papers import Papers, add_to_vault
     from client.site.settings import read_site
-    from common.command_line import Terminated
+    from common.command_line import TERMINATED, Terminated
     from common.crypto.identity_file import read_identity_file
     from common.errors import ConfigError
 
@@ -162,7 +161,7 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     try:
         return add_to_vault(site, identity, intake, Papers(receipt=path, say=typer.echo))
     except KeyboardInterrupt as stopped:
-        code = _SIGTERM if isinstance(stopped, Terminated) else _SIGINT
+        code = TERMINATED if isinstance(stopped, Terminated) else _INTERRUPTED
     # what was added, and how to go on, has been said: with the interrupt behind it, "stopped" would be said once more
     raise typer.Exit(code)
 

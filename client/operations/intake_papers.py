@@ -17,7 +17,7 @@ import threading
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from client.governance.rollback import VAULT, noted_in, open_log
 from client.intake.intake_report import IntakeReport
@@ -31,12 +31,10 @@ from client.vault.errors import ForeignVault, VaultRolledBack
 from client.vault.records import VaultState
 from client.vault.vault import Vault
 from common.audit_log import read_entries
-from common.command_line import Terminated
 from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import FrameType
 
     from client.intake.ingest import Intake
     from client.intake.receipt import Receipt
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from common.audit_log import AuditLog, Entry
     from common.crypto.primitives import Identity
 
-Handler: TypeAlias = "Callable[[int, FrameType | None], None] | signal.Handlers"
 INGESTING: Final = "ingesting"
 """Kind of the entry that names the vault's state before an intake."""
 INGESTED: Final = "ingested"
@@ -83,7 +80,6 @@ def add_to_vault(site: SiteConfig, identity: Identity, intake: Intake, papers: P
         room = _room(papers.receipt)
         try:
             listed = stack.enter_context(LeftOut.create(papers.left_out))
-            stack.enter_context(_terminated_as_interrupted())
             return desk.take_in(intake, listed, room)
         finally:
             room.give_back()  # of a receipt that was written, nothing is left to give
@@ -216,34 +212,14 @@ def _vault(site: SiteConfig, noted: VaultState | None) -> Vault:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that it leaves a receipt as well."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise Terminated
-
-    with _handling({signal.SIGTERM: end}):
-        yield
-
-
-@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not cost the receipt."""
-    with _handling({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers],
-) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there may they be set
+    """A second Ctrl-C, or SIGTERM, does not cost the receipt."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    earlier = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for each, handler in earlier.items():
+            signal.signal(each, handler)
