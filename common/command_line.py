@@ -113,9 +113,14 @@ def _refused(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}; give a path that can be read and written"
 
 
+def spelt_out(text: str) -> str:
+    """Without what moves a terminal's cursor, begins a line or hides words: strangers choose names and requests."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def _shown(text: str) -> str:
-    """Without what moves a terminal's cursor or hides words: errors quote files and requests that strangers wrote."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+    """An error's lines, which may quote files and requests."""
+    return "\n".join(map(spelt_out, text.split("\n")))
 
 
 def print_in_any_terminal() -> None:

@@ -169,9 +169,11 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
 def _print(found: IntakeReport, title: str) -> None:
     from rich.console import Console
 
+    from common.command_line import spelt_out
+
     Console().print(_table(found, title))
     for note in found.notes:
-        typer.echo("".join(char if char.isprintable() else ascii(char)[1:-1] for char in note))
+        typer.echo(spelt_out(note))
     if found.opted_out_inside:
         typer.echo(f"{found.opted_out_inside} subjects on the opt-out list are in the vault from before: erase them")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
 from client.intake.outcomes import Duplicate, Refused, describe, detail
+from common.command_line import spelt_out
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,5 +73,4 @@ def line(example: Example) -> str:
     outcome, why = describe(example.outcome)
     told = detail(example.outcome)
     more = f" ({told})" if told else ""
-    text = f"{outcome}: {why}: {example.name}{more}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return spelt_out(f"{outcome}: {why}: {example.name}{more}")

@@ -48,10 +48,10 @@ def longest_honest_sum(plan: NoisePlan) -> float:
 
     Why: the signal is at most cap·C·(1 + ρ) long, ρ the plan's share for rounding in float64; its rounding by n
     institutions moves it by at most n·√d/(2s), and the noise is σ·χ_d. What is left is P(χ_d > √d + 5/√2). Of one
-    coordinate that is P(|N(0, 1)| > 4.54) = 5.7e-6, the largest of all d; for large d, χ_d is N(√d, 1/2), which gives P(N(0, 1) > 5) = 2.9e-7. (Concentration of 1-Lipschitz
-    functions, exp(−25/4), would prove no more than 2e-3, so the tests take the χ² distribution's own tail.) A χ²
-    quantile would make the probability equal at all d and the limit no line that a person can check; real signals stay
-    far below cap·C, so the chance of a false alarm is smaller still.
+    coordinate that is P(|N(0, 1)| > 4.54) = 5.7e-6, the largest of all d; for large d, χ_d is N(√d, 1/2), which gives
+    P(N(0, 1) > 5) = 2.9e-7. (Concentration of 1-Lipschitz functions, exp(−25/4), would prove no more than 2e-3, so the
+    tests take the χ² distribution's own tail.) A χ² quantile would make the probability equal at all d and the limit no
+    line that a person can check; real signals stay far below cap·C, so the chance of a false alarm is smaller still.
     """
     signal = plan.cap * plan.clip * (1 + plan.rounding)
     rounding = plan.institutions * math.sqrt(plan.coordinates) / (2 * plan.scale)
