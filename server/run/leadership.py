@@ -46,8 +46,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def want(directory: Path) -> None:
-    """Have the run led."""
+    """Have the run led; how it ended before is no longer how it stands."""
     write_atomically(directory / _WANTED, b"")
+    go_on(directory)
 
 
 def want_no_more(directory: Path) -> None:

@@ -282,7 +282,7 @@ def look_after(life: Life) -> None:
     assert "epsilon" in page.run("darkroom-server manifest show")
     assert "Privacy budget" in page.run("darkroom-client status")
     life.pilot.run("darkroom-client status")
-    assert "approved" in page.run("darkroom-client approvals")
+    assert "approved" in page.run("darkroom-client approvals --config")
     page.run("darkroom-server renew")
     page.run("darkroom-server revoke")
     digest = open_manifest((life.root / "trial.manifest").read_bytes())[1].hex()

@@ -59,6 +59,12 @@ def test_a_run_that_ends_or_fails_with_a_reason_is_wanted_no_more(tmp_path: Path
         assert standing(tmp_path) is None  # it goes on
 
 
+def test_a_run_that_is_wanted_again_no_longer_stands_as_stopped(tmp_path: Path) -> None:
+    note(tmp_path, "stopped", "by darkroom-server run stop")
+    want(tmp_path)
+    assert standing(tmp_path) is None
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
 def test_one_that_is_torn_away_stays_wanted(tmp_path: Path, end: type[BaseException]) -> None:
     want(tmp_path)
