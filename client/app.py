@@ -14,8 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.errors import DarkroomError, DataError, StewardUnavailable
-from common.wire.messages import Refusal, RefusalCode, encode
-from common.wire.port import ACTION, FIELD, RECORD
+from common.wire.messages import ACTION, FIELD, RECORD, Refusal, RefusalCode, encode
 from common.wire.steward_link import ClientCertificate, StewardAddress, StewardLink, read_token
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
 
 ADDRESS_KEY: Final = "steward"
 """Key of the SuperNode's ``--node-config`` that names the steward: ``unix:///path``, or ``host:port``."""

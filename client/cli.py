@@ -11,16 +11,11 @@ from client.commands.check import check
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
-from client.commands.preflight import preflight
-from client.commands.release import app as release
-from client.commands.release import countersign
-from client.commands.restoring import accept_clock, accept_vault
-from client.commands.rotation import rotate_key
-from client.commands.runs import approvals, approve, revoke
-from client.commands.site import init, status
+from client.commands.runs import app as release
+from client.commands.runs import approvals, approve, countersign, revoke
+from client.commands.site import init, preflight, status, units
 from client.commands.steward import steward
-from client.commands.units import units
-from client.commands.vault import erase, expire
+from client.commands.vault import accept_clock, accept_vault, erase, expire, rotate_key
 from client.private_memory import keep_memory_private
 from common.command_line import last_words, run_command_line
 
@@ -98,7 +93,7 @@ def verify(
     ] = 0,
 ) -> None:
     """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
-    from common.audit_check import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+    from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
 
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 

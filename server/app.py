@@ -12,13 +12,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.adapter.spec import AdapterSpec
 from common.audit_log import AuditLog
-from common.config import RunConfig
+from common.config import RunConfig, parse_config, read_toml
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError
 from common.manifest.manifest import open_manifest
-from common.toml_config import parse_config, read_toml
-from server.rounds.run_binding import check_log_belongs
-from server.rounds.session import SecureRun
+from server.rounds.session import SecureRun, check_log_belongs
 from server.rounds.transport import GridTransport, Transport
 from server.run.checkpoint import checkpoint_files
 from server.run.coordinator import CHECKPOINTS, Coordinator
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
-    from server.rounds.vectors import Vector
+    from server.rounds.optimizer import Vector
 
 CONFIG_KEY: Final = "config"
 """Run-config key: path of the run's TOML file."""

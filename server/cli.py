@@ -8,12 +8,10 @@ from typing import Annotated
 import typer
 
 from common.command_line import run_command_line
-from common.config import RunConfig
-from common.toml_config import parse_config, read_toml
+from common.config import RunConfig, parse_config, read_toml
 from server.commands import manifest, release, run
 from server.commands.federation import approve, init, renew, revoke, up
-from server.commands.preflight import preflight
-from server.commands.service import nginx, units
+from server.commands.service import nginx, preflight, units
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -46,7 +44,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
-    from common.audit_check import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+    from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
 
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=None)))
 

@@ -17,7 +17,7 @@ import typer
 from common.command_line import last_words, run_command_line
 from common.errors import ConfigError
 from simulations.scenario.scenario import load_scenario
-from simulations.sweep.grid import Axis
+from simulations.sweep.trial import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,6 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 CRYPTOGRAPHY_ROOMS = {
     "common/crypto/primitives.py",
     "common/crypto/certificates.py",
-    "common/crypto/certificate_checks.py",
 }
 # the gate stands between Flower and the bundles that it is sent; a SuperNode's process is Flower's program with an
 # end to it; the benchmark measures Flower's own masking beside ours

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from client.intake.ingest import Intake
-    from client.intake.intake_report import IntakeReport
+    from client.intake.outcomes import IntakeReport
     from client.intake.rules import IntakeRules
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
@@ -110,7 +110,7 @@ def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
 
 
 def _look(intake: Intake, config: Path, names: Path | None) -> IntakeReport:
-    from client.intake.left_out import LeftOut
+    from client.intake.outcomes import LeftOut
 
     if names is None:
         return _against_vault(intake, config)

@@ -1,4 +1,9 @@
-"""``init`` and ``status``."""
+"""``init`` and ``status``.
+
+``preflight``.
+
+``units``.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Group
     from rich.table import Table
 
     from client.operations.status import SiteStatus, Spending
     from client.site.settings import VaultConfig
+    from common.host.preflight import Check
+
 
 Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 
@@ -52,8 +61,8 @@ def init(
 def _key_source(passphrase_env: str | None, keyring: str | None) -> VaultConfig:
     from client.operations.new_site import KEY_FILE
     from client.site.settings import VaultConfig
+    from common.config import parse_config
     from common.errors import ConfigError
-    from common.toml_config import parse_config
 
     if passphrase_env is None and keyring is None:
         return KEY_FILE
@@ -150,3 +159,82 @@ def _health(found: SiteStatus) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def preflight(
+    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
+    join_file: Annotated[
+        Path | None, typer.Option(help="The join file: look at the connection, too. With --bundle and --fingerprint.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="The app bundle, a .fab file.")] = None,
+    fingerprint: Annotated[str | None, typer.Option(help="The coordinator's, as heard by telephone.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    connection_only: Annotated[
+        bool, typer.Option("--connection-only", help="As the SuperNode's user, who cannot read the vault.")
+    ] = False,
+) -> None:
+    """Look at what steward and connection need; exit code 0 if all is well, 1 if not. Nothing is changed."""
+    from rich.console import Console
+
+    from common.errors import ProvisioningError
+    from common.host.preflight import exit_code, findings_table, look_at
+
+    sent = (join_file, bundle, fingerprint)
+    if any(part is None for part in sent) and (connection_only or any(part is not None for part in sent)):
+        raise ProvisioningError("give --join-file, --bundle and --fingerprint together, or none of them")
+    findings = look_at(_checks(directory.resolve(), join_file, bundle, fingerprint, port, connection_only))
+    Console().print(findings_table(findings))
+    raise typer.Exit(exit_code(findings))
+
+
+def _checks(
+    directory: Path, join_file: Path | None, bundle: Path | None, fingerprint: str | None, port: int, only: bool
+) -> Iterator[Check]:
+    from client.connection.supernode import SuperNode
+    from client.operations.preflight import Joining, connection_checks, steward_checks
+    from client.site.layout import SiteLayout
+    from client.site.settings import read_limits, read_site
+
+    layout = SiteLayout(directory)
+    if not only:
+        yield from steward_checks(read_site(layout.site_file))
+    limits, whose = read_limits(layout.site_file)
+    if only:
+        typer.echo(f"limits of clock, disk and certificate: {whose}", err=True)
+    if join_file is not None and bundle is not None and fingerprint is not None:
+        join = SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)
+        yield from connection_checks(Joining(layout=layout, join=join, bundle=bundle, port=port, limits=limits))
+
+
+def units(
+    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
+    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
+    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
+    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
+    out: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    steward_user: Annotated[str, typer.Option(help="Unix user of the steward.")] = "darkroom-steward",
+    supernode_user: Annotated[str, typer.Option(help="Unix user of the SuperNode.")] = "darkroom-supernode",
+) -> None:
+    """Write hardened systemd units and print what an administrator runs. Nothing is installed."""
+    from client.connection.supernode import SuperNode
+    from client.operations.systemd import SiteServices, Users
+    from client.site.layout import SiteLayout
+    from client.site.settings import read_site
+    from common.host.systemd import Installation, write_units
+
+    layout = SiteLayout(directory.resolve())
+    SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)
+    services = SiteServices(
+        layout=layout,
+        site=read_site(layout.site_file),
+        users=Users(steward=steward_user, supernode=supernode_user),
+        installation=Installation.of_this_process(),
+        fingerprint=fingerprint,
+        port=port,
+    )
+    for path in write_units(services.units(), out):
+        typer.echo(f"# wrote {path}")
+    typer.echo("# read them, then run as root:")
+    for step in services.steps(units=out.resolve(), join_file=join_file.resolve(), bundle=bundle.resolve()):
+        typer.echo(step)

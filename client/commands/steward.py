@@ -12,9 +12,9 @@ Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir
 
 def steward(config: Site = Path("site.toml")) -> None:
     """Answer the coordinator's requests on the site's socket until SIGTERM or SIGINT."""
-    from client.commands.compose import compose_steward
     from client.connection.endings import until_mended
     from client.governance.rollback import LedgerRolledBack
+    from client.operations.compose import compose_steward
     from client.site.open_site import open_site
     from client.steward.process import run_until_signal
     from client.vault.errors import VaultRolledBack

@@ -1,4 +1,7 @@
-"""A site's way into a federation: its keys, its request, and the join file that it gets back."""
+"""A site's way into a federation: its keys, its request, and the join file that it gets back.
+
+The app bundle that a site's join file names, as a file from elsewhere and as Flower has installed it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.connection import bundle_gate, supernode_process
-from client.connection.bundle import holds_bundle, read_named
 from client.connection.safe_folder import SafeFolder, make_read_only, set_folder_mode
 from common.crypto.certificates import create_node_key, read_node_key
 from common.crypto.identity_file import create_identity_file, read_identity_file
 from common.durable_files import PUBLIC, write_atomically
 from common.errors import ProvisioningError, StewardUnavailable
-from common.host.app_bundle import parse_bundle
+from common.host.app_bundle import PROJECT, bundle_digest, folder_ending, parse_bundle, read_content
 from common.host.flower_commands import ENVIRONMENT, program
 from common.host.preflight import NotAsWanted, unused_port
 from common.host.supervision import Command, ordinary_environment
@@ -33,6 +35,33 @@ if TYPE_CHECKING:
     from client.site.layout import SiteLayout
     from client.site.settings import SiteConfig
     from common.crypto.primitives import Identity
+
+
+def read_named(path: Path, join: JoinFile) -> bytes:
+    """The bytes that the join file names.
+
+    Raises:
+        ProvisioningError: The file cannot be read, is too large, or holds others.
+
+    """
+    content = read_content(path)
+    if (got := bundle_digest(content)) != join.bundle:
+        raise ProvisioningError(f"{path}: its digest is {got}; the join file names {join.bundle}")
+    return content
+
+
+def holds_bundle(apps: Path, digest: str) -> bool:
+    """Whether Flower's folder of apps has the bundle with this digest, ``sha256:…``, in a folder that is no link.
+
+    Raises:
+        OSError: It cannot be looked at.
+
+    """
+    if apps.is_symlink():
+        return False
+    found = [path for path in apps.iterdir() if path.name.endswith(folder_ending(digest))]
+    return len(found) == 1 and not found[0].is_symlink() and (found[0] / PROJECT).is_file()
+
 
 _STEWARD: Final = re.compile(r'steward="(?P<target>unix:[^"]+)" token="(?P<token>[^"]+)"')
 _INSTALL_SECONDS: Final = 120.0

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from client.governance.policy import refusal_reasons
 from common.errors import DarkroomError
-from common.manifest.manifest_diff import describe_changes
 from common.manifest.terms import check_terms
-from common.manifest.words import printable, privacy_words, terms_words
+from common.manifest.words import describe_changes, printable, privacy_words, terms_words
 from common.privacy.run_plan import private_plan
 from common.privacy.statements import figure
 from common.provisioning import institution_fingerprint

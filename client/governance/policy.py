@@ -20,12 +20,11 @@ from msgspec import Meta
 
 from client.governance.ledger import Account, Budget, Event
 from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
-from common.config import PLAIN_WORDS, Config, Digest
+from common.config import PLAIN_WORDS, Config, Digest, parse_config, read_toml
 from common.crypto.primitives import check_identity
 from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import BadKey, DarkroomError, PolicyRefusal, TooManyUnits
 from common.manifest.manifest import PublicKeyHex  # noqa: TC001 - msgspec reads annotations at run time
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """What lies in a folder that is offered to the vault: every file, and what its metadata says of it.
 
-Nothing is opened but metadata (:mod:`client.intake.metadata_files`) and captions beside pictures
-(:mod:`client.intake.sidecars`). Symbolic links to folders are not followed, and a file that is in fact elsewhere, by a
+Nothing is opened but metadata (:mod:`client.intake.metadata`) and captions beside pictures
+(:mod:`client.intake.metadata`). Symbolic links to folders are not followed, and a file that is in fact elsewhere, by a
 link or by ``..`` in the metadata, is refused. Hidden files (names beginning with a dot) do not count.
 
 What becomes of a file rests on its own row, its own bytes and the rules, with these exceptions, where others could be
@@ -20,10 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from client.intake.metadata_files import above, find_metadata
-from client.intake.metadata_rows import BadRow, Row, read_rows
+from client.intake.metadata import BadRow, Row, Sidecars, above, find_metadata, read_rows
 from client.intake.outcomes import Reason, Refused
-from client.intake.sidecars import Sidecars
 from client.intake.subjects import clean_subject_id
 from client.vault.records import MAX_TEXT_BYTES
 from common.errors import DataError, EmptyFolder

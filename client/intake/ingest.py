@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from client.intake.captions import CaptionScrubber, Names, read_list
+from client.intake.captions import CaptionScrubber, Names, load_presidio, read_list
+from client.intake.contact_sheet import LookedAt
+from client.intake.duplicates import search_of_vault
 from client.intake.folder import Candidate, Rejected, list_folder
-from client.intake.intake_report import IntakeReport, Kept
 from client.intake.judge import Judge, KnownSubjects, Verdict, same_person
-from client.intake.kept_pictures import search_of_vault
-from client.intake.looked_at import LookedAt
-from client.intake.outcomes import Reason, Refused
-from client.intake.presidio import load_presidio
+from client.intake.outcomes import IntakeReport, Kept, Reason, Refused
 from client.intake.subjects import OptOut
 from client.intake.workers import WorkerPool
 from client.site.vault_access import today as day_of_expiry
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
     from client.intake.deidentify import Cleaned
     from client.intake.folder import Listed
-    from client.intake.intake_report import Example
+    from client.intake.outcomes import Example
     from client.intake.rules import IntakeRules
     from client.intake.subjects import IntakeKey
     from client.vault.records import NewRecord, RecordHashes, RecordId, RecordInfo, StoredRecord, Subject, VaultState

@@ -10,8 +10,7 @@ import numpy as np
 from client.intake.captions import CaptionScrubber, CaptionTooLong, ScrubbedCaption
 from client.intake.duplicates import THUMBNAIL, DuplicateSearch
 from client.intake.folder import Candidate, Rejected
-from client.intake.intake_report import Example
-from client.intake.outcomes import Accepted, Change, Converted, Reason, Refused
+from client.intake.outcomes import Accepted, Change, Converted, Example, Reason, Refused
 from client.vault.records import NewRecord, normal_subject_id
 from common.errors import DataError
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from client.intake.contact_sheet import LookedAt
     from client.intake.deidentify import Cleaned, CleanFile, CleanPicture
     from client.intake.duplicates import Owner
     from client.intake.folder import Listed
     from client.intake.ingest import IntakeVault
-    from client.intake.looked_at import LookedAt
     from client.intake.outcomes import Outcome
     from client.intake.rules import IntakeRules
     from client.intake.subjects import IntakeKey, OptOut

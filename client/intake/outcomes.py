@@ -1,13 +1,30 @@
 """What became of each file that was offered to the vault: accepted, converted, refused, or a duplicate.
 
 Reasons and changes are closed lists, so that they can be counted in a receipt without a word of any file's content.
+
+What one intake did, or would do: counts for anybody, and examples for the institution's own people.
+
+A list of the files that an intake left out, one a line, for the institution's own people.
+
+It names files, whose names may say who somebody is: it is its owner's alone, stays beside the vault, and no receipt and
+no log holds a word of it. Lines are written as files are judged, so that an intake that is cut off leaves its list.
 """
 
 from __future__ import annotations
 
 import enum
+import os
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TextIO, TypeAlias
+
+from common.command_line import spelt_out
+from common.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.vault.records import Split
 
 
 class Reason(enum.StrEnum):
@@ -116,3 +133,154 @@ def detail(outcome: Outcome) -> str:
             return ", ".join(filter(None, (f"of {of}" if of else "", apart)))
         case _:
             return ""
+
+
+SHEET_PICTURES: Final = 400
+"""Previews on the contact sheet for each kind of outcome; the rest is counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One file, for the contact sheet."""
+
+    name: str = field(repr=False)
+    outcome: Outcome
+    caption_before: str = field(repr=False, default="")
+    caption_after: str = field(repr=False, default="")
+    before: bytes = field(repr=False, default=b"")
+    after: bytes = field(repr=False, default=b"")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A picture that goes into the vault with the next batch."""
+
+    outcome: Outcome
+    split: Split
+    subject: str = field(repr=False)
+    caption_rules: tuple[tuple[str, int], ...]
+
+
+@dataclass(kw_only=True)
+class IntakeReport:
+    """Counts grow as the intake goes on."""
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By outcome and reason, both from closed lists."""
+    caption_rules: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    subjects: dict[str, set[str]] = field(default_factory=dict, repr=False)
+    """Of the pictures that are kept, by side."""
+    opted_out_inside: int = 0
+    """Subjects on the opt-out list whose pictures are in the vault from before."""
+    notes: list[str] = field(default_factory=list, repr=False)
+    """What a person should know: sentences for the terminal."""
+    state_before: str = ""
+    state_after: str = ""
+    examples: list[Example] = field(default_factory=list, repr=False)
+    _shown: Counter[type] = field(default_factory=Counter, repr=False)
+    _held: list[Kept] = field(default_factory=list, repr=False)
+
+    def note(self, example: Example) -> None:
+        """Count a file, and keep it as an example while there is room."""
+        self.outcomes[describe(example.outcome)] += 1
+        kind = type(example.outcome)
+        self._shown[kind] += 1
+        if self._shown[kind] <= SHEET_PICTURES:
+            self.examples.append(example)
+
+    def hold(self, kept: Kept) -> None:
+        """Count a picture's record, which is not in the vault yet."""
+        self._held.append(kept)
+        self.splits[kept.split] += 1
+        self.subjects.setdefault(kept.split, set()).add(kept.subject)
+        self.caption_rules.update(dict(kept.caption_rules))
+
+    def added(self) -> None:
+        """What was held is in the vault."""
+        self._held.clear()
+
+    def cut_off(self, number: int) -> None:
+        """An intake ended early, with so many records in the vault: take back what never came to be there."""
+        if number == self.splits.total():  # all that was held was added, and the word of it did not come back
+            self._held.clear()
+        for kept in self._held:
+            self.outcomes[describe(kept.outcome)] -= 1
+            self._shown[type(kept.outcome)] -= 1
+            self.splits[kept.split] -= 1
+            self.caption_rules.subtract(dict(kept.caption_rules))
+        self._held.clear()
+        for counts in (self.outcomes, self.splits, self.caption_rules):
+            for key in [key for key, count in counts.items() if count == 0]:
+                del counts[key]
+
+    def number(self, kind: type[Outcome]) -> int:
+        """Files with this kind of outcome."""
+        return self._shown[kind]
+
+    @property
+    def kept(self) -> int:
+        """Pictures that went into the vault, or would."""
+        return self.number(Accepted) + self.number(Converted)
+
+    @property
+    def left_out(self) -> int:
+        """Files that did not."""
+        return self.number(Refused) + self.number(Duplicate)
+
+
+SUFFIX: Final = ".left-out.txt"
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """The list, open for writing; a context manager."""
+
+    path: Path
+    _file: TextIO
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """A new list; one that exists is not overwritten.
+
+        Raises:
+            DataError: It cannot be made.
+
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise DataError(
+                f"{path}: the list of files cannot be made ({error.strerror}); give another path"
+            ) from error
+        return cls(path, os.fdopen(descriptor, "w", encoding="utf-8", buffering=1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        if not self.path.stat().st_size:
+            self.path.unlink()
+
+    def note(self, example: Example) -> None:
+        """Write a file down unless it is kept.
+
+        Raises:
+            DataError: The disk does not take it.
+
+        """
+        if isinstance(example.outcome, Refused | Duplicate):
+            try:
+                self._file.write(f"{line(example)}\n")
+            except OSError as error:
+                raise DataError(f"{self.path}: {error.strerror}; make room and begin again") from error
+
+
+def line(example: Example) -> str:
+    """Outcome, reason, name and detail; what does not print is spelt out, so that a name cannot write a line."""
+    outcome, why = describe(example.outcome)
+    told = detail(example.outcome)
+    more = f" ({told})" if told else ""
+    return spelt_out(f"{outcome}: {why}: {example.name}{more}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from client.intake import burned_text, caption_patterns, dicom, duplicates, faces
+from client.intake import burned_text, captions, dicom, duplicates, faces
 from common.crypto.primitives import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
 from common.durable_files import sync_folder
 from common.errors import BadSignature, DataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from client.intake.intake_report import IntakeReport
+    from client.intake.outcomes import IntakeReport
     from client.intake.rules import IntakeRules
     from common.crypto.primitives import Identity
 
@@ -162,7 +162,7 @@ def rule_versions() -> dict[str, str]:
     """Ours by number, the profile and the libraries by name."""
     own = {
         "burned-in text": burned_text.VERSION,
-        "captions": caption_patterns.VERSION,
+        "captions": captions.VERSION,
         "duplicates": duplicates.VERSION,
         "faces": faces.VERSION,
     }

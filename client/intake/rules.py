@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from common.config import Config
+from common.config import Config, parse_config, read_toml
 from common.crypto.primitives import Label, digest
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

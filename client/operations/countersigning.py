@@ -18,8 +18,7 @@ import msgspec
 
 from client.governance.ledger_store import connection, read_rows
 from client.governance.rollback import CHARGED
-from common.audit_check import ADAPTER
-from common.audit_log import read_entries, verify_log
+from common.audit_log import ADAPTER, read_entries, verify_log
 from common.errors import ApprovalError, AuditLogError
 from common.manifest.manifest import open_manifest
 from common.manifest.words import printable

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.governance.rollback import VAULT, noted_in, open_log
-from client.intake.intake_report import IntakeReport
-from client.intake.left_out import SUFFIX, LeftOut
+from client.intake.outcomes import SUFFIX, IntakeReport, LeftOut
 from client.intake.receipt import DRAFT_SUFFIX, Room, make_receipt, verify_receipt
 from client.intake.subjects import IntakeKey
 from client.site.vault_access import forget_passphrase, master_key, open_vault

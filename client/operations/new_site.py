@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import ANY_INSTITUTION
 from client.site.layout import SiteLayout
 from client.site.settings import VaultConfig
@@ -23,10 +22,10 @@ from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.vault import Vault
 from common.audit_log import AuditLog
 from common.crypto.identity_file import create_identity_file, read_identity_file
+from common.durable_files import whole_folder
 from common.errors import ConfigError
 from common.field_words import not_wanted
 from common.manifest.manifest import InstitutionName
-from common.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.connection.bundle import read_named
 from client.connection.handshake import check_clock, shake_hands
-from client.connection.supernode import own_port
+from client.connection.supernode import own_port, read_named
 from client.governance.policy import read_policy
 from client.governance.rollback import read_noted
 from client.site.open_site import link_to_steward
@@ -17,7 +16,7 @@ from client.site.serving_policy import restart_words, serving_policy
 from client.site.vault_access import count_vault, today
 from client.steward.process import socket_place
 from client.steward.socket import is_held
-from client.training.memory import MIB, check_memory, choose_device
+from client.training.loaded_base import MIB, check_memory, choose_device
 from common.adapter.model import open_base
 from common.crypto.certificates import read_node_key
 from common.crypto.identity_file import read_identity_file

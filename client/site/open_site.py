@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.governance.approvals import ApprovalStore
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import read_policy
 from client.governance.rollback import check_ledger, read_noted
 from client.governance.signed_releases import ReleaseBook

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from common.config import Config
+from common.config import Config, parse_config, read_toml
 from common.errors import ConfigError
 from common.host.preflight import PreflightLimits
 from common.manifest.manifest import InstitutionName  # noqa: TC001 - msgspec reads annotations at run time
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

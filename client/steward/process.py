@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from client.site.settings import ServiceConfig
     from client.steward.service import Serving
     from common.audit_log import AuditLog
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
 
 CARE_SECONDS: Final = 60.0
 """How often a steward looks after itself."""

@@ -20,7 +20,7 @@ from client.governance.policy import contribution_event
 from client.governance.refusals import loggable, refusal_code
 from client.governance.rollback import CHARGED, CHARGED_CHAIN, CHARGED_ROW
 from client.steward.membership import Membership, join
-from common.audit_check import ADAPTER, COORDINATOR_HEAD
+from common.audit_log import ADAPTER, COORDINATOR_HEAD
 from common.crypto.randomness import SystemRandomness, repeatable_randomness
 from common.errors import DarkroomError, ModelError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest.manifest import open_manifest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from client.vault.blobs import generation_of, writing
 from client.vault.errors import UnknownRecord, VaultBusy, VaultDamaged, VaultRolledBack
-from client.vault.rows import DerivedRow, RecordRow, SubjectRow
+from client.vault.index import DerivedRow, RecordRow, SubjectRow
 from client.vault.sealing import record_key, subject_key
 from common.errors import VaultError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from client.vault.blobs import BlobFolder
     from client.vault.commitment import Change, Commitment, State
     from client.vault.index import Index
-    from client.vault.keys import VaultKeys
     from client.vault.records import RecordId, VaultState
+    from client.vault.sealing import VaultKeys
     from common.crypto.primitives import Secret
 
 Access: TypeAlias = Literal["read", "write"]

@@ -24,16 +24,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from client.vault.errors import ForeignVault, VaultDamaged, VaultRolledBack, WrongMasterKey
-from client.vault.keys import Purpose, VaultKeys
+from client.vault.index import TABLES, Header, PastRow
 from client.vault.records import VaultState
-from client.vault.rows import TABLES, Header, PastRow
+from client.vault.sealing import Purpose, VaultKeys
 from common.crypto.primitives import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from client.vault.index import Index
-    from client.vault.rows import Row
+    from client.vault.index import Index, Row
 
 _MODULUS: Final = 1 << 256
 

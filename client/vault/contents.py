@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from client.vault.blobs import new_name
-from client.vault.keys import Purpose, kind_tag
+from client.vault.index import DerivedRow, RecordRow, RunRow, SubjectRow
 from client.vault.records import RecordId, StoredRecord
-from client.vault.rows import DerivedRow, RecordRow, RunRow, SubjectRow
 from client.vault.sealing import (
     Facts,
     Noted,
+    Purpose,
     info_of,
+    kind_tag,
     open_facts,
     open_run,
     record_key,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from client.vault.access import Interior
     from client.vault.commitment import Change
-    from client.vault.keys import VaultKeys
     from client.vault.records import NewRecord
+    from client.vault.sealing import VaultKeys
     from common.crypto.primitives import Secret
 
 

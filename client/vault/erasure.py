@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from client.vault.errors import UnknownSubject
+from client.vault.index import DerivedRow, RecordRow, RunRow, SubjectRow
 from client.vault.records import Erased, ErasurePlan
-from client.vault.rows import DerivedRow, RecordRow, RunRow, SubjectRow
 from client.vault.sealing import open_facts, open_run, record_key, subject_key, subject_tag
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from client.vault.access import Interior
     from client.vault.blobs import BlobFolder
     from client.vault.index import Index
-    from client.vault.keys import VaultKeys
+    from client.vault.sealing import VaultKeys
     from common.crypto.primitives import Secret
 
 

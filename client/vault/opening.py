@@ -10,10 +10,9 @@ from client.vault.access import Interior, newest_generation
 from client.vault.blobs import BlobFolder, sync_folder
 from client.vault.commitment import Commitment, first_state, lock_digest
 from client.vault.errors import VaultDamaged, VaultMissing, VaultUnavailable
-from client.vault.index import Index
-from client.vault.keys import VaultKeys, lock_vault_key, unlock_vault_key
+from client.vault.index import Header, Index
 from client.vault.master_key import KeySlot
-from client.vault.rows import Header
+from client.vault.sealing import VaultKeys, lock_vault_key, unlock_vault_key
 from common.crypto.primitives import random_key, random_name
 from common.errors import VaultError
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from client.vault.keys import Purpose
-from client.vault.rows import DerivedRow, RecordRow, RunRow, SubjectRow
-from client.vault.sealing import open_facts, open_run, record_key, seal_run, seal_subject, subject_key, subject_name
+from client.vault.index import DerivedRow, RecordRow, RunRow, SubjectRow
+from client.vault.sealing import (
+    Purpose,
+    open_facts,
+    open_run,
+    record_key,
+    seal_run,
+    seal_subject,
+    subject_key,
+    subject_name,
+)
 from common.crypto.primitives import random_key
 
 if TYPE_CHECKING:
     from client.vault.commitment import Change
-    from client.vault.keys import VaultKeys
+    from client.vault.sealing import VaultKeys
 
 
 def rekey(change: Change, old: VaultKeys, new: VaultKeys, *, slot: bytes, wrapped: bytes) -> None:

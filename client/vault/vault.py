@@ -2,7 +2,7 @@
 
 ::
 
-    index.sqlite3   sealed rows (see client.vault.rows); with -wal and -shm while it is open
+    index.sqlite3   sealed rows (see client.vault.index); with -wal and -shm while it is open
     blobs/          one sealed file for each picture and derived item
     lock            held by whoever writes
 
@@ -15,7 +15,7 @@ there as a whole or not at all.
 
 What does show: how many records, subjects and derived items there are and which belong together, sizes of files to
 within 12 %, and when they were written. Keys, erasure and roll-backs of the whole directory are treated in
-:mod:`client.vault.keys`, :mod:`client.vault.erasure` and :mod:`client.vault.commitment`.
+:mod:`client.vault.sealing`, :mod:`client.vault.erasure` and :mod:`client.vault.commitment`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from client.vault.blobs import generation_of
 from client.vault.contents import add_records, all_facts, note_run, put_derived, read_derived, read_record
 from client.vault.erasure import erase, expired_scope, plan_erasure, subject_scope
 from client.vault.errors import UnknownRecord, VaultDamaged
-from client.vault.keys import Purpose, VaultKeys
+from client.vault.index import PastRow, RecordRow, SubjectRow
 from client.vault.opening import create, locked, open_checked
 from client.vault.records import Erased, RecordHashes, RecordId, StoredRecord, Subject
 from client.vault.rotation import rekey
-from client.vault.rows import PastRow, RecordRow, SubjectRow
-from client.vault.sealing import info_of, subject_name, subject_tag
+from client.vault.sealing import Purpose, VaultKeys, info_of, subject_name, subject_tag
 from common.crypto.primitives import random_key
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from safetensors.numpy import save
 
-from common.adapter.export import SPEC_KEY, WEIGHTS_FILE, weight_key
+from common.adapter.export import SPEC_KEY, WEIGHTS_FILE, in_order, read_tensors, weight_key
 from common.adapter.spec import A, AdapterSpec, B, Family
-from common.adapter.tensor_file import in_order, read_tensors
 from common.errors import AdapterError
 
 if TYPE_CHECKING:

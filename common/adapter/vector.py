@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.adapter.factors import kaiming_rows
-from common.adapter.lora import trained_layer
+from common.adapter.lora import kaiming_rows, trained_layer
 from common.adapter.spec import A, AdapterSpec
 from common.errors import AdapterError, WrongAdapterSpec
 

@@ -22,13 +22,12 @@ from common.adapter.export import (
     core_metadata,
     plain_factors,
     read_adapter_vector,
+    read_tensors,
     weight_key,
     weights_metadata,
 )
-from common.adapter.factors import orthonormal_rows
-from common.adapter.lora import inject_lora
+from common.adapter.lora import inject_lora, orthonormal_rows
 from common.adapter.spec import TRAINED, A, AdapterSpec, B
-from common.adapter.tensor_file import read_tensors
 from common.adapter.vector import write_vector
 from common.errors import AdapterError, ConfigError, WrongAdapterSpec
 

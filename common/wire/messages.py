@@ -2,12 +2,16 @@
 
 The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
 carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
+
+Where the untrusted shim meets the institution's steward, and the names both ends of Flower use for it.
+
+The shim travels in Flower's bundle together with ``common`` alone, so what it knows of a steward stands here.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, TypeAlias, TypeVar
+from typing import Annotated, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -202,3 +206,21 @@ def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
         return decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"message of {len(data)} bytes cannot be read: {error}") from error
+
+
+MESSAGE_TYPE: Final = "query.ask"
+"""Flower's message type for every request; what is asked stands in the bytes."""
+ACTION: Final = "ask"
+"""The action part of :data:`MESSAGE_TYPE`."""
+RECORD: Final = "darkroom"
+"""Name of the only record of a message's content."""
+FIELD: Final = "message"
+"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
+
+
+class StewardPort(Protocol):
+    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
+
+    def answer(self, request: bytes) -> bytes:
+        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
+        ...

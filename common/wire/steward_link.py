@@ -105,7 +105,7 @@ def read_token(path: Path) -> Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class StewardLink:
-    """A :class:`common.wire.port.StewardPort` whose steward is in another process."""
+    """A :class:`common.wire.messages.StewardPort` whose steward is in another process."""
 
     address: StewardAddress
     seconds: float = ANSWER_SECONDS

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from common.command_line import last_words
+from common.config import parse_config
 from common.errors import ProvisioningError
 from common.host.app_bundle import parse_bundle, read_content
 from common.host.supervision import Supervisor, end_in_order
 from common.provisioning import coordinator_fingerprint, parse_request, read_small_file
-from common.toml_config import parse_config
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
-from server.federation.server_files import ServerFiles, read_server_files
+from server.federation.directory import FederationConfig, FederationDirectory, ServerFiles, read_server_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from common.config import RunConfig
+from common.config import RunConfig, parse_config, read_toml
 from common.errors import ProvisioningError
 from common.manifest.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest
 from common.manifest.words import privacy_words, terms_words
-from common.toml_config import parse_config, read_toml
 from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from common.release_command import verify
+from common.command_line import verify
 from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 

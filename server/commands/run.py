@@ -12,7 +12,7 @@ from common.errors import ProvisioningError
 from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 from server.federation.run_status import RunState, run_state, run_status
-from server.run import control
+from server.run import leadership
 
 if TYPE_CHECKING:
     from server.flower.runs import FlowerRun
@@ -28,7 +28,7 @@ def start(name: Name, directory: Directory = Path("federation")) -> None:
     run = _flower_run(name, directory)
     if run_state(run.files) is RunState.FINISHED:
         raise ProvisioningError(f"{_finished(run.files)}; nothing is left to start")
-    control.resume(run.files.directory)
+    leadership.resume(run.files.directory)
     typer.echo(f"started {name} as Flower's run {run.start()}; look at it with: darkroom-server run status {name}")
 
 
@@ -60,7 +60,7 @@ def pause(name: Name, directory: Directory = Path("federation")) -> None:
     """Have a run wait before its next round; sites keep their sessions."""
     files = _files(name, directory)
     _check_under_way(files, "pause")
-    control.pause(files.directory)
+    leadership.pause(files.directory)
     typer.echo(f"{name} waits before its next round; go on with: darkroom-server run resume {name}")
 
 
@@ -69,8 +69,8 @@ def resume(name: Name, directory: Directory = Path("federation")) -> None:
     """Let a paused run go on."""
     files = _files(name, directory)
     _check_under_way(files, "resume")
-    paused = control.is_paused(files.directory)
-    control.resume(files.directory)
+    paused = leadership.is_paused(files.directory)
+    leadership.resume(files.directory)
     typer.echo(f"{name} goes on" if paused else f"{name} is not paused; it goes on as before")
 
 

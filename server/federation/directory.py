@@ -1,27 +1,46 @@
-"""A coordinator's directory: authority, certificate, identity, roster and join files of one federation."""
+"""A coordinator's directory: authority, certificate, identity, roster and join files of one federation.
+
+``federation.toml``: where a coordinator listens.
+
+Certificates for the public listener that another authority issued, read and checked before they are kept.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
-from common.crypto.certificates import create_authority, issue_server_certificate
+from common.config import Config, parse_config, read_toml
+from common.crypto.certificates import (
+    MAX_AUTHORITY_BYTES,
+    check_server_certificate,
+    check_server_key,
+    create_authority,
+    issue_server_certificate,
+)
 from common.crypto.identity_file import create_identity_file, read_identity_file
-from common.durable_files import write_atomically
+from common.durable_files import UNFINISHED, whole_folder, write_atomically
 from common.errors import ProvisioningError
-from common.provisioning import JoinFile, SiteRequest, read_join_file, read_small_file, sign_join_file
-from common.toml_config import parse_config, read_toml
-from common.whole_folder import UNFINISHED, whole_folder
-from server.federation.federation_config import FederationConfig
+from common.host.preflight import PreflightLimits
+from common.provisioning import (
+    Address,
+    JoinFile,
+    SiteRequest,
+    is_reachable,
+    read_join_file,
+    read_small_file,
+    sign_join_file,
+)
 from server.federation.roster import Roster, with_site
-from server.federation.server_files import ServerFiles, read_server_files
-from server.run.versions import package_versions
+from server.run.checkpoint import package_versions
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -30,7 +49,91 @@ if TYPE_CHECKING:
 
     from common.config import Digest
     from common.crypto.primitives import Identity
-    from server.federation.server_files import ServerContent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFiles:
+    """Where they are: PEM, the key without a passphrase."""
+
+    authority: Path
+    """One root certificate, which the join files carry to the sites."""
+    certificate: Path
+    """The server's, then whatever stands between it and the root."""
+    key: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerContent:
+    """What was in them."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+def read_server_files(files: ServerFiles, config: FederationConfig, *, now: dt.datetime) -> ServerContent:
+    """Read and check them.
+
+    Raises:
+        ProvisioningError: Unreadable, out of their time, for another address, from another authority, or another key.
+
+    """
+    authority, certificate = read_small_file(files.authority), read_small_file(files.certificate)
+    if len(authority) > MAX_AUTHORITY_BYTES:
+        raise ProvisioningError(f"{files.authority}: wanted one root certificate; this is a collection of them")
+    check_server_certificate(certificate, authority=authority, hosts=config.hosts[:1], now=now)
+    check_server_key(certificate, files.key)
+    return ServerContent(authority=authority, certificate=certificate, key=read_small_file(files.key))
+
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+_LOOPBACK: Final = ("127.0.0.1", "localhost")
+"""In every server certificate: the public listener speaks TLS to the SuperLink, too."""
+
+
+class FederationConfig(Config, frozen=True, kw_only=True):
+    """``federation.toml``."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=54,
+            pattern=r"^[A-Za-z0-9 ._-]+\Z",
+            description="1 to 54 letters, digits, spaces, dots, hyphens and underscores",
+        ),
+    ]
+    address: Address
+    """What sites connect to, host:port."""
+    listen: str = "0.0.0.0"  # noqa: S104 - the public listener, which passes the Fleet API alone
+    superlink_port: Port = 18000
+    """On loopback only."""
+    maximum_body_mib: Annotated[int, Meta(ge=1, le=1024)] = 64
+    """Of one request; Flower sends a vector in pieces."""
+    front: Literal["embedded", "nginx"] = "embedded"
+    """Who listens on :attr:`address`: ``up`` itself, or an nginx configured by ``darkroom-server nginx``."""
+    preflight: PreflightLimits = PreflightLimits()
+
+    @property
+    def public_port(self) -> int:
+        """Port of :attr:`address`."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names and addresses of the server certificate."""
+        return (self.address.rpartition(":")[0].strip("[]"), *_LOOPBACK)
+
+    def faults(self) -> Iterator[str]:
+        """Rules that types cannot say."""
+        if not is_reachable(self.address):
+            yield f"address: {self.address!r} has no host's name or address, or no port between 1 and 65535"
+        if self.public_port == self.superlink_port:
+            yield "superlink_port: wanted another than the public one"
+        try:
+            ipaddress.ip_address(self.listen)
+        except ValueError:
+            yield f"listen: wanted an address of this machine, got {self.listen!r}"
 
 
 @dataclass(frozen=True, slots=True)

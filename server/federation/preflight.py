@@ -9,15 +9,14 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from common.crypto.certificate_checks import check_server_certificate, check_server_key
+from common.crypto.certificates import check_server_certificate, check_server_key
 from common.host.flower_commands import program
 from common.host.preflight import Check, NotAsWanted, disk_check, port_check, private_file_check, version_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.federation.directory import FederationDirectory
-    from server.federation.federation_config import FederationConfig
+    from server.federation.directory import FederationConfig, FederationDirectory
 
 _PROGRAMS: Final = ("flower-superlink", "flower-superexec", "flwr")
 

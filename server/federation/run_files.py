@@ -13,8 +13,8 @@ from common.durable_files import write_atomically
 from common.errors import ConfigError, ManifestError
 from common.manifest.manifest import canonical_bytes, manifest_digest, open_manifest, parse_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
+from server.run.checkpoint import package_versions
 from server.run.directory import LOG_FILE
-from server.run.versions import package_versions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.privacy.run_plan import private_plan
 from server.rounds.session import COUNTERSIGNATURES
-from server.run import attempts, control, leadership
+from server.run import attempts, leadership
 from server.run.directory import finished_rounds, read_metrics
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_state(files: RunFiles) -> RunState:
     led = leadership.is_led(directory)
     if not (led or leadership.is_wanted(directory)):
         return RunState.ENDED if files.flower_file.exists() else RunState.NEW
-    if control.is_paused(directory):
+    if leadership.is_paused(directory):
         return RunState.PAUSED
     return RunState.RUNNING if led else RunState.STARTING
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from common.host.systemd import Installation
-    from server.federation.directory import FederationDirectory
-    from server.federation.federation_config import FederationConfig
+    from server.federation.directory import FederationConfig, FederationDirectory
 
 _NAME: Final = "darkroom-coordinator"
 _FIRST_FREE_PORT: Final = 1024

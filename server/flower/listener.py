@@ -1,7 +1,5 @@
 """The public listener: passes Flower's Fleet API to the SuperLink on loopback, and nothing else.
 
-What passes, and why no more, stands in ``server/flower/passed_paths.py``.
-
 Guarantee: a request gets through if and only if it is ``POST /v1/fleet/NAME`` with NAME of small letters and hyphens,
 or ``GET /health``, compared as the bytes that were sent, so that no escape or dot segment is read differently behind
 it; its query is dropped and its body is at most the cap. All else is answered here with 404 or 413.
@@ -12,22 +10,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import ssl
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from server.flower.passed_paths import PASSED
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+
+    from typing_extensions import Buffer  # what the library's own types say; nothing imports it when it runs
 
     Event = MutableMapping[str, Any]  # ASGI's own type
     Receive = Callable[[], Awaitable[Event]]
     Send = Callable[[Event], Awaitable[None]]
     Headers = list[tuple[bytes, bytes]]
 
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One kind of request; the pattern is of the path's bytes as sent, in the syntax that Python and PCRE share."""
+
+    method: str
+    path: str
+
+
+PASSED: Final = (Passed("POST", "/v1/fleet/[a-z]+(?:-[a-z]+)*"), Passed("GET", "/health"))
+"""What reaches the SuperLink from outside, here and behind nginx; compared before any decoding.
+
+Flower's Control API has no authentication and shares the SuperLink's port: who reaches it can list runs, register nodes
+and start a run, which is code on every site.
+"""
 _PASSED: Final = tuple((passed.method, re.compile(passed.path.encode())) for passed in PASSED)
 _HOP_BY_HOP: Final = frozenset(
     name.encode()
@@ -49,6 +64,7 @@ _PIECE_SECONDS: Final = 30.0
 """Longest wait for a body's next piece: each body that comes holds a connection to the SuperLink."""
 _TOLD_EVERY: Final = 60.0
 """Seconds between two lines on what was answered: sites ask several times a second, which would drown all else."""
+_ORDINARY: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError)
 _log = logging.getLogger(__name__)
 
 
@@ -207,3 +223,32 @@ async def _refuse(send: Send, status: int) -> int:
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
     return status
+
+
+class ToldTls(ssl.SSLObject):
+    """A connection's TLS that says why it ended in the server's own log: asyncio drops it without a word.
+
+    The site sees its side; for "the site does not connect" on the telephone the coordinator needs the other one: a
+    client that speaks plain text, one that does not trust our authority, one that thinks our certificate has expired.
+    """
+
+    def do_handshake(self) -> None:
+        """As OpenSSL does."""
+        try:
+            super().do_handshake()
+        except ssl.SSLError as error:
+            _tell(error)
+            raise
+
+    def read(self, len: int = 1024, buffer: Buffer | None = None) -> bytes:  # noqa: A002 - the library's own name
+        """As OpenSSL does; in TLS 1.3 a client refuses our certificate only after our handshake has ended."""
+        try:
+            return super().read(len, buffer) if buffer is not None else super().read(len)
+        except ssl.SSLError as error:
+            _tell(error)
+            raise
+
+
+def _tell(error: ssl.SSLError) -> None:
+    if not isinstance(error, _ORDINARY):
+        _log.warning("a TLS connection was refused: %s", error.reason or type(error).__name__)

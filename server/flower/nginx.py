@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from common.errors import ConfigError
-from server.flower.passed_paths import PASSED
+from server.flower.listener import PASSED
 
 if TYPE_CHECKING:
-    from server.federation.directory import FederationDirectory
-    from server.federation.federation_config import FederationConfig
+    from server.federation.directory import FederationConfig, FederationDirectory
 
 _TEMPLATE: Final = """\
 # Made by: darkroom-server nginx. Include it in the http block of nginx.conf, then: nginx -t && nginx -s reload

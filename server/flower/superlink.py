@@ -17,15 +17,13 @@ from common.durable_files import write_atomically
 from common.errors import ProvisioningError
 from common.host.flower_commands import ENVIRONMENT, program
 from common.host.supervision import Command
-from server.flower.handshakes import ToldTls
-from server.flower.listener import Guard
+from server.flower.listener import Guard, ToldTls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from server.federation.directory import FederationDirectory
-    from server.federation.federation_config import FederationConfig
+    from server.federation.directory import FederationConfig, FederationDirectory
 
 CONNECTION: Final = "darkroom"
 """Name of our SuperLink in Flower's own configuration."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from common.config import parse_config, read_toml
 from common.errors import ConfigErrors
 from common.release.card_facts import CardFacts, every_fault, word_fault
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from pathlib import Path

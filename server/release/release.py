@@ -16,8 +16,7 @@ import msgspec
 
 from common.adapter.kohya import kohya_bytes
 from common.adapter.spec import vector_digest
-from common.audit_check import HEADS
-from common.audit_log import Entry, verify_log
+from common.audit_log import HEADS, Entry, verify_log
 from common.manifest.manifest import open_manifest
 from common.privacy.run_plan import private_plan
 from common.release.check import Expected, check_release
@@ -33,7 +32,7 @@ from common.release.model_card import model_card
 from common.release.statement import LogHead, Release, ReleaseError, file_bytes, sign_release, stated_privacy
 from server.release.adapter_files import save_released
 from server.release.card_facts import stated_facts
-from server.rounds.run_binding import check_log_belongs
+from server.rounds.session import check_log_belongs
 from server.run.attempts import FILE, AttemptJournal
 from server.run.checkpoint import load_checkpoint
 from server.run.coordinator import CHECKPOINTS

@@ -18,15 +18,14 @@ from common.wire.messages import (
     SecureReply,
     decode_reply,
 )
-from server.rounds.absentees import PROTOCOL, refused
+from server.rounds.dropouts import PROTOCOL, refused
 from server.rounds.reports import InstitutionLoss
 from server.rounds.transport import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.rounds.rounds import Collecting
-    from server.rounds.secure_rounds import MaskedCollecting
+    from server.rounds.rounds import Collecting, MaskedCollecting
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from common.config import RunConfig
     from common.privacy.run_plan import PrivacyReport
-    from server.rounds.vectors import Vector
+    from server.rounds.optimizer import Vector
 
 
 @dataclass(frozen=True, kw_only=True)

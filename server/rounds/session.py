@@ -2,6 +2,11 @@
 
 The protocol itself is :mod:`common.secagg.aggregator`; here are the messages sent and the replies waited for. A node is
 matched with an institution by the session key that the institution signed, never by the node's own word.
+
+A run's directory is that of one manifest: its log names the manifest, as its checkpoints do.
+
+Two runs of one configuration and roster differ in their manifest alone. A log or a checkpoint of the one in the other's
+directory would have that one released with a wrong count of attempts, and so with a wrong ε.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from common.audit_check import HEADS
+from common.audit_log import HEADS, read_entries
 from common.durable_files import write_atomically
 from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
 from common.manifest.manifest import open_manifest, verify_countersignature
@@ -33,11 +38,10 @@ from common.wire.messages import (
     encode,
 )
 from server.errors import TooFewInstitutions
-from server.rounds.absentees import LOST_SESSION, PROTOCOL, UNWELL, Absentees, refused
-from server.rounds.run_binding import MANIFEST, SESSION
-from server.rounds.secure_rounds import MaskedCollecting
+from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts, refused
+from server.rounds.optimizer import to_bytes
+from server.rounds.rounds import MaskedCollecting
 from server.rounds.transport import Failure
-from server.rounds.vectors import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -48,6 +52,30 @@ if TYPE_CHECKING:
     from common.wire.messages import Reply, Request
     from server.rounds.rounds import ReadyForRound
     from server.rounds.transport import Transport
+
+
+SESSION: Final = "session"
+"""Kind of the coordinator's log entry on each session, before any request of it."""
+MANIFEST: Final = "manifest"
+"""Detail of such an entry: digest of the run's manifest, hex."""
+
+
+def check_log_belongs(path: Path, manifest: str) -> None:
+    """Refuse a coordinator's log, verified before, in which a session of another manifest stands.
+
+    Raises:
+        CheckpointError: One does, or an earlier version's that names none.
+        AuditLogError: The log cannot be read.
+
+    """
+    for entry in read_entries(path):
+        named = entry.details.get(MANIFEST, "none")
+        if entry.kind == SESSION and named != manifest:
+            raise CheckpointError(
+                f"{path}: entry {entry.index} is of a run with manifest {named}, this run's is {manifest}; restore its "
+                "own log, or start a new run in another directory"
+            )
+
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +136,7 @@ class SecureSession:
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
-        self._absent = Absentees(now=now)
+        self._absent = Dropouts(now=now)
         self._places: dict[int, int] = {}
 
     def members(self, nodes: Iterable[int]) -> tuple[int, ...]:

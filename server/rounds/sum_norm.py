@@ -14,7 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from common.privacy.mechanisms import NoisePlan
-    from server.rounds.vectors import Precise
+    from server.rounds.optimizer import Precise
 
 DEVIATIONS: Final = 5.0
 """Of the noise's length, which is all but normal with deviation σ/√2, above its root mean square √d·σ."""

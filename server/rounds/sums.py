@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from common.privacy.mechanisms import NoisePlan
     from common.wire.messages import Contribution
+    from server.rounds.optimizer import Precise
     from server.rounds.sum_norm import MeanNorm
-    from server.rounds.vectors import Precise
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 

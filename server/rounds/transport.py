@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.errors import RoundFailed
-from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
+from common.wire.messages import FIELD, MESSAGE_TYPE, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -5,13 +5,17 @@ is written beside the others and renamed into place, so that a crash never leave
 
 Guarantee: ``load_checkpoint`` gives back exactly what ``save_checkpoint`` was given, or raises; a changed byte is
 noticed, because a SHA-256 of description and values stands in the header.
+
+Versions of what a run's result depends on, read without importing it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -22,13 +26,29 @@ from safetensors.numpy import save
 from common.config import RunConfig
 from common.durable_files import write_atomically
 from common.errors import CheckpointError
-from server.rounds.optimizer import OptimizerState
-from server.rounds.vectors import Vector, frozen_copy
-from server.run.versions import package_versions
+from server.rounds.optimizer import OptimizerState, Vector, frozen_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+
+PACKAGES: Final = ("darkroom", "torch", "diffusers", "transformers", "peft", "flwr", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Version by package; ``not installed`` where it is missing, as torch may be at a coordinator."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    """Read once a process: it takes a millisecond, and every checkpoint asks."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
 
 _Array: TypeAlias = Any
 """A numpy array of any type; safetensors carries no types."""

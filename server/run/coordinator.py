@@ -1,9 +1,13 @@
-"""The coordinator's loop: rounds, evaluations, checkpoints, and one log line for each round."""
+"""The coordinator's loop: rounds, evaluations, checkpoints, and one log line for each round.
+
+What the coordinator reports and logs of a round and of an evaluation: one canonical line each.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -11,22 +15,20 @@ import msgspec
 import numpy as np
 
 from common.adapter.spec import vector_digest
-from common.errors import CheckpointError, ConfigError, ManifestError, ProtocolError
-from common.manifest.manifest_diff import describe_changes
+from common.errors import CheckpointError, ConfigError, ManifestError, OutOfOrder, ProtocolError
+from common.manifest.words import describe_changes
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Evaluate, encode
 from server.errors import SumTooLong, TooFewInstitutions
-from server.rounds.absentees import failure_words
 from server.rounds.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
-from server.rounds.optimizer import initial_state
-from server.rounds.reports import EvaluationReport, InstitutionLoss, RunFinish, RunStart
+from server.rounds.dropouts import failure_words
+from server.rounds.optimizer import Vector, frozen_copy, initial_state, to_bytes
+from server.rounds.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart, VoidReport
 from server.rounds.rounds import ReadyForRound, Rules
 from server.rounds.session import SecureSession
-from server.rounds.vectors import Vector, frozen_copy, to_bytes
 from server.run import attempts
 from server.run.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
-from server.run.control import wait_while_paused
-from server.run.round_log import log_evaluation, log_round, log_void, report_round, report_void
+from server.run.leadership import wait_while_paused
 from server.run.waiting import WaitsForNobody
 
 if TYPE_CHECKING:
@@ -38,11 +40,90 @@ if TYPE_CHECKING:
     from common.privacy.run_plan import PrivacyReport
     from server.rounds.answers import Answer
     from server.rounds.reports import RunObserver
-    from server.rounds.rounds import Collecting
-    from server.rounds.secure_rounds import MaskedCollecting
+    from server.rounds.rounds import Collecting, MaskedCollecting
     from server.rounds.session import SecureRun
     from server.rounds.transport import Transport
     from server.run.waiting import Patience
+
+
+def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForRound, clock: Clock) -> RoundReport:
+    """The report of a round that counted."""
+    before = collecting.ready
+    change = following.adapter.astype(np.float64) - before.adapter
+    norm = following.norm
+    if norm is None:
+        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
+    return RoundReport(
+        round=before.round,
+        attempt=before.attempt,
+        participants=collecting.participants,
+        answered=tuple(node for node in collecting.participants if node in collecting.answered),
+        failures=collecting.failures,
+        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
+        step_norm=float(np.linalg.norm(change)),
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
+        learning_rate=before.rate,
+        seconds=clock.seconds,
+        seconds_waiting=clock.waiting,
+    )
+
+
+def log_round(report: RoundReport) -> None:
+    """One line; of a loss only where one was sent."""
+    _log.info(
+        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
+        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
+        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
+        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
+        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
+    )
+
+
+def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
+    """The report of an attempt that is void."""
+    norm = error.norm
+    return VoidReport(
+        round=ready.round,
+        attempt=ready.attempt,
+        participants=participants,
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
+    )
+
+
+def log_void(report: VoidReport) -> None:
+    """One line; what it means and what to do is in the error that follows."""
+    _log.warning(
+        "round=%d attempt=%d void: participants=%d %s",
+        *(report.round, report.attempt, len(report.participants), _lengths(report)),
+    )
+
+
+def _lengths(report: RoundReport | VoidReport) -> str:
+    """Of the mean, and of what bounds it where something does."""
+    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
+    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
+        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
+    return words
+
+
+def log_evaluation(report: EvaluationReport) -> None:
+    """One line; a warning where everybody was asked and nobody answered."""
+    if not report.asked:
+        _log.info(
+            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
+        )
+    elif report.loss is None:
+        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
+    else:
+        _log.info(
+            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
+            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
+        )
+
 
 _log = logging.getLogger(__name__)
 

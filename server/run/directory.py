@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from common.durable_files import naming, write_atomically
-from server.run.checkpoint import plain_values
-from server.run.versions import package_versions
+from server.run.checkpoint import package_versions, plain_values
 
 if TYPE_CHECKING:
     from pathlib import Path

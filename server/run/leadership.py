@@ -3,6 +3,8 @@
 ``wanted`` is there from ``run start`` until the run has ended or is stopped: the coordinator's ``up`` starts such a run
 again when its process has died. ``lock`` is held by the one process that leads it. ``standing.json`` says what it waits
 for or why it ended early.
+
+Pausing a run: a file in its directory that the loop looks for between rounds, so that no round is torn.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from common.errors import DarkroomError
 from server.errors import RunBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
 
 _WANTED: Final = "wanted"
 _LOCK: Final = "lock"
@@ -128,3 +131,33 @@ def _hold(descriptor: int, directory: Path, patience_s: float) -> None:
             time.sleep(0.2)
         else:
             return
+
+
+PAUSE: Final = "pause"
+"""Name of the file; it is there while the run is to wait."""
+_LOOK_SECONDS: Final = 1.0
+
+
+def pause(directory: Path) -> None:
+    """Have the run in this directory wait before its next round."""
+    write_atomically(directory / PAUSE, b"")
+
+
+def resume(directory: Path) -> None:
+    """Let it go on."""
+    (directory / PAUSE).unlink(missing_ok=True)
+
+
+def is_paused(directory: Path) -> bool:
+    """Whether it is to wait."""
+    return (directory / PAUSE).exists()
+
+
+def wait_while_paused(directory: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Return once nobody wants the run to wait."""
+    if not is_paused(directory):
+        return
+    _log.info("paused before the next round; go on with: darkroom-server run resume")
+    while is_paused(directory):
+        sleep(_LOOK_SECONDS)
+    _log.info("goes on")

@@ -6,8 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from server.run.control import wait_while_paused
-from server.run.leadership import go_on, note, standing
+from server.run.leadership import go_on, note, standing, wait_while_paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from server.errors import TooFewInstitutions
 
 _LONGEST_WAIT: Final = 60.0
-_log = logging.getLogger("server.run.coordinator")
+_log = logging.getLogger(__name__)
 
 
 class Patience(Protocol):

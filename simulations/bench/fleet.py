@@ -29,13 +29,13 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from client.connection.supernode_process import FLOWERS_WAIT, Pace
-from common.wire.port import FIELD, RECORD
+from common.wire.messages import FIELD, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
 
 
 @dataclass

@@ -20,8 +20,7 @@ from common.errors import DarkroomError
 from common.host.flower_commands import POLL_INTERVAL, program
 from common.host.supervision import Supervisor
 from common.provisioning import coordinator_fingerprint
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
+from server.federation.directory import FederationConfig, FederationDirectory
 from server.federation.run_files import RunFiles
 from server.federation.run_status import run_status
 from server.flower.runs import FlowerRun, KeptBundle

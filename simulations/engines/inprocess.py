@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.wire.port import FIELD, RECORD
+from common.wire.messages import FIELD, RECORD
 from server.rounds.transport import GridTransport
 
 if TYPE_CHECKING:

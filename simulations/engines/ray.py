@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid
 
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
     from server.rounds.transport import Transport
 
 T = TypeVar("T")

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
-from common.config import Config
+from common.config import Config, parse_config
 from common.errors import AccountingError, ConfigError, ConfigErrors
 from common.host.progress import told_when_slow
 from common.privacy.accounting import calibrate
 from common.privacy.run_plan import private_plan
 from common.privacy.statements import RunSettings, state
-from common.toml_config import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

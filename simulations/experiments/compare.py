@@ -3,6 +3,8 @@
 All train for the same number of optimiser steps from the same initial adapter. Alone, an institution uses its own
 batch; centralised, one site holds everything and uses the sum of the batches. Each adapter is judged on every
 institution's hold-out set.
+
+Verdicts as a table for people.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 import torch
 
 from client.training.trainer import build_trainer
@@ -19,11 +22,9 @@ from common.errors import ConfigError
 from server.run.checkpoint import checkpoint_files
 from server.run.coordinator import CHECKPOINTS
 from server.run.directory import RunDirectory
-from simulations.experiments.gallery import SheetRow, contact_sheet
 from simulations.experiments.judge import Judge, Verdict
-from simulations.experiments.observers import Progress
+from simulations.experiments.observers import Progress, SheetRow, contact_sheet
 from simulations.experiments.run import federate, make_federation, open_scenario_base
-from simulations.experiments.verdict_table import Comparison, render_table
 from simulations.scenario.prepare import prepare_store, sites_of
 
 if TYPE_CHECKING:
@@ -32,9 +33,50 @@ if TYPE_CHECKING:
 
     from client.training.trainer import Trainer
     from common.config import RunConfig
-    from server.rounds.vectors import Vector
+    from server.rounds.optimizer import Vector
     from simulations.scenario.scenario import Scenario
     from simulations.scenario.store import InstitutionStore
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """All verdicts of one scenario, and what they are measured against."""
+
+    verdicts: tuple[Verdict, ...]
+    floors: dict[str, float]
+    """KID-local of real pictures against other real ones, by domain."""
+    features: str
+    """SHA-256 of the feature network's weights."""
+
+
+def render_table(comparison: Comparison) -> str:
+    """Markdown: a row per adapter; hold-out loss and KID-local by domain, classifier accuracy over all pictures."""
+    domains = [domain.domain for domain in comparison.verdicts[0].domains]
+    head = ["adapter", *(f"loss {d}" for d in domains), "mean loss", *(f"KID {d}" for d in domains), "recognised"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    lines += [_row(_cells(verdict)) for verdict in comparison.verdicts]
+    floors = ", ".join(f"{name} {floor:.3f}" for name, floor in comparison.floors.items())
+    return (
+        "\n".join(lines)
+        + f"\n\nKID is KID-local: features of EfficientNet-Lite0 (sha256:{comparison.features[:16]}…), not Inception; "
+        + f"real pictures against real pictures score {floors}.\n"
+        + "Recognised: share of drawn pictures that a linear classifier of real pictures puts in the prompted domain.\n"
+    )
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    losses = [_figure(loss) for loss in (*(domain.holdout_loss for domain in verdict.domains), verdict.mean_loss)]
+    kids = [f"{domain.kid:.2f} ± {domain.kid_spread:.2f}" for domain in verdict.domains]
+    recognised = float(np.mean([domain.recognised for domain in verdict.domains]))
+    return [verdict.label, *losses, *kids, f"{100 * recognised:.0f} %"]
+
+
+def _figure(loss: float | None) -> str:
+    return "none held out" if loss is None else f"{loss:.4f}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
 
 BASE: Final = "base"
 FEDERATED: Final = "federated"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from client.training.trainer import Trainer
     from common.config import RunConfig
-    from server.rounds.vectors import Vector
+    from server.rounds.optimizer import Vector
     from simulations.scenario.prepare import Pictures, Site
     from simulations.scenario.store import InstitutionStore
 

@@ -21,8 +21,7 @@ from server.run.coordinator import CHECKPOINTS, Coordinator
 from server.run.directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.ray import run_ray
-from simulations.experiments.measured import MeasuredHoldout, PrivacyNotice
-from simulations.experiments.observers import Curves, Gallery, Progress
+from simulations.experiments.observers import Curves, Gallery, MeasuredHoldout, PrivacyNotice, Progress
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.secure_sites import SimulatedFederation
 from simulations.scenario.store import WorkerPlan
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
     from client.training.trainer import Trainer
     from common.adapter.model import BaseModel
     from common.config import RunConfig
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
+    from server.rounds.optimizer import Vector
     from server.rounds.reports import RunObserver
     from server.rounds.transport import Transport
-    from server.rounds.vectors import Vector
     from simulations.scenario.scenario import Scenario
     from simulations.scenario.store import InstitutionStore
 

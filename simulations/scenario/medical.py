@@ -23,7 +23,7 @@ from simulations.scenario.sources import DEFAULT_CACHE, NILEARN, SCIKIT_IMAGE, D
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from simulations.scenario.views import Split, View
+    from simulations.scenario.institution_views import Split, View
 
 _RECIPE: Final = 3
 """Raised whenever the same source would give other pictures or captions, so that old folders are rebuilt."""

@@ -9,9 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from common import bounds  # noqa: TC001 - msgspec reads annotations at run time
-from common.config import Config, RunConfig
+from common.config import Config, RunConfig, parse_config, read_toml
 from common.errors import ConfigError
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy
 from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
 from client.steward.steward import SecureSteward
@@ -21,7 +20,7 @@ from common.errors import ConfigError
 from common.manifest.manifest import Member, open_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
 from server.rounds.session import SecureRun
-from server.run.versions import package_versions
+from server.run.checkpoint import package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

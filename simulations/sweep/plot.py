@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from simulations.sweep.grid import Axis
+from simulations.sweep.trial import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

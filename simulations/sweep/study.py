@@ -9,10 +9,9 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from simulations.sweep.grid import Axis, trials
 from simulations.sweep.plot import by_setting, draw_sweep
-from simulations.sweep.table import append_outcome, read_outcomes
-from simulations.sweep.workers import Outcome, Workshop
+from simulations.sweep.trial import Axis, trials
+from simulations.sweep.workers import Outcome, Workshop, append_outcome, read_outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -1,10 +1,14 @@
 """Runs trials in worker processes of one thread each; base and pictures are loaded once a process.
 
 Sums are added in the clear: masks cancel exactly, so the same noised sums would come out, later.
+
+Outcomes as rows of a CSV file, one appended and synced after each training, so that a stopped sweep goes on.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import multiprocessing
 import os
@@ -16,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -24,6 +28,7 @@ import torch
 
 from client.training.trainer import build_trainer
 from common.command_line import quiet_libraries
+from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
 from simulations.experiments.run import federate, make_federation, open_scenario_base
 from simulations.scenario.prepare import prepare_store
@@ -31,7 +36,7 @@ from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.process import BaseProcess
 
     from client.training.trainer import Trainer
@@ -157,3 +162,46 @@ def mean_loss(trainer: Trainer, store: InstitutionStore, draws: int) -> float:
     """Mean over the institutions that hold pictures out of their hold-out losses, at the trainer's adapter."""
     shards = [store.holdout_of(node) for node in range(len(store.institutions))]
     return float(np.mean([trainer.holdout_loss(shard, draws) for shard in shards if shard is not None]))
+
+
+_TRIAL: Final = Trial.__struct_fields__
+_RESULT: Final = tuple(name for name in Outcome.__struct_fields__ if name != "trial")
+COLUMNS: Final = (*_TRIAL, *_RESULT)
+
+
+def append_outcome(path: Path, outcome: Outcome) -> None:
+    """Add a row, after the header where the file is new."""
+    values = msgspec.structs.asdict(outcome.trial) | {name: getattr(outcome, name) for name in _RESULT}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(values)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_outcomes(path: Path) -> tuple[Outcome, ...]:
+    """Every whole row; a last line that a crash left without its end is passed over.
+
+    Raises:
+        ConfigError: Not such a file.
+
+    """
+    if not path.exists():
+        return ()
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    rows = csv.DictReader(lines)
+    if lines and tuple(rows.fieldnames or ()) != COLUMNS:
+        raise ConfigError(f"{path}: not a sweep of this version; move it away, or choose another --runs")
+    return tuple(_outcome(row, path) for row in rows)
+
+
+def _outcome(row: Mapping[str, Any], path: Path) -> Outcome:
+    try:
+        trial = msgspec.convert({name: row[name] for name in _TRIAL}, Trial, strict=False)
+        return msgspec.convert({name: row[name] for name in _RESULT} | {"trial": trial}, Outcome, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: a row cannot be read ({error}); remove it, and its trial is run again") from error

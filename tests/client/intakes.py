@@ -12,14 +12,13 @@ from client.intake.rules import IntakeRules
 from client.intake.subjects import IntakeKey
 from client.vault.master_key import create_key_file
 from client.vault.vault import Vault
+from common.config import parse_config
 from common.crypto.primitives import Identity, Secret
-from common.toml_config import parse_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.intake.intake_report import IntakeReport
-    from client.intake.outcomes import Outcome
+    from client.intake.outcomes import IntakeReport, Outcome
 
 TODAY = date(2026, 6, 1)
 IDENTITY = Identity(Secret(bytes(range(32))))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy
 from client.governance.pricing import PricedHere
 from client.steward.membership import SiteRecords, TrainingSide

@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.audit_check import COORDINATOR_HEAD, HEADS, LogCheck, check_log, witnessed_heads
-from common.audit_log import AuditLog
+from common.audit_log import COORDINATOR_HEAD, HEADS, AuditLog, LogCheck, check_log, witnessed_heads
 from common.crypto.primitives import Identity, Secret
 from common.errors import AuditLogError, ConfigError
 

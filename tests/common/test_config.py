@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import PLAIN_WORDS, RunConfig
+from common.config import PLAIN_WORDS, RunConfig, parse_config, read_toml
 from common.errors import ConfigError, ConfigErrors
-from common.toml_config import parse_config, read_toml
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,11 +12,10 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from common.config import Config
+from common.config import Config, parse_config
 from common.errors import ConfigErrors, ProvisioningError
 from common.field_words import decoding_fault, shown, wanted
 from common.provisioning import parse_request, read_join_file
-from common.toml_config import parse_config
 
 ROOT = Path(__file__).parents[2]
 JARGON = re.compile(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.whole_folder import UNFINISHED, whole_folder
+from common.durable_files import UNFINISHED, whole_folder
 
 
 def fill(folder: Path) -> None:

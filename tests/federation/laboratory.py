@@ -30,8 +30,7 @@ from common.crypto.identity_file import read_identity_file
 from common.errors import StewardUnavailable
 from common.host.flower_commands import program
 from common.provisioning import coordinator_fingerprint, sign_join_file
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
+from server.federation.directory import FederationConfig, FederationDirectory
 from server.federation.run_files import RunFiles
 from server.flower.runs import FlowerRun, KeptBundle
 from server.flower.superlink import Launch

@@ -30,7 +30,7 @@ from client.site.open_site import open_site
 from client.site.settings import read_site
 from client.site.vault_access import open_vault
 from client.training.loaded_base import TrainingRoom
-from client.training.vault_records import VaultRecords
+from client.training.vault_latents import VaultRecords
 from common.adapter.spec import Family
 from common.audit_log import AuditLog
 from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness

@@ -19,8 +19,16 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import RoundFailed
-from common.wire.messages import ContributeMasked, SessionReady, ShareSessionKeys, decode_request, encode
-from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
+from common.wire.messages import (
+    FIELD,
+    MESSAGE_TYPE,
+    RECORD,
+    ContributeMasked,
+    SessionReady,
+    ShareSessionKeys,
+    decode_request,
+    encode,
+)
 from server.rounds.transport import GridTransport
 from server.run.coordinator import Coordinator
 from tests.server.rounds import test_secure_session

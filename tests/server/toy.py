@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.clientapp import ClientApp
 
+    from server.rounds.optimizer import Vector
     from server.rounds.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
     from server.rounds.transport import Transport
-    from server.rounds.vectors import Vector
 
 DIMENSION = 7
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from client.training import vault_records
+from client.training import vault_latents
 from client.training.private_update import PrivateUpdate
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record, pixels_of
 
@@ -81,7 +81,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     """Also what is computed during the run: latents, embeddings, clipped sums, and sums with this site's noise."""
     kept = Planted()
     plant_records(kept)
-    encode, clipped, share = vault_records.encode_vault, PrivateUpdate.clipped, PrivateUpdate.share
+    encode, clipped, share = vault_latents.encode_vault, PrivateUpdate.clipped, PrivateUpdate.share
 
     def watched_encode(*given: Any, **named: Any) -> Any:
         made = encode(*given, **named)
@@ -105,7 +105,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
             kept.cut(values.astype(kind).tobytes())
         return made
 
-    monkeypatch.setattr(vault_records, "encode_vault", watched_encode)
+    monkeypatch.setattr(vault_latents, "encode_vault", watched_encode)
     monkeypatch.setattr(PrivateUpdate, "clipped", watched_clipped)
     monkeypatch.setattr(PrivateUpdate, "share", watched_share)
     return kept

@@ -20,8 +20,7 @@ import torch
 from scipy import stats
 
 from client.app import make_client_app
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.ledger_store import connection, read_rows
 from client.training.trainer import build_trainer
 from common.audit_log import verify_log
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 
     from client.training.trainer import Trainer
     from common.config import RunConfig
-    from common.wire.port import StewardPort
-    from server.rounds.vectors import Vector
+    from common.wire.messages import StewardPort
+    from server.rounds.optimizer import Vector
     from simulations.scenario.scenario import Scenario
     from simulations.scenario.store import InstitutionStore
 

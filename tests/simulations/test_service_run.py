@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pytest
     from flwr.app import Context
 
-    from common.wire.port import StewardPort
-    from server.rounds.vectors import Vector
+    from common.wire.messages import StewardPort
+    from server.rounds.optimizer import Vector
 
 PRIVATE = f'{MASKED}repeatable = "{REPEATABLE_WORDS}"'
 
@@ -62,7 +62,7 @@ def test_the_same_adapter_through_the_service_as_in_process(tmp_path: Path, capl
         second = lead(served, connect)
     assert len(doors) == 3
     assert (first == second).all()
-    lines = [record.getMessage() for record in caplog.records if record.name == "client.steward.request_log"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "client.steward.service"]
     rounds = [line for line in lines if "kind=contribute_masked" in line]
     assert len(rounds) == 9
     assert all("outcome=answered" in line and "round=" in line and "round=-" not in line for line in rounds)

@@ -12,14 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.commands import compose
-from client.operations.care import Retention
-from client.operations.condition import BooksCondition
+from client.operations import compose
+from client.operations.care import BooksCondition, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
 from client.site.vault_access import open_vault, today
-from client.training import vault_records
-from client.training.vault_records import VaultRecords
+from client.training import vault_latents
+from client.training.vault_latents import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
 from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
@@ -162,15 +161,15 @@ def base_of(sites: VaultSites) -> Any:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, day: list[date], seen: list[int]) -> None:
-    encode_vault = vault_records.encode_vault
+    encode_vault = vault_latents.encode_vault
 
     def watched(*given: Any, **named: Any) -> Any:
         made = encode_vault(*given, **named)
         seen.append(len(made.shard))
         return made
 
-    monkeypatch.setattr(vault_records, "encode_vault", watched)
-    monkeypatch.setattr(vault_records, "today", lambda: day[0])
+    monkeypatch.setattr(vault_latents, "encode_vault", watched)
+    monkeypatch.setattr(vault_latents, "today", lambda: day[0])
     monkeypatch.setattr(compose, "Retention", lambda **given: Retention(**given, today=lambda: day[0]))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.intake.imagefolder import Picture
 from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
 from client.steward.steward import SecureSteward
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
-    from common.wire.port import StewardPort
+    from common.wire.messages import StewardPort
 
 
 def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward:

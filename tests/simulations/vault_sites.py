@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from client.app import make_client_app
-from client.commands.compose import compose_steward
+from client.operations.compose import compose_steward
 from client.operations.new_site import make_site
 from client.site.open_site import link_to_steward, open_site
 from client.site.vault_access import open_vault
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from client.site.settings import SiteConfig
     from client.steward.process import StewardProcess
     from common.config import RunConfig
-    from common.wire.port import StewardPort
-    from server.rounds.vectors import Vector
+    from common.wire.messages import StewardPort
+    from server.rounds.optimizer import Vector
 
 NAMES = ("ash", "birch", "cedar")
 COORDINATOR = Identity(Secret(b"c" * 32))

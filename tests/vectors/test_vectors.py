@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 
 from client.governance.ledger_store import chain_of, connection, read_rows
-from client.vault.keys import Purpose as VaultPurpose
-from client.vault.keys import VaultKeys, kind_tag, padded_size, unlock_vault_key
-from client.vault.rows import RecordRow, SubjectRow
-from client.vault.sealing import open_facts, record_key, subject_key, subject_name, subject_tag
+from client.vault.index import RecordRow, SubjectRow
+from client.vault.sealing import Purpose as VaultPurpose
+from client.vault.sealing import (
+    VaultKeys,
+    kind_tag,
+    open_facts,
+    padded_size,
+    record_key,
+    subject_key,
+    subject_name,
+    subject_tag,
+    unlock_vault_key,
+)
 from common.audit_log import verify_log
 from common.crypto.primitives import (
     AgreementKey,

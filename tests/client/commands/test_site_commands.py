@@ -12,15 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.commands.compose import compose_steward
+from client.operations.compose import compose_steward
 from client.operations.new_site import make_site
 from client.operations.preflight import steward_checks
 from client.site.open_site import open_site
 from client.site.settings import read_site
 from client.site.vault_access import count_units, hold_vault, open_vault, today
 from client.training.latents import EncodingPlan
-from client.training.loaded_base import TrainingRoom
-from client.training.memory import MIB, check_memory
+from client.training.loaded_base import MIB, TrainingRoom, check_memory
 from client.training.vault_latents import encode_vault
 from client.vault.errors import WrongMasterKey
 from common.adapter.model import Family, open_base

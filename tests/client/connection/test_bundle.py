@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.connection.bundle import read_named
+from client.connection.supernode import read_named
 from common.errors import ProvisioningError
 from common.host.app_bundle import MAX_BYTES, MAX_FILES, MAX_PACKED_BYTES, parse_bundle
 from tests.client.connection.test_joining import JOIN

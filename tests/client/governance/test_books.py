@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.commands.compose import compose_steward
 from client.governance.ledger import Event
 from client.governance.ledger_store import chain_of, connection, read_rows
 from client.governance.rollback import (
@@ -25,7 +24,8 @@ from client.governance.rollback import (
     check_use,
     read_noted,
 )
-from client.operations.condition import BooksCondition
+from client.operations.care import BooksCondition
+from client.operations.compose import compose_steward
 from client.operations.new_site import make_site
 from client.site.open_site import OpenSite, open_site
 from client.site.vault_access import open_vault

@@ -9,8 +9,7 @@ import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
 
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Event, QuickAccountant
+from client.governance.ledger import Event, PldAccountant, QuickAccountant
 from common.errors import AccountingError, UnknownEvent
 
 DELTA = 1e-5

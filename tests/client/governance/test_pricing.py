@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from client.governance.budget_accountant import PldAccountant
+from client.governance.ledger import PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy, check_manifest
 from client.governance.pricing import PricedAside, PricedHere, PricingLimits, work_out
 from common.errors import AccountingError, DarkroomError, FiguresPending, PolicyRefusal

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client.intake.captions import MAX_RAW_CHARACTERS, CaptionScrubber, CaptionTooLong, Names, read_list
-from client.intake.presidio import PresidioFinder, load_presidio
+from client.intake.captions import (
+    MAX_RAW_CHARACTERS,
+    CaptionScrubber,
+    CaptionTooLong,
+    Names,
+    PresidioFinder,
+    load_presidio,
+    read_list,
+)
 from common.errors import ConfigError
 
 if TYPE_CHECKING:

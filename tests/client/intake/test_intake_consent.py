@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.intake.metadata_keys import KEYS, unused_keys
+from client.intake.metadata import KEYS, unused_keys
 from client.intake.subjects import OptOut
 from common.errors import ConfigError, DataError
 from tests.client.bad_inputs import picture

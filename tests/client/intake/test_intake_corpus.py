@@ -19,7 +19,7 @@ from tests.client.intakes import IDENTITY, Site, outcomes, rules_of, word
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.intake.intake_report import IntakeReport
+    from client.intake.outcomes import IntakeReport
 
 DICOM_CANARIES = (NAME, PATIENT, "Canary Hospital", "StudyCanary", "ACC-CANARY-9", "CommentCanary", "PrivateCanary")
 

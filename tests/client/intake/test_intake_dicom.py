@@ -15,13 +15,10 @@ from dicomanonymizer import simpledicomanonymizer
 from pydicom.pixels.processing import apply_windowing
 from pydicom.sequence import Sequence
 
-from client.intake.deidentify import CleanFile, clean_file
-from client.intake.dicom import DicomPictures, _clean, is_dicom, read_dicom
-from client.intake.dicom_terms import CODED
-from client.intake.dicom_window import shades, window
+from client.intake.deidentify import CleanFile, clean_file, quiet_decoders
+from client.intake.dicom import CODED, DicomPictures, _clean, is_dicom, read_dicom, shades, window
 from client.intake.outcomes import Reason, Refused
 from client.intake.pictures import is_bare_png
-from client.intake.quiet import quiet_decoders
 from client.intake.rules import DicomRules, FileRules, IntakeRules
 from tests.client.bad_inputs import picture
 from tests.client.dicom_objects import NAME, PATIENT, dicom_bytes, stored_values

@@ -19,16 +19,14 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.intake import ingest as ingest_module
-from client.intake.intake_report import Example
-from client.intake.left_out import line
-from client.intake.outcomes import Reason, Refused
+from client.intake.outcomes import Example, Reason, Refused, line
 from client.intake.receipt import Room, verify_receipt
 from client.vault.master_key import KeyFile
 from client.vault.vault import Vault
 from common.audit_log import read_entries, verify_log
+from common.config import read_toml
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, VaultError
-from common.toml_config import read_toml
 from tests.client.bad_inputs import picture
 from tests.client.dicom_objects import dicom_bytes
 from tests.client.intakes import Site, outcomes

@@ -16,11 +16,8 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.intake import workers
-from client.intake.contact_sheet import render_contact_sheet, write_contact_sheet
-from client.intake.intake_report import SHEET_PICTURES, Example, IntakeReport
-from client.intake.left_out import line
-from client.intake.looked_at import LookedAt
-from client.intake.outcomes import Accepted, Duplicate, Reason, Refused
+from client.intake.contact_sheet import LookedAt, render_contact_sheet, write_contact_sheet
+from client.intake.outcomes import SHEET_PICTURES, Accepted, Duplicate, Example, IntakeReport, Reason, Refused, line
 from client.intake.receipt import Receipt, Room, make_receipt, verify_receipt
 from client.site.settings import read_site
 from client.steward.process import socket_place

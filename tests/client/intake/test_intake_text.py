@@ -20,7 +20,7 @@ from tests.client.intakes import IDENTITY, TODAY, outcomes, rules_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.intake.intake_report import IntakeReport
+    from client.intake.outcomes import IntakeReport
 
 
 def with_text(seed: int, text: str) -> bytes:

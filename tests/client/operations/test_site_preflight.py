@@ -34,7 +34,7 @@ from common.errors import DarkroomError, ProvisioningError
 from common.host.preflight import PreflightLimits, look_at
 from common.provisioning import JoinFile, coordinator_fingerprint, sign_join_file
 from common.wire.steward_link import Health
-from server.run.versions import package_versions
+from server.run.checkpoint import package_versions
 from tests.client.listeners import DAY, Certificates, certificates, listening
 from tests.simulations.vault_sites import COORDINATOR, new_record, policy_text
 from tests.tiny_base import write_tiny_base

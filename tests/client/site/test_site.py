@@ -92,7 +92,7 @@ def test_a_site_that_could_not_be_finished_can_be_made_again(
     folder = tmp_path / place
     (tmp_path / "there").mkdir()
     steps = ("client.operations.new_site.create_token_file", "client.operations.new_site._make_vault")
-    last = "common.whole_folder._move_into" if place == "there" else "client.operations.new_site.Vault.create"
+    last = "common.durable_files._move_into" if place == "there" else "client.operations.new_site.Vault.create"
     for step in (*steps, last):
         with monkeypatch.context() as patch:
             patch.setattr(step, Mock(side_effect=fault))

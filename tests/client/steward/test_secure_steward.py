@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from client.governance import pricing
-from client.governance.budget_accountant import PldAccountant
-from client.governance.ledger import Ledger
+from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import ANY_INSTITUTION, contribution_event
 from client.governance.pricing import PricedAside
 from client.intake.imagefolder import read_imagefolder

@@ -224,7 +224,7 @@ def test_a_request_line_holds_no_text_of_the_request(tmp_path: Path, caplog: pyt
     with opened(tmp_path, Counting()) as door, caplog.at_level(logging.INFO):
         door.link().answer(b"\x82\xa4type\xb6" + CAPTION.encode() + b"\xa5round\x07")
         door.link().answer(CAPTION.encode())
-    lines = [record.getMessage() for record in caplog.records if record.name == "client.steward.request_log"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "client.steward.service"]
     assert len(lines) == 2
     assert all(line.startswith("request kind=unreadable") and "outcome=no_data" in line for line in lines)
     assert CAPTION not in caplog.text

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from client.vault.errors import UnknownSubject, VaultDamaged
-from client.vault.keys import Purpose, VaultKeys, padded_size
+from client.vault.sealing import Purpose, VaultKeys, padded_size
 from client.vault.vault import Vault
 from tests.client.vaults import filled, key_file, record
 

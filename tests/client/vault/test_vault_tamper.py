@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from client.vault.errors import VaultDamaged, VaultRolledBack, WrongMasterKey
-from client.vault.rows import TABLES, DerivedRow
+from client.vault.index import TABLES, DerivedRow
 from client.vault.vault import Vault
 from common.errors import VaultError
 from tests.client.vaults import filled, key_file, record

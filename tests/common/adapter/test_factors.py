@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.adapter.factors import kaiming_rows, orthonormal_rows, principal_factors
+from common.adapter.lora import kaiming_rows, orthonormal_rows, principal_factors
 
 SHAPES = [(1, 1), (4, 4), (4, 32), (16, 320), (3, 8, 3, 3), (8, 32, 1, 1)]
 

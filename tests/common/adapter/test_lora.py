@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.adapter.factors import principal_factors
-from common.adapter.lora import CoredFactor, inject_lora, trained_layer
+from common.adapter.lora import CoredFactor, inject_lora, principal_factors, trained_layer
 from common.adapter.model import BaseModel, Family, open_base
 from common.adapter.spec import AdapterSpec, TensorSpec
 from common.adapter.vector import initial_vector, read_vector, write_vector

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.crypto.certificate_checks import check_server_certificate, check_server_key
+from common.crypto.certificates import check_server_certificate, check_server_key
 from common.errors import ProvisioningError
 
 if TYPE_CHECKING:

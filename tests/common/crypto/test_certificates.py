@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.crypto.certificate_checks import check_server_certificate
 from common.crypto.certificates import (
+    check_server_certificate,
     create_authority,
     create_node_key,
     issue_server_certificate,

@@ -28,7 +28,7 @@ from common.manifest.manifest import (
     sign_manifest,
     verify_countersignature,
 )
-from common.manifest.manifest_diff import describe_changes
+from common.manifest.words import describe_changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

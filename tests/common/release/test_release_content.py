@@ -14,12 +14,10 @@ from typer.testing import CliRunner
 
 from client.cli import app as client_app
 from client.operations.countersigning import countersign, examine
-from common.adapter.export import WEIGHTS_FILE, read_adapter_spec
+from common.adapter.export import WEIGHTS_FILE, in_order, read_adapter_spec
 from common.adapter.kohya import kohya_bytes
-from common.adapter.tensor_file import in_order
-from common.release.check import Expected, check_release
+from common.release.check import FROZEN, Expected, check_release
 from common.release.model_card import model_card
-from common.release.release_content import FROZEN
 from common.release.statement import ReleaseError
 from server.cli import app as server_app
 from tests.simulations.released import FinishedRun, copied, finished_run, restated

@@ -9,8 +9,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.host.systemd import Installation, write_units
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
+from server.federation.directory import FederationConfig, FederationDirectory
 from server.federation.systemd import CoordinatorService
 from tests.common.unit_files import SYSTEMD, exposure, parsed, systemd_faults
 

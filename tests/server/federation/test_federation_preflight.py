@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from common.host.preflight import PreflightLimits, look_at
 from server.cli import app
 from server.federation import preflight
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
+from server.federation.directory import FederationConfig, FederationDirectory
 from server.federation.preflight import federation_checks
 from tests.federation.live_federation import BUNDLE, free_port, site_request
 

@@ -16,7 +16,7 @@ from common.manifest.manifest import canonical_bytes, open_manifest
 from server.cli import app
 from server.federation.run_files import RunFiles
 from server.federation.run_status import run_status
-from server.run import control
+from server.run import leadership
 from server.run.attempts import FILE, AttemptJournal
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
 
@@ -101,17 +101,17 @@ def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
 
 
 def test_a_paused_run_waits_until_the_file_is_gone(tmp_path: Path) -> None:
-    control.pause(tmp_path)
+    leadership.pause(tmp_path)
     looks: list[float] = []
 
     def sleep(seconds: float) -> None:
         looks.append(seconds)
         if len(looks) == 3:
-            control.resume(tmp_path)
+            leadership.resume(tmp_path)
 
-    control.wait_while_paused(tmp_path, sleep=sleep)
+    leadership.wait_while_paused(tmp_path, sleep=sleep)
     assert len(looks) == 3
-    control.resume(tmp_path)  # twice does no harm
+    leadership.resume(tmp_path)  # twice does no harm
 
 
 def test_the_status_counts_rounds_and_every_attempt_that_was_sent(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from common.durable_files import write_atomically
 from server.cli import app
 from server.federation.run_status import RunState, run_state, run_status
 from server.flower.superlink import Launch
-from server.run import control, leadership
+from server.run import leadership
 from tests.server.federation.test_run_files import config, files, spec
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_a_finished_run_is_neither_started_nor_paused(run: RunFiles, verb: str) 
     assert "is finished, all 2 rounds" in error
     assert "release make" in error
     assert not leadership.is_wanted(run.directory)
-    assert not control.is_paused(run.directory)
+    assert not leadership.is_paused(run.directory)
 
 
 def test_a_finished_run_that_is_stopped_is_no_failure(run: RunFiles) -> None:
@@ -74,7 +74,7 @@ def test_a_finished_run_that_is_stopped_is_no_failure(run: RunFiles) -> None:
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_what_does_not_run_is_not_paused(run: RunFiles, verb: str) -> None:
     assert "does not run, so there is nothing to" in said(run, verb)[1]
-    assert not control.is_paused(run.directory)
+    assert not leadership.is_paused(run.directory)
 
 
 def test_stopping_twice_says_that_nothing_was_left_to_stop(run: RunFiles) -> None:

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from server.federation.directory import FederationDirectory
-from server.federation.federation_config import FederationConfig
+from server.federation.directory import FederationConfig, FederationDirectory
 from server.flower.listener import is_allowed
 from server.flower.nginx import nginx_configuration
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from common.audit_check import witnessed_heads
-from common.audit_log import AuditLog, read_entries, verify_log
+from common.audit_log import AuditLog, read_entries, verify_log, witnessed_heads
 from common.crypto.identity_file import create_identity_file
 from common.crypto.primitives import Identity, Secret
 from common.errors import CheckpointError, ManifestError, RoundFailed

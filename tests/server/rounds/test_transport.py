@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import RoundFailed
-from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
+from common.wire.messages import FIELD, MESSAGE_TYPE, RECORD
 from server.rounds.transport import Failure, FailureKind, GridTransport
 
 if TYPE_CHECKING:

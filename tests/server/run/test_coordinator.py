@@ -16,7 +16,7 @@ import pytest
 from common.adapter.spec import vector_digest
 from common.errors import CheckpointError, ProtocolError, RoundFailed
 from server.rounds.reports import Observers
-from server.run import control
+from server.run import leadership
 from server.run.checkpoint import load_checkpoint
 from server.run.coordinator import CHECKPOINTS
 from server.run.directory import RunDirectory, read_metrics
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import RunConfig
+    from server.rounds.optimizer import Vector
     from server.rounds.reports import RoundReport
-    from server.rounds.vectors import Vector
 
 ROOT = Path(__file__).parents[3]
 Faults = dict[tuple[int, int], Fault]
@@ -88,7 +88,7 @@ def test_evaluates_before_training_then_every_so_many_rounds_and_at_the_end(tmp_
 
 def test_reports_of_a_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
-    with caplog.at_level(logging.INFO, logger="server.run.coordinator"):
+    with caplog.at_level(logging.INFO, logger="server"):
         final = run(tmp_path, toy_config(2), observer=recorder)
     assert [report.round for report in recorder.rounds] == [1, 2]
     first = recorder.rounds[0]
@@ -289,14 +289,14 @@ def test_a_paused_run_finishes_its_round_and_starts_no_other_until_it_goes_on(tm
         def on_round(self, report: RoundReport) -> None:
             counted.append(report.round)
             if report.round == 2:
-                control.pause(tmp_path)
+                leadership.pause(tmp_path)
                 threading.Timer(0.5, let_it_go).start()
 
     seen: list[int] = []
 
     def let_it_go() -> None:
         seen.extend(counted)
-        control.resume(tmp_path)
+        leadership.resume(tmp_path)
 
     run(tmp_path, toy_config(4), observer=PauseAfterTwo())
     assert seen == [1, 2]

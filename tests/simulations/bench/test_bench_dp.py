@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from simulations.bench.dp import as_table, measure
+from simulations.bench.dp import as_table, measure, peak_bytes
 from simulations.bench.dp_models import Setting, build
 from simulations.bench.dp_steps import STEPS
-from simulations.bench.memory import peak_bytes
 
 TINY = Setting(model="tiny", batch=2, side=8)
 

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_client_app
 from common.errors import ConfigError
-from common.wire.port import FIELD, MESSAGE_TYPE, RECORD
+from common.wire.messages import FIELD, MESSAGE_TYPE, RECORD
 from server.rounds.transport import Failure, FailureKind
 from simulations.engines.inprocess import Fault, InProcessGrid, run_inprocess
 from simulations.engines.ray import CheckedConnect, code_identity, run_ray

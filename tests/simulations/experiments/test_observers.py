@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from server.rounds.reports import EvaluationReport, RoundReport
-from server.run.round_log import log_evaluation, log_round
+from server.run.coordinator import log_evaluation, log_round
 from simulations.experiments.observers import CURVES, draw_curves
 
 if TYPE_CHECKING:

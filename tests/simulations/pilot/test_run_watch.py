@@ -8,7 +8,7 @@ from common.errors import DarkroomError
 from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 from server.run.leadership import Standing, leading, note, standing
-from simulations.pilot.run_watch import LEADERLESS_SECONDS, RunWatch
+from simulations.pilot.pilot import LEADERLESS_SECONDS, RunWatch
 
 if TYPE_CHECKING:
     from pathlib import Path

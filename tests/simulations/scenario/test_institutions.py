@@ -16,10 +16,20 @@ from client.intake.imagefolder import check_images, load_pixels, read_imagefolde
 from common.errors import DataError, SourceUnavailable
 from simulations.scenario import institution_views
 from simulations.scenario import medical as institutions
-from simulations.scenario.institution_views import PIXEL_GAP, SLICE_GAP, neurology, ophthalmology, pathology
+from simulations.scenario.institution_views import (
+    PIXEL_GAP,
+    SLICE_GAP,
+    Extent,
+    View,
+    inside,
+    meet,
+    neurology,
+    ophthalmology,
+    pathology,
+    windows,
+)
 from simulations.scenario.medical import build_institutions
 from simulations.scenario.sources import NILEARN, SCIKIT_IMAGE, DataPackage
-from simulations.scenario.views import Extent, View, inside, meet, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

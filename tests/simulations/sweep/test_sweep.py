@@ -19,12 +19,10 @@ from common.privacy.run_plan import private_plan
 from simulations.experiments.run import open_scenario_base
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.scenario import load_scenario
-from simulations.sweep.grid import Axis, trials
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.study import StudyPlan, planned, run_study, summary
-from simulations.sweep.table import append_outcome, read_outcomes
-from simulations.sweep.trial import scenario_trial
-from simulations.sweep.workers import Outcome, run_trial
+from simulations.sweep.trial import Axis, scenario_trial, trials
+from simulations.sweep.workers import Outcome, append_outcome, read_outcomes, run_trial
 from tests.simulations.worlds import write_world
 
 if TYPE_CHECKING:

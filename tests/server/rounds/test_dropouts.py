@@ -10,7 +10,7 @@ import pytest
 
 from common.wire.messages import ContributeMasked, Propose, Refusal, RefusalCode
 from server.errors import TooFewInstitutions
-from server.rounds.absentees import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Absentees
+from server.rounds.dropouts import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Dropouts
 from server.rounds.session import SecureSession
 from server.rounds.transport import Failure, FailureKind
 from server.run.coordinator import Coordinator
@@ -32,7 +32,7 @@ UNWELL = (
 
 def test_one_is_absent_for_a_while_or_until_it_is_needed() -> None:
     time = [0.0]
-    absent = Absentees(now=lambda: time[0])
+    absent = Dropouts(now=lambda: time[0])
     absent.note(1, "timeout")
     absent.note(2, "refused_not_allowed")
     assert 1 in absent

@@ -1,4 +1,4 @@
-"""Who does not take part just now, why, in words, and when it is asked again."""
+"""Dropouts: who does not take part just now, why, in words, and when it is asked again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _REFUSALS: Final[Mapping[RefusalCode, str]] = {
     RefusalCode.BUSY: "its steward is busy or stopping",
     RefusalCode.INTERNAL: "it has trouble of its own, such as a full disk; its steward's log says which",
 }
-_log = logging.getLogger("server.run.coordinator")
+_log = logging.getLogger(__name__)
 
 
 def refused(code: RefusalCode) -> str:
@@ -87,7 +87,7 @@ def _nodes(nodes: list[int]) -> str:
 
 
 @dataclass(kw_only=True)
-class Absentees:
+class Dropouts:
     """Nodes by the reason why they do not take part; each is forgotten, and so asked again, after a while."""
 
     now: Callable[[], float] = time.monotonic

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from client.governance.pricing import PricedAside
 from client.governance.rollback import open_log
-from client.operations.care import Retention
-from client.operations.condition import BooksCondition
+from client.operations.care import BooksCondition, Retention
 from client.site.serving_policy import note_policy
 from client.site.vault_access import hold_vault
 from client.steward.membership import SiteRecords
 from client.steward.process import StewardProcess
 from client.steward.steward import SecureSteward
 from client.training.loaded_base import TrainingRoom
-from client.training.vault_records import VaultRecords
+from client.training.vault_latents import VaultRecords
 
 if TYPE_CHECKING:
     from client.site.open_site import OpenSite

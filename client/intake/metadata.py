@@ -5,29 +5,104 @@ Lines are read one at a time and have a largest length, so that neither a huge l
 
 What is said of consent counts only if it is said exactly: whatever is not a known yes is a no or a refusal, and so is
 an empty cell under ``consent``.
+
+Which keys of a metadata row count, and which only look as if they did.
+
+A key that nobody reads is how a "no" gets lost: ``Consent``, ``consent `` or ``opt-out`` with ``false`` beside them
+would leave the picture as if nothing had been said. So a key near one that counts is refused, and others are told of.
+
+Which files of a folder are its metadata.
+
+``metadata.jsonl``, ``.json`` or ``.csv``, in whatever letter case, at the top or in any folder below: each speaks of
+the pictures below its own folder. A file that may be metadata and is not read could hold somebody's "no", so it stops
+the intake: one that is named like it, one that is a link, one with a key that speaks of consent, such as ``0001.json``
+beside ``0001.png``, and, where there is no metadata, any table.
+
+Captions that lie beside pictures: ``a.txt``, ``a.caption`` or ``a.png.txt`` for ``a.png``, in any letter case.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from client.intake.metadata_keys import KEYS, has_key, unused_keys
+from client.intake.captions import MAX_RAW_CHARACTERS
 from client.intake.outcomes import Reason, Refused
 from client.intake.subjects import clean_subject_id
 from common.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from io import TextIOWrapper
     from pathlib import Path
+
+
+KEYS: Final = ("file_name", "text", "caption", "subject_id", "label", "consent", "expires")
+_SQUEEZED: Final = {key.replace("_", ""): key for key in KEYS}
+_LISTED: Final = 10
+_NEAR: Final = 0.8
+"""Share of letters in common, by difflib's measure: one wrong, missing, exchanged or too many in five or more."""
+_SPEAKS_OF: Final = (
+    ("consent", re.compile(r"consent|opt(?:ed)?(?:out|in)|withdr[ae]w|revok|permission|permitted|objection|einwillig")),
+    ("expires", re.compile(r"expir|valid(?:until|till?|to)|useuntil|deleteafter|notafter")),
+    (
+        "subject_id",
+        re.compile(
+            r"(?:subject|patient|person|participant|donor|proband|sitter)s?"
+            r"(?:id|ids|no|nr|num|number|name|key|code|uid|uuid|identifier|pseudonym)?"
+        ),
+    ),
+)
+
+
+def unused_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys that are not read, none of which could be meant as one that is.
+
+    Raises:
+        ValueError: A key is given twice, or is near one that counts.
+
+    """
+    given = Counter(key for key in keys if key)  # a spreadsheet's empty columns have none
+    faults = [f"{key[:80]!r} is given {number} times; keep one" for key, number in given.items() if number > 1]
+    meant = {key: _meant(key) for key in given if key not in KEYS}
+    faults += [f"unknown key {key[:80]!r}, did you mean {near!r}?" for key, near in meant.items() if near]
+    if faults:
+        raise ValueError(f"{'; '.join(faults[:_LISTED])}; rename such a key, or take it out")
+    return tuple(meant)
+
+
+def has_key(cells: Collection[str], key: str) -> bool:
+    """Whether a table's header names the key, in whatever spelling."""
+    return any(_squeezed(cell) == key.replace("_", "") for cell in cells)
+
+
+def _meant(key: str) -> str | None:
+    squeezed = _squeezed(key)
+    if squeezed in _SQUEEZED:
+        return _SQUEEZED[squeezed]
+    for meant, pattern in _SPEAKS_OF:
+        if pattern.fullmatch(squeezed) if meant == "subject_id" else pattern.search(squeezed):
+            return meant
+    near = difflib.get_close_matches(squeezed, _SQUEEZED, n=1, cutoff=_NEAR)
+    return _SQUEEZED[near[0]] if near else None
+
+
+def _squeezed(key: str) -> str:
+    """Letters and digits alone, in small letters and without accents."""
+    folded = unicodedata.normalize("NFKD", key).casefold()
+    return "".join(char for char in folded if char.isalnum())
+
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_LIST_BYTES: Final = 256 << 20
@@ -256,3 +331,149 @@ def _day(text: str | None) -> date | None:
 
 def _bad(where: str, detail: str, file_name: str | None = None) -> BadRow:
     return BadRow(where, Refused(Reason.BAD_ROW, detail[:300]), file_name)
+
+
+_STEM: Final = "metadata"
+_TABLE_SUFFIXES: Final = frozenset({".jsonl", ".json", ".csv"})
+_TABLES: Final = frozenset(
+    {".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather"}
+)
+_TEXTS: Final = _TABLES | {".json", ".txt", ".yaml", ".yml", ".xml", ".bak", ".old", ".tmp", ""}
+_KEYED: Final = frozenset({".json", ".yaml", ".yml", ".xml", ".xmp", ".toml", ".ini"})
+"""Texts with keys, of which datasets put one beside each picture or one over all."""
+_CONSENT_KEY: Final = re.compile(
+    rb"(?:consent|opt(?:ed)?[ _-]?(?:out|in)|withdr[ae]w|revok|einwillig)[\w -]*[\"']?\s*[:=>]", re.IGNORECASE
+)
+"""A key of JSON, YAML, TOML or XML; not the same words in a text."""
+_MOST_LOOKED_AT: Final = 256 << 20
+_SPEAK: Final = ("metadata", "consent", "optout", "optedout")
+_WAY_OUT: Final = "name it metadata.jsonl, .json or .csv if it speaks of the pictures, or take it out of the folder"
+
+
+def find_metadata(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the folder's file names that are to be read, at most one in each folder.
+
+    Raises:
+        DataError: One that may be metadata cannot be read.
+
+    """
+    names = tuple(names)
+    found = tuple(name for name in names if _is_metadata(PurePosixPath(name)))
+    for name in names:
+        unread = _seems(PurePosixPath(name)) or (not found and _suffix(name) in _TABLES)
+        if name not in found and (unread or _has_consent_key(folder / name)):
+            raise DataError(f"{folder / name}: may say who consents, and is not read; {_WAY_OUT}")
+    folders: dict[PurePosixPath, str] = {}
+    for name in found:
+        if other := folders.setdefault(PurePosixPath(name).parent, name).removeprefix(name):
+            raise DataError(f"{folder}: both {other} and {name}; keep one")
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise DataError(f"{folder / name}: is no file but a link or something else; copy the file into the folder")
+    return found
+
+
+def above(folder: Path) -> Path | None:
+    """A metadata file in the folder above, which is not read."""
+    try:
+        names = sorted(path for path in folder.resolve().parent.iterdir() if path.is_file())
+    except OSError:
+        return None
+    return next((path for path in names if _is_metadata(PurePosixPath(path.name))), None)
+
+
+def _is_metadata(name: PurePosixPath) -> bool:
+    return name.stem.casefold() == _STEM and _suffix(name) in _TABLE_SUFFIXES
+
+
+def _seems(name: PurePosixPath) -> bool:
+    """Whether it is named as if it were metadata, or spoke of consent, and is no picture by its suffix."""
+    if _suffix(name) not in _TEXTS:
+        return False
+    squeezed = "".join(char for char in name.name.casefold() if char.isalnum())
+    if any(word in squeezed for word in _SPEAK):
+        return True
+    is_table = _suffix(name) in _TABLES
+    return is_table and bool(difflib.get_close_matches(name.stem.casefold(), [_STEM], cutoff=0.8))
+
+
+def _has_consent_key(path: Path) -> bool:
+    """Whether a text with keys has one that speaks of consent, or cannot be looked at."""
+    if _suffix(path.name) not in _KEYED or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_LOOKED_AT + 1)
+    except OSError:
+        return True
+    return len(text) > _MOST_LOOKED_AT or _CONSENT_KEY.search(text) is not None
+
+
+def _suffix(name: str | PurePosixPath) -> str:
+    return PurePosixPath(name).suffix.casefold()
+
+
+_TEXT_SUFFIXES: Final = frozenset({".txt", ".caption"})
+
+"""Beside these, a text is no caption."""
+_MAX_BYTES: Final = 4 * MAX_RAW_CHARACTERS
+
+
+class Sidecars:
+    """The caption files among the names of a folder's files."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact: dict[str, list[str]] = {}
+        self._loose: dict[str, list[str]] = {}
+        texts, keys = set[str](), set[str]()
+        for name in names:
+            stem, suffix = _split(name)
+            if suffix in _TEXT_SUFFIXES:
+                texts.add(name)
+                self._exact.setdefault(stem, []).append(name)
+                self._loose.setdefault(_folded(stem), []).append(name)
+            elif suffix not in _TABLE_SUFFIXES:
+                keys |= {_folded(stem), _folded(name)}
+        self.names: Final = frozenset(name for name in texts if _folded(_split(name)[0]) in keys)
+        """Those that lie beside another file."""
+        self.alone: Final = frozenset(texts - self.names)
+
+    def beside(self, name: str) -> tuple[str, ...]:
+        """Those of one picture, in order."""
+        for key in (name, _split(name)[0]):
+            if found := self._exact.get(key) or self._loose.get(_folded(key)):
+                return tuple(each for each in found if each != name)
+        return ()
+
+    def read(self, folder: Path, name: str) -> str | Refused:
+        """The caption beside a picture; empty if there is none."""
+        texts = {each: _read(folder / each) for each in self.beside(name)}
+        for text in texts.values():
+            if isinstance(text, Refused):
+                return text
+        if len({str(text).strip() for text in texts.values()}) > 1:
+            return Refused(Reason.BAD_CAPTION, f"{' and '.join(texts)} differ; keep one")
+        return str(next(iter(texts.values()), ""))
+
+
+def _read(path: Path) -> str | Refused:
+    if path.is_symlink() or not path.is_file():
+        return Refused(Reason.BAD_CAPTION, f"{path.name}: is no file but a link or something else; copy the file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            return Refused(Reason.BAD_CAPTION, f"{path.name}: more than {MAX_RAW_CHARACTERS} characters")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        return Refused(Reason.BAD_CAPTION, f"{path.name}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return Refused(Reason.BAD_CAPTION, f"{path.name}: not UTF-8 at byte {error.start}; save it as UTF-8")
+
+
+def _split(name: str) -> tuple[str, str]:
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix else name, path.suffix.casefold()
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
