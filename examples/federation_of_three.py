@@ -24,6 +24,8 @@ ROUNDS = 20
 PICTURES = 24
 """Of each painter; a quarter of all only measures what was learnt."""
 SIDE = 64
+BASE = "bundled"
+"""Or any SD 1.x, 2.x or SDXL directory in diffusers format."""
 PAINTERS = {"ruby": (190, 40, 60), "moss": (60, 130, 70), "lake": (50, 90, 180)}
 """Institution and colour."""
 
@@ -69,7 +71,7 @@ folder = "pictures"
 scheme = "site"             # one institution for each sub-folder
 holdout_share = 0.25
 [base]
-path = "bundled"
+path = "{BASE}"
 [adapter]
 train = "core"              # few trained numbers, because each gets as much noise
 [server]

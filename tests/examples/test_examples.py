@@ -37,7 +37,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the federation of three left everything."""
     root = tmp_path_factory.mktemp("three")
     script = loaded("federation_of_three")
-    script.PICTURES = 8
+    script.PICTURES, script.SIDE = 8, 32
+    script.BASE = str(write_tiny_base(root / "base", Family.SD2))
     script.teach(root, rounds=1, threads=1)
     return root
 
