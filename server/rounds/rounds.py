@@ -18,16 +18,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed
+from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed, SumTooLong, TooFewInstitutions
 from common.privacy.mechanisms import dequantise
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Contribute, encode
-from server.errors import SumTooLong, TooFewInstitutions
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import OptimizerState, learning_rate, moving_average, step, to_bytes
 from server.rounds.sum_norm import mean_norm
@@ -252,7 +251,7 @@ def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> Rea
             "adapter; nobody can see whose it was. The adapter is as it was before; the attempt is paid for. "
             "Ask every institution of this attempt to look at its steward, draft a run without one that you cannot "
             "trust, or resume this one: it goes on with the round's next attempt",
-            norm,
+            **asdict(norm),
         )
     config = ready.rules.config
     adapter, state = step(

@@ -21,7 +21,14 @@ from msgspec import Meta
 
 from common.audit_log import HEADS, read_entries
 from common.durable_files import write_atomically
-from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
+from common.errors import (
+    CheckpointError,
+    CohortRefused,
+    ManifestError,
+    ProtocolError,
+    RoundFailed,
+    TooFewInstitutions,
+)
 from common.manifest.manifest import open_manifest, verify_countersignature
 from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
@@ -37,7 +44,6 @@ from common.wire.messages import (
     decode_reply,
     encode,
 )
-from server.errors import TooFewInstitutions
 from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts, refused
 from server.rounds.optimizer import to_bytes
 from server.rounds.rounds import MaskedCollecting

@@ -15,11 +15,18 @@ import msgspec
 import numpy as np
 
 from common.adapter.spec import vector_digest
-from common.errors import CheckpointError, ConfigError, ManifestError, OutOfOrder, ProtocolError
+from common.errors import (
+    CheckpointError,
+    ConfigError,
+    ManifestError,
+    OutOfOrder,
+    ProtocolError,
+    SumTooLong,
+    TooFewInstitutions,
+)
 from common.manifest.words import describe_changes
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Evaluate, encode
-from server.errors import SumTooLong, TooFewInstitutions
 from server.rounds.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import Vector, frozen_copy, initial_state, to_bytes
@@ -83,14 +90,13 @@ def log_round(report: RoundReport) -> None:
 
 def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
     """The report of an attempt that is void."""
-    norm = error.norm
     return VoidReport(
         round=ready.round,
         attempt=ready.attempt,
         participants=participants,
-        decoded_mean_norm=norm.decoded,
-        noise_norm_expected=norm.noise_expected,
-        mean_norm_limit=norm.limit,
+        decoded_mean_norm=error.decoded,
+        noise_norm_expected=error.noise_expected,
+        mean_norm_limit=error.limit,
     )
 
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from common.durable_files import write_atomically
-from common.errors import DarkroomError
-from server.errors import RunBusy
+from common.errors import DarkroomError, RunBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

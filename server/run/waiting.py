@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from server.errors import TooFewInstitutions
+    from common.errors import TooFewInstitutions
 
 _LONGEST_WAIT: Final = 60.0
 _log = logging.getLogger(__name__)

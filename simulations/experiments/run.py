@@ -75,7 +75,8 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
         final = _federate(plan, config, trainer, store)
     except RoundFailed as error:
         names = {node: institution.name for node, institution in enumerate(store.institutions)}
-        raise type(error)(with_names(str(error), names)) from error
+        error.args = (with_names(str(error), names),)
+        raise
     write_vector(trainer.unet, trainer.spec, final)
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from common.errors import TooFewInstitutions
 from common.wire.messages import ContributeMasked, Propose, Refusal, RefusalCode
-from server.errors import TooFewInstitutions
 from server.rounds.dropouts import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Dropouts
 from server.rounds.session import SecureSession
 from server.rounds.transport import Failure, FailureKind

@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from common.audit_log import AuditLog, read_entries, verify_log, witnessed_heads
 from common.crypto.identity_file import create_identity_file
 from common.crypto.primitives import Identity, Secret
-from common.errors import CheckpointError, ManifestError, RoundFailed
+from common.errors import CheckpointError, ManifestError, RoundFailed, SumTooLong
 from common.manifest.manifest import Member, countersign, open_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
 from common.privacy.run_plan import private_plan
@@ -38,7 +38,6 @@ from common.wire.messages import (
     encode,
 )
 from server.app import run_deployed
-from server.errors import SumTooLong
 from server.rounds.rounds import draw_participants
 from server.rounds.session import SecureRun
 from server.rounds.sum_norm import longest_honest_sum

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from common.errors import RoundFailed
-from server.errors import RunBusy, TooFewInstitutions
+from common.errors import RoundFailed, RunBusy, TooFewInstitutions
 from server.run.leadership import is_led, is_wanted, leading, note, standing, want, want_no_more
 from server.run.waiting import WaitsForInstitutions, WaitsForNobody
 
