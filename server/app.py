@@ -90,7 +90,7 @@ def _lead(transport: Transport, context: Context, directory: Path) -> None:
         observer=RunDirectory(directory),
         directory=directory,
         secure=secure,
-        patience=WaitsForInstitutions(directory),
+        waiting=WaitsForInstitutions(directory),
     ).run(resume=bool(context.run_config.get(RESUME_KEY, False) or checkpoint_files(directory / CHECKPOINTS)))
 
 

@@ -4,9 +4,6 @@ The protocol itself is :mod:`common.secagg.aggregator`; here are the messages se
 matched with an institution by the session key that the institution signed, never by the node's own word.
 
 A run's directory is that of one manifest: its log names the manifest, as its checkpoints do.
-
-Two runs of one configuration and roster differ in their manifest alone. A log or a checkpoint of the one in the other's
-directory would have that one released with a wrong count of attempts, and so with a wrong ε.
 """
 
 from __future__ import annotations
@@ -37,17 +34,15 @@ from common.wire.messages import (
     ContributeMasked,
     OpenSecureSession,
     Propose,
-    Refusal,
     SessionKeyAdvert,
     SessionReady,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
-from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts, refused
+from server.rounds.answers import decode_answer, reason_of
+from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts
 from server.rounds.optimizer import to_bytes
 from server.rounds.rounds import MaskedCollecting
-from server.rounds.transport import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -55,36 +50,15 @@ if TYPE_CHECKING:
 
     from common.audit_log import AuditLog
     from common.crypto.primitives import Identity
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from server.rounds.answers import Answer
     from server.rounds.rounds import ReadyForRound
     from server.rounds.transport import Transport
-
 
 SESSION: Final = "session"
 """Kind of the coordinator's log entry on each session, before any request of it."""
 MANIFEST: Final = "manifest"
 """Detail of such an entry: digest of the run's manifest, hex."""
-
-
-def check_log_belongs(path: Path, manifest: str) -> None:
-    """Refuse a coordinator's log, verified before, in which a session of another manifest stands.
-
-    Raises:
-        CheckpointError: One does, or an earlier version's that names none.
-        AuditLogError: The log cannot be read.
-
-    """
-    for entry in read_entries(path):
-        named = entry.details.get(MANIFEST, "none")
-        if entry.kind == SESSION and named != manifest:
-            raise CheckpointError(
-                f"{path}: entry {entry.index} is of a run with manifest {named}, this run's is {manifest}; restore its "
-                "own log, or start a new run in another directory"
-            )
-
-
-_log = logging.getLogger(__name__)
-
 COUNTERSIGNATURES: Final = "countersignatures"
 """Folder of the institutions' acceptances in a run's directory, one file each."""
 _EPOCH: Final = "session.json"
@@ -93,6 +67,7 @@ _HEADS_PER_ENTRY: Final = 512
 """Some 35 KiB: all of 1024 institutions would pass an entry's limit."""
 _OPTIONAL_SECONDS: Final = 30.0
 """Longest wait for the answer to a proposal where enough others take part: one that hangs must not hold them up."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +172,8 @@ class SecureSession:
         state, request = self._state.create_round_request(
             step, adapter=to_bytes(ready.adapter), cohort=cohort, head=head
         )
-        return MaskedCollecting(ready=ready, places=places, state=state), encode(ContributeMasked(message=request))
+        collecting = MaskedCollecting(ready=ready, participants=tuple(sorted(places)), places=places, state=state)
+        return collecting, encode(ContributeMasked(message=request))
 
     def end_round(self, collecting: MaskedCollecting) -> ReadyForRound:
         """What follows the attempt; the institutions' log heads are written down.
@@ -240,7 +216,7 @@ class SecureSession:
         proposal = Propose(manifest=self._run.manifest)
         for node, reply in self._ask(dict.fromkeys(nodes, proposal), timeout_s=timeout_s):
             if not isinstance(reply, Accepted):
-                self._absent.note(node, _reason(reply))
+                self._absent.note(node, reason_of(reply))
                 continue
             try:
                 member = verify_countersignature(self.manifest, reply.countersignature)
@@ -272,7 +248,7 @@ class SecureSession:
                 except ProtocolError as error:
                     _log.warning("session key of node %d refused: %s", node, error)
             self._accepted.discard(node)  # a steward that started anew has to be asked anew
-            self._absent.note(node, _reason(reply))
+            self._absent.note(node, reason_of(reply))
         self._share_keys(opening, at_hand)
 
     def _share_keys(self, opening: aggregator.Opening, at_hand: Collection[int]) -> None:
@@ -284,32 +260,16 @@ class SecureSession:
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):
-                self._absent.note(node, _reason(reply))
+                self._absent.note(node, reason_of(reply))
                 self._places.pop(node, None)
         said = {"epoch": opening.epoch, "institutions": len(self._places)}
         self._run.audit.append(SESSION, {**said, MANIFEST: self.digest})
         _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
 
-    def _ask(
-        self, requests: Mapping[int, Request], *, timeout_s: float | None = None
-    ) -> Iterator[tuple[int, Reply | Failure | None]]:
+    def _ask(self, requests: Mapping[int, Request], *, timeout_s: float | None = None) -> Iterator[tuple[int, Answer]]:
         encoded = {node: encode(request) for node, request in requests.items()}
-        for node, body in self._transport.exchange(encoded, timeout_s=timeout_s or self._timeout_s):
-            yield node, body if isinstance(body, Failure) else _decoded(node, body)
-
-
-def _decoded(node: int, body: bytes) -> Reply | None:
-    try:
-        return decode_reply(body)
-    except ProtocolError as error:
-        _log.warning("answer of node %d refused: %s", node, error)
-        return None
-
-
-def _reason(reply: Reply | Failure | None) -> str:
-    if isinstance(reply, Failure):
-        return reply.kind.value
-    return refused(reply.code) if isinstance(reply, Refusal) else PROTOCOL
+        for node, outcome in self._transport.exchange(encoded, timeout_s=timeout_s or self._timeout_s):
+            yield node, decode_answer(node, outcome)
 
 
 def _step(ready: ReadyForRound) -> Step:
@@ -325,3 +285,23 @@ def _read_epoch(path: Path) -> int:
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run") from error
     return number
+
+
+def check_log_belongs(path: Path, manifest: str) -> None:
+    """Refuse a coordinator's log, verified before, in which a session of another manifest stands.
+
+    Two runs of one configuration and roster differ in their manifest alone. A log or a checkpoint of the one in the
+    other's directory would have that one released with a wrong count of attempts, and so with a wrong ε.
+
+    Raises:
+        CheckpointError: One does, or an earlier version's that names none.
+        AuditLogError: The log cannot be read.
+
+    """
+    for entry in read_entries(path):
+        named = entry.details.get(MANIFEST, "none")
+        if entry.kind == SESSION and named != manifest:
+            raise CheckpointError(
+                f"{path}: entry {entry.index} is of a run with manifest {named}, this run's is {manifest}; restore its "
+                "own log, or start a new run in another directory"
+            )

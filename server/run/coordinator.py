@@ -1,7 +1,4 @@
-"""The coordinator's loop: rounds, evaluations, checkpoints, and one log line for each round.
-
-What the coordinator reports and logs of a round and of an evaluation: one canonical line each.
-"""
+"""The coordinator's loop: rounds, evaluations, checkpoints, and one canonical log line for each of them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -27,7 +24,7 @@ from common.errors import (
 from common.manifest.words import describe_changes
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Evaluate, encode
-from server.rounds.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
+from server.rounds.answers import Clock, evaluation_row, take_answer, timed_answers
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import Vector, frozen_copy, initial_state, to_bytes
 from server.rounds.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart, VoidReport
@@ -36,12 +33,12 @@ from server.rounds.session import SecureSession
 from server.run import attempts
 from server.run.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.run.leadership import wait_while_paused
-from server.run.waiting import WaitsForNobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from common.adapter.spec import AdapterSpec
     from common.config import RunConfig
     from common.manifest.manifest import Manifest
     from common.privacy.run_plan import PrivacyReport
@@ -50,105 +47,11 @@ if TYPE_CHECKING:
     from server.rounds.rounds import Collecting, MaskedCollecting
     from server.rounds.session import SecureRun
     from server.rounds.transport import Transport
-    from server.run.waiting import Patience
-
-
-def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForRound, clock: Clock) -> RoundReport:
-    """The report of a round that counted."""
-    before = collecting.ready
-    change = following.adapter.astype(np.float64) - before.adapter
-    norm = following.norm
-    if norm is None:
-        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
-    return RoundReport(
-        round=before.round,
-        attempt=before.attempt,
-        participants=collecting.participants,
-        answered=tuple(node for node in collecting.participants if node in collecting.answered),
-        failures=collecting.failures,
-        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
-        step_norm=float(np.linalg.norm(change)),
-        decoded_mean_norm=norm.decoded,
-        noise_norm_expected=norm.noise_expected,
-        mean_norm_limit=norm.limit,
-        learning_rate=before.rate,
-        seconds=clock.seconds,
-        seconds_waiting=clock.waiting,
-    )
-
-
-def log_round(report: RoundReport) -> None:
-    """One line; of a loss only where one was sent."""
-    _log.info(
-        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
-        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
-        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
-        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
-    )
-
-
-def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
-    """The report of an attempt that is void."""
-    return VoidReport(
-        round=ready.round,
-        attempt=ready.attempt,
-        participants=participants,
-        decoded_mean_norm=error.decoded,
-        noise_norm_expected=error.noise_expected,
-        mean_norm_limit=error.limit,
-    )
-
-
-def log_void(report: VoidReport) -> None:
-    """One line; what it means and what to do is in the error that follows."""
-    _log.warning(
-        "round=%d attempt=%d void: participants=%d %s",
-        *(report.round, report.attempt, len(report.participants), _lengths(report)),
-    )
-
-
-def _lengths(report: RoundReport | VoidReport) -> str:
-    """Of the mean, and of what bounds it where something does."""
-    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
-    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
-        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
-    return words
-
-
-def log_evaluation(report: EvaluationReport) -> None:
-    """One line; a warning where everybody was asked and nobody answered."""
-    if not report.asked:
-        _log.info(
-            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
-        )
-    elif report.loss is None:
-        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
-    else:
-        _log.info(
-            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
-            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
-        )
-
-
-_log = logging.getLogger(__name__)
+    from server.run.waiting import WaitsForInstitutions
 
 CHECKPOINTS: Final = "checkpoints"
 """Folder of checkpoints in a run's directory."""
-
-
-class VectorSpec(Protocol):
-    """What the coordinator needs of an adapter's spec."""
-
-    @property
-    def dimension(self) -> int:
-        """Coordinates of the adapter vector."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """``sha256:`` and 64 hexadecimal digits."""
-        ...
+_log = logging.getLogger(__name__)
 
 
 class Coordinator:
@@ -165,17 +68,18 @@ class Coordinator:
         self,
         *,
         config: RunConfig,
-        spec: VectorSpec,
+        spec: AdapterSpec,
         initial: Vector,
         transport: Transport,
         observer: RunObserver,
         directory: Path,
         secure: SecureRun | None = None,
-        patience: Patience | None = None,
+        waiting: WaitsForInstitutions | None = None,
     ) -> None:
         """Put the parts together; ``initial`` is float32[d], ``directory`` the run's directory.
 
-        ``patience`` says what to do below the minimum; absent, the run ends there.
+        ``waiting`` waits below the minimum; absent, as in a simulation, the run ends there: whoever is missing will
+        not come back.
 
         Raises:
             ConfigError: A run with masked sums needs ``secure``, and no other may have it.
@@ -192,7 +96,7 @@ class Coordinator:
         self._transport = transport
         self._observer = observer
         self._directory = directory
-        self._patience = patience or WaitsForNobody()
+        self._waiting = waiting
         self._checkpoints = directory / CHECKPOINTS
         self._privacy = private_plan(config)
         self._journal: attempts.AttemptJournal | None = None
@@ -308,7 +212,9 @@ class Coordinator:
             try:
                 collecting, following = self._attempt(current, clock)
             except TooFewInstitutions as shortage:
-                self._patience.wait(shortage)
+                if self._waiting is None:
+                    raise
+                self._waiting.wait(shortage)
                 continue
             if following.round > current.round:
                 break
@@ -318,8 +224,8 @@ class Coordinator:
                 failure_words(collecting.failures) or "masks did not cancel",
             )
             current = following
-        report = report_round(collecting, following, clock)
-        log_round(report)
+        report = _report_round(collecting, following, clock)
+        _log_round(report)
         self._observer.on_round(report)
         return following
 
@@ -331,7 +237,7 @@ class Coordinator:
         collecting, requests = ready.create_requests(nodes)
         self._record(ready)
         for node, answer in self._answers(requests, clock):
-            collecting = take_contribution(collecting, node, answer)
+            collecting = take_answer(collecting, node, answer)
         with self._told_if_void(collecting):
             return collecting, collecting.close()
 
@@ -343,7 +249,7 @@ class Coordinator:
         self._record(ready)
         collecting, request = session.start_round(ready, participants)
         for node, answer in self._answers(dict.fromkeys(participants, request), clock):
-            collecting = take_masked(collecting, node, answer)
+            collecting = take_answer(collecting, node, answer)
         with self._told_if_void(collecting):
             return collecting, session.end_round(collecting)
 
@@ -353,14 +259,15 @@ class Coordinator:
         try:
             yield
         except SumTooLong as error:
-            report = report_void(collecting.ready, collecting.participants, error)
-            log_void(report)
+            report = _report_void(collecting.ready, collecting.participants, error)
+            _log_void(report)
             self._observer.on_void(report)
             raise
 
     def _record(self, ready: ReadyForRound) -> None:
         """On disk before it is sent: no round and attempt is asked for twice. Enough are there, or it would not be."""
-        self._patience.over()  # now: a round may take an hour, and must not be said to wait meanwhile
+        if self._waiting is not None:
+            self._waiting.over()  # now: a round may take an hour, and must not be said to wait meanwhile
         if self._journal is not None:
             self._journal.record(ready.round, ready.attempt)
 
@@ -369,7 +276,7 @@ class Coordinator:
         return timed_answers(outcomes, clock)
 
     def _nodes(self, at_least: int) -> tuple[int, ...]:
-        seconds = self._patience.nodes_s or self._config.server.round_timeout_s
+        seconds = self._config.server.round_timeout_s if self._waiting is None else self._waiting.nodes_s
         return self._transport.nodes(at_least=at_least, timeout_s=seconds)
 
     def _evaluate(self, ready: ReadyForRound) -> None:
@@ -395,11 +302,11 @@ class Coordinator:
             adapter=ready.released,
             asked=asked,
         )
-        log_evaluation(report)
+        _log_evaluation(report)
         self._observer.on_evaluation(report)
 
 
-def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> None:
+def _check_manifest(manifest: Manifest, config: RunConfig, spec: AdapterSpec) -> None:
     """The institutions hold the coordinator to the manifest, so it had better be of this run."""
     wanted = msgspec.structs.replace(manifest, config=config, adapter_digest=spec.digest, dimension=spec.dimension)
     if changes := describe_changes(manifest, wanted):
@@ -407,4 +314,82 @@ def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> 
         raise ManifestError(
             f"the run's signed manifest says otherwise; from the manifest to what is wanted now:\n{listed}\n"
             "restore these, or start a new run, which has a manifest of its own, in another directory"
+        )
+
+
+def _report_round(collecting: Collecting | MaskedCollecting, following: ReadyForRound, clock: Clock) -> RoundReport:
+    """The report of a round that counted."""
+    before = collecting.ready
+    change = following.adapter.astype(np.float64) - before.adapter
+    norm = following.norm
+    if norm is None:
+        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
+    return RoundReport(
+        round=before.round,
+        attempt=before.attempt,
+        participants=collecting.participants,
+        answered=tuple(node for node in collecting.participants if node in collecting.answered),
+        failures=collecting.failures,
+        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
+        step_norm=float(np.linalg.norm(change)),
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
+        learning_rate=before.rate,
+        seconds=clock.seconds,
+        seconds_waiting=clock.waiting,
+    )
+
+
+def _log_round(report: RoundReport) -> None:
+    """One line; of a loss only where one was sent."""
+    _log.info(
+        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
+        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
+        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
+        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
+        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
+    )
+
+
+def _report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
+    """The report of an attempt that is void."""
+    return VoidReport(
+        round=ready.round,
+        attempt=ready.attempt,
+        participants=participants,
+        decoded_mean_norm=error.decoded,
+        noise_norm_expected=error.noise_expected,
+        mean_norm_limit=error.limit,
+    )
+
+
+def _log_void(report: VoidReport) -> None:
+    """One line; what it means and what to do is in the error that follows."""
+    _log.warning(
+        "round=%d attempt=%d void: participants=%d %s",
+        *(report.round, report.attempt, len(report.participants), _lengths(report)),
+    )
+
+
+def _lengths(report: RoundReport | VoidReport) -> str:
+    """Of the mean, and of what bounds it where something does."""
+    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
+    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
+        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
+    return words
+
+
+def _log_evaluation(report: EvaluationReport) -> None:
+    """One line; a warning where everybody was asked and nobody answered."""
+    if not report.asked:
+        _log.info(
+            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
+        )
+    elif report.loss is None:
+        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
+    else:
+        _log.info(
+            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
+            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
         )

@@ -535,6 +535,6 @@ def test_a_run_says_that_it_waits_only_while_it_does(tmp_path: Path) -> None:
         observer=ring.recorder,
         directory=ring.directory,
         secure=ring.secure,
-        patience=WaitsForInstitutions(tmp_path, sleep=pause),
+        waiting=WaitsForInstitutions(tmp_path, sleep=pause),
     ).run(resume=False)
     assert while_asked == [None]
