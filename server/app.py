@@ -16,11 +16,11 @@ from common.config import RunConfig, parse_config, read_toml
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError
 from common.manifest.manifest import open_manifest
-from server.rounds.session import SecureRun, check_log_belongs
+from server.rounds.secagg_session import SecureRun, check_log_belongs
 from server.rounds.transport import GridTransport, Transport
 from server.run.checkpoint import checkpoint_files
 from server.run.coordinator import CHECKPOINTS, Coordinator
-from server.run.directory import LOG_FILE, RunDirectory
+from server.run.directory import AUDIT_FILE, LOG_FILE, RunDirectory
 from server.run.leadership import leading
 from server.run.waiting import WaitsForInstitutions
 
@@ -41,8 +41,6 @@ MANIFEST_KEY: Final = "manifest"
 """Run-config key: path of the signed manifest, in place of a configuration, where sums are masked."""
 IDENTITY_KEY: Final = "identity"
 """Run-config key: path of the coordinator's identity file; with a manifest."""
-AUDIT_FILE: Final = "audit.log"
-"""The coordinator's log in the run's directory."""
 RESUME_KEY: Final = "resume"
 """Run-config key: true to insist on a checkpoint to go on from; false: to go on from the last one if there is one."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ import typer
 
 from common.command_line import last_words, run_command_line
 from common.errors import ConfigError
+from common.host.file_lock import locked
 from simulations.scenario.scenario import load_scenario
 from simulations.sweep.trial import Axis
 
@@ -228,13 +228,8 @@ def pilot(
 def _alone(directory: Path) -> Iterator[None]:
     """Keep a second command out: until the first round the directory looks free, and ``--again`` would remove it."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory"
-            ) from error
+    busy = ConfigError(f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory")
+    with locked(directory.parent / f".{directory.name}.lock", wait_s=0, busy=busy):
         yield
 
 

@@ -7,7 +7,6 @@ socket without a lock holder is stale and removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import os
 import stat
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.crypto.primitives import random_key
 from common.errors import StewardRunning, StewardUnavailable
+from common.host.file_lock import is_locked, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,22 +73,16 @@ def held(place: SocketPlace) -> Iterator[None]:
         raise StewardUnavailable(f"{place.path}: a socket's path may have {LONGEST_PATH} bytes; give a shorter one")
     _private_folder(place)
     lock = place.path.with_suffix(".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StewardRunning(
-                f"{place.path}: this site's steward runs already, or a command that writes is at work; stop that first "
-                "(Ctrl-C there, or systemctl stop darkroom-steward)"
-            ) from error
+    busy = StewardRunning(
+        f"{place.path}: this site's steward runs already, or a command that writes is at work; stop that first "
+        "(Ctrl-C there, or systemctl stop darkroom-steward)"
+    )
+    with locked(lock, wait_s=0, busy=busy):
         _remove_socket(place.path)
         try:
             yield
         finally:
             _remove_socket(place.path)
-    finally:
-        os.close(descriptor)
 
 
 def is_held(place: SocketPlace) -> bool:
@@ -99,18 +93,11 @@ def is_held(place: SocketPlace) -> bool:
 
     """
     try:
-        descriptor = os.open(place.path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+        return is_locked(place.path.with_suffix(".lock"))
     except FileNotFoundError:
         return False
     except OSError as error:
         raise StewardUnavailable(f"{error.filename}: cannot be looked at ({error.strerror})") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def open_to_group(place: SocketPlace) -> None:

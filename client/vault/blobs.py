@@ -9,14 +9,13 @@ opening. A file of a later change than the index has seen shows that the index i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client.vault.errors import VaultBusy, VaultUnavailable
 from common.crypto.primitives import random_name
+from common.host.file_lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 GENERATION_BYTES: Final = 8
 NAME_BYTES: Final = GENERATION_BYTES + 16
-_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,27 +140,13 @@ def writing(lock: Path, *, busy_seconds: float) -> Iterator[None]:
         VaultUnavailable: The file cannot be opened for writing.
 
     """
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise VaultUnavailable(f"{lock.parent}: cannot be written ({error.strerror})") from error
-    try:
-        deadline = time.monotonic() + busy_seconds
-        while not _try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise VaultBusy(f"{lock.parent}: another process is writing to it; try again when it is done")
-            time.sleep(_POLL_SECONDS)
+    busy = VaultBusy(f"{lock.parent}: another process is writing to it; try again when it is done")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, wait_s=busy_seconds, busy=busy))
+        except OSError as error:
+            raise VaultUnavailable(f"{lock.parent}: cannot be written ({error.strerror})") from error
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_hex(text: str) -> bool:

@@ -30,7 +30,7 @@ _LONGEST_SECONDS: Final = 600.0
 _log = logging.getLogger(__name__)
 
 
-class RosterKeeper:
+class RosterReconciler:
     """Has Flower follow the roster file of one federation."""
 
     def __init__(self, launch: Launch, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -43,7 +43,7 @@ class RosterKeeper:
         self._due = 0.0
         self._told = ""
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Do what a changed roster asks for; call about once a second."""
         try:
             roster = self._launch.directory.roster()
@@ -65,7 +65,7 @@ class RosterKeeper:
         self._told = warning
 
 
-class RunKeeper:
+class RunReconciler:
     """Looks after the runs of one federation; at ever longer intervals after one that does not come up."""
 
     def __init__(self, launch: Launch, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -76,7 +76,7 @@ class RunKeeper:
         self._pause: dict[str, float] = {}
         self._told: set[str] = set()
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Start what should run and does not; call about once a second."""
         for folder in sorted((self._launch.directory.root / "runs").glob("*/run")):
             name = folder.parent.name
@@ -104,10 +104,10 @@ class RunKeeper:
         """Seconds until the next look."""
         run = FlowerRun(self._launch, files)
         try:
-            if not run.has_ended():
+            if (number := run.start_again()) is None:
                 # Flower finds out within about a minute that the process has died; until then it would have two of them
                 return GRACE_SECONDS
-            _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, run.start())
+            _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, number)
         except (DarkroomError, OSError) as error:
             _log.warning("run %s is led by nobody, and cannot be started yet: %s", files.name, error)
         pause = self._pause[files.name] = min(_LONGEST_SECONDS, 2 * self._pause.get(files.name, GRACE_SECONDS))

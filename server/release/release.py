@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import shutil
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -32,10 +32,11 @@ from common.release.model_card import model_card
 from common.release.statement import LogHead, Release, ReleaseError, file_bytes, sign_release, stated_privacy
 from server.release.adapter_files import save_released
 from server.release.card_facts import stated_facts
-from server.rounds.session import check_log_belongs
+from server.rounds.secagg_session import check_log_belongs
 from server.run.attempts import FILE, AttemptJournal
 from server.run.checkpoint import load_checkpoint
 from server.run.coordinator import CHECKPOINTS
+from server.run.directory import AUDIT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from common.release.card_facts import CardFacts
     from common.release.statement import RosterKind, StatedPrivacy
     from server.run.checkpoint import Checkpoint
-
-AUDIT_FILE: Final = "audit.log"
-"""The coordinator's log in the run's directory, as :mod:`server.app` keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import Vector, frozen_copy, initial_state, to_bytes
 from server.rounds.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart, VoidReport
 from server.rounds.rounds import ReadyForRound, Rules
-from server.rounds.session import SecureSession
+from server.rounds.secagg_session import SecAggSession
 from server.run import attempts
 from server.run.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.run.leadership import wait_while_paused
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from server.rounds.answers import Answer
     from server.rounds.reports import RunObserver
     from server.rounds.rounds import Collecting, MaskedCollecting
-    from server.rounds.session import SecureRun
+    from server.rounds.secagg_session import SecureRun
     from server.rounds.transport import Transport
     from server.run.waiting import WaitsForInstitutions
 
@@ -103,9 +103,9 @@ class Coordinator:
         if self._privacy is not None:
             self._privacy.noise(spec.dimension)  # noise that no scale carries is a fault now, not in the first round
             self._journal = attempts.AttemptJournal(directory / attempts.FILE, most=self._privacy.attempts)
-        self._session: SecureSession | None = None
+        self._session: SecAggSession | None = None
         if secure is not None:
-            self._session = SecureSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
+            self._session = SecAggSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
             _check_manifest(self._session.manifest, config, spec)
         self._manifest = "" if self._session is None else self._session.digest
 
@@ -242,7 +242,7 @@ class Coordinator:
             return collecting, collecting.close()
 
     def _masked_attempt(
-        self, session: SecureSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
+        self, session: SecAggSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
     ) -> tuple[MaskedCollecting, ReadyForRound]:
         session.ensure(nodes, minimum=self._rules.minimum)
         participants = ready.draw(session.members(nodes))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+AUDIT_FILE: Final = "audit.log"
+"""The coordinator's audit log."""
 METRICS: Final = "metrics.jsonl"
 DESCRIPTION: Final = "run.json"
 _VOID: Final = "void"

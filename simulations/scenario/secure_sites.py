@@ -19,7 +19,7 @@ from common.durable_files import write_atomically
 from common.errors import ConfigError
 from common.manifest.manifest import Member, open_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
-from server.rounds.session import SecureRun
+from server.rounds.secagg_session import SecureRun
 from server.run.checkpoint import package_versions
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import pytest
 from common.errors import TooFewInstitutions
 from common.wire.messages import ContributeMasked, Propose, Refusal, RefusalCode
 from server.rounds.dropouts import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Dropouts
-from server.rounds.session import SecureSession
+from server.rounds.secagg_session import SecAggSession
 from server.rounds.transport import Failure, FailureKind
 from server.run.coordinator import Coordinator
-from tests.server.rounds.test_secure_session import SPEC, Ring, answered, make_ring
+from tests.server.rounds.test_secagg_session import SPEC, Ring, answered, make_ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ def test_without_anybody_to_wait_the_run_ends_below_the_minimum(tmp_path: Path) 
     ring = make_ring(tmp_path, count=3)
     ring.sites[2].lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
     with pytest.raises(TooFewInstitutions, match="2 institutions take part, 3 are needed"):
-        ring.run()
+        ring.lead()
     assert ring.kinds().count("requested") == 0
 
 
@@ -153,7 +153,7 @@ def test_one_that_approves_late_enters_and_a_proposal_to_it_has_a_short_deadline
             return self.inner.exchange(requests, timeout_s=timeout_s)
 
     ring.sites[3].lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
-    session = SecureSession(
+    session = SecAggSession(
         ring.secure,
         Timed(ring.transport),
         ring.directory,

@@ -31,14 +31,14 @@ def test_one_process_at_a_time_leads_and_the_lock_dies_with_it(tmp_path: Path) -
     other.start()
     assert led.wait(60)
     assert is_led(tmp_path)
-    with pytest.raises(RunBusy, match="another process leads"), leading(tmp_path, patience_s=0.3):
+    with pytest.raises(RunBusy, match="another process leads"), leading(tmp_path, wait_s=0.3):
         pass
     assert standing(tmp_path) is None  # whoever was refused has no say
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join(60)
     assert not is_led(tmp_path)
     assert is_wanted(tmp_path)  # it died without a word
-    with leading(tmp_path, patience_s=0.0):
+    with leading(tmp_path, wait_s=0.0):
         assert is_led(tmp_path)
 
 

@@ -39,7 +39,7 @@ from common.wire.messages import (
 )
 from server.app import run_deployed
 from server.rounds.rounds import draw_participants
-from server.rounds.session import SecureRun
+from server.rounds.secagg_session import SecureRun
 from server.rounds.sum_norm import longest_honest_sum
 from server.rounds.transport import Failure, FailureKind
 from server.run.checkpoint import load_checkpoint

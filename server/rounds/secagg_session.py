@@ -85,7 +85,7 @@ class SecureRun:
     audit: AuditLog = field(repr=False)
 
 
-class SecureSession:
+class SecAggSession:
     """The sessions of one run, one at a time.
 
     Guarantee: a session number is on disk before it is used, so that no number is used twice, whatever crashes; masked
