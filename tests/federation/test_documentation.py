@@ -24,7 +24,7 @@ from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 from server.federation.run_status import run_status
 from simulations.pilot.processes import free_ports
-from simulations.pilot.site import PilotSite
+from simulations.pilot.site import LocalSite
 from tests.federation.documented import ROOT, Page
 from tests.federation.live_federation import wait_for
 from tests.tiny_base import write_tiny_base
@@ -158,7 +158,7 @@ def furnish(life: Life, site: str) -> None:
         r"public key, for the sites' policies: ([0-9a-f]{64})", (life.root / "pilot.said").read_text()
     )
     assert coordinator
-    PilotSite(name=site, root=folder, pictures=folder, port=1).fill_in(
+    LocalSite(name=site, root=folder, port=1).fill_in(
         base=base, base_digest=digest, coordinator=coordinator.group(1), unit="subject"
     )
     if site == SITES[0]:
