@@ -1,7 +1,4 @@
-"""``units`` and ``nginx``.
-
-``preflight``.
-"""
+"""``units``, ``nginx`` and ``preflight``: what stands around ``up`` on the coordinator's machine."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from common.durable_files import naming, write_atomically
+from server.rounds.reports import RunObserver
 from server.run.checkpoint import package_versions, plain_values
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ PAST_THE_PROTOCOL: Final = (
 """Beside losses that no institution was asked for."""
 
 
-class RunDirectory:
+class RunDirectory(RunObserver):
     """A run observer that writes everything down.
 
     Guarantee: after a crash and a resume the metrics hold each round and evaluation once: rows beyond the checkpoint

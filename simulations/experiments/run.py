@@ -136,7 +136,7 @@ def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer, store: Instit
     )
     if config.privacy == "none":
         return listening
-    return (PrivacyNotice(), MeasuredHoldout(Observers(listening), trainer, store, config))
+    return (PrivacyNotice(), MeasuredHoldout(listening, trainer, store, config))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Runs trials in worker processes of one thread each; base and pictures are loaded once a process.
 
-Sums are added in the clear: masks cancel exactly, so the same noised sums would come out, later.
-
-Outcomes as rows of a CSV file, one appended and synced after each training, so that a stopped sweep goes on.
+Sums are added in the clear: masks cancel exactly, so the same noised sums would come out, later. Outcomes are rows of a
+CSV file, one appended and synced after each training, so that a stopped sweep goes on.
 """
 
 from __future__ import annotations
@@ -61,9 +60,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+_TRIAL: Final = Trial.__struct_fields__
+_RESULT: Final = tuple(name for name in Outcome.__struct_fields__ if name != "trial")
+COLUMNS: Final = (*_TRIAL, *_RESULT)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Where trials run."""
+class TrialPool:
+    """Processes in which trials run."""
 
     scenario: Scenario
     cache: Path
@@ -162,11 +166,6 @@ def mean_loss(trainer: Trainer, store: InstitutionStore, draws: int) -> float:
     """Mean over the institutions that hold pictures out of their hold-out losses, at the trainer's adapter."""
     shards = [store.holdout_of(node) for node in range(len(store.institutions))]
     return float(np.mean([trainer.holdout_loss(shard, draws) for shard in shards if shard is not None]))
-
-
-_TRIAL: Final = Trial.__struct_fields__
-_RESULT: Final = tuple(name for name in Outcome.__struct_fields__ if name != "trial")
-COLUMNS: Final = (*_TRIAL, *_RESULT)
 
 
 def append_outcome(path: Path, outcome: Outcome) -> None:

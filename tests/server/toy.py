@@ -17,6 +17,7 @@ from common.wire.messages import (
     decode_request,
     encode,
 )
+from server.rounds.reports import RunObserver
 from server.run.coordinator import Coordinator
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def toy_client_app(mode: str = "fedsgd", *, weighted: bool = False) -> ClientApp
 
 
 @dataclass
-class Recorder:
+class Recorder(RunObserver):
     """An observer that remembers what it was told."""
 
     starts: list[RunStart] = field(default_factory=list)
