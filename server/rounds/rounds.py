@@ -321,10 +321,6 @@ class MaskedCollecting(Attempt):
             return self._next_attempt({-1: MASKS}), self.state.abort()
         return self._step(total), opened
 
-    def _void(self, failures: Mapping[int, str]) -> ReadyForRound:
-        answered = len(self.answered)
-        return next_attempt(self.ready, answered=answered, asked=len(self.places), failures=failures)
-
     def _step(self, total: VectorSum) -> ReadyForRound:
         """The step with the sum in units of the gradient over the public expected batch."""
         plan = private_plan(self.ready.rules.config)
