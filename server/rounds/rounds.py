@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 
 from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed, SumTooLong, TooFewInstitutions
-from common.privacy.mechanisms import dequantise
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Contribute, MaskedAnswer, NoisedContribution, PlainContribution, encode
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import OptimizerState, learning_rate, moving_average, step, to_bytes
-from server.rounds.sum_norm import mean_norm
 from server.rounds.sums import PartialSum, RingSum
 
 if TYPE_CHECKING:
@@ -323,12 +321,12 @@ class MaskedCollecting(Attempt):
 
     def _step(self, total: VectorSum) -> ReadyForRound:
         """The step with the sum in units of the gradient over the public expected batch."""
-        plan = private_plan(self.ready.rules.config)
-        if plan is None:
+        empty = self.ready.rules.empty_sum()
+        if not isinstance(empty, RingSum):
             raise ProtocolError("wanted a run with differential privacy")
-        noise, expected = plan.noise(self.ready.rules.dimension), plan.config.expected_batch
-        mean = dequantise(total.words, noise) / expected
-        return apply_update(self.ready, mean, mean_norm(mean, noise, expected_batch=expected))
+        complete = replace(empty, settled=len(self.participants), values=total.words)
+        mean = complete.mean()
+        return apply_update(self.ready, mean, complete.norm(mean))
 
 
 def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> ReadyForRound:

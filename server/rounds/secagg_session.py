@@ -117,7 +117,7 @@ class SecAggSession:
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
-        self._absent = Dropouts(now=now)
+        self._dropouts = Dropouts(now=now)
         self._places: dict[int, int] = {}
 
     def members(self, nodes: Iterable[int]) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ class SecAggSession:
                 self._places.pop(node, None)
                 self._accepted.discard(node)
             if reason in UNWELL:
-                self._absent.note(node, reason)
+                self._dropouts.note(node, reason)
 
     def ensure(self, nodes: Iterable[int], *, minimum: int) -> None:
         """Have at least ``minimum`` of these nodes in a session, and everybody in it who wants to be.
@@ -143,8 +143,8 @@ class SecAggSession:
         at_hand = sorted(set(nodes))
         are_enough = len(self.members(at_hand)) >= minimum
         if not are_enough:
-            self._absent.let_all_be_asked()  # somebody may have approved meanwhile
-        newcomers = [node for node in at_hand if node not in self._places and node not in self._absent]
+            self._dropouts.let_all_be_asked()  # somebody may have approved meanwhile
+        newcomers = [node for node in at_hand if node not in self._places and node not in self._dropouts]
         if are_enough and not newcomers:
             return
         self._propose(
@@ -207,7 +207,7 @@ class SecAggSession:
     def _too_few(self, have: Collection[int], at_hand: Collection[int], wanted: int) -> str:
         away = len(self.manifest.roster) - len(at_hand)
         said = [f"{away} of the manifest's {len(self.manifest.roster)} are not connected"] if away > 0 else []
-        if reasons := self._absent.reasons():
+        if reasons := self._dropouts.reasons():
             said.append(reasons)
         why = f" ({'; '.join(said)})" if said else ""
         return f"{len(have)} institutions take part, {wanted} are needed{why}; the run goes on when enough of them do"
@@ -216,17 +216,17 @@ class SecAggSession:
         proposal = Propose(manifest=self._run.manifest)
         for node, reply in self._ask(dict.fromkeys(nodes, proposal), timeout_s=timeout_s):
             if not isinstance(reply, Accepted):
-                self._absent.note(node, reason_of(reply))
+                self._dropouts.note(node, reason_of(reply))
                 continue
             try:
                 member = verify_countersignature(self.manifest, reply.countersignature)
             except (ManifestError, ProtocolError) as error:
                 _log.warning("acceptance of node %d refused: %s", node, error)
-                self._absent.note(node, PROTOCOL)
+                self._dropouts.note(node, PROTOCOL)
                 continue
             write_atomically(self._directory / COUNTERSIGNATURES / f"{member.name}.bin", reply.countersignature)
             self._accepted.add(node)
-            self._absent.back(node)
+            self._dropouts.back(node)
 
     def _open(self, nodes: Iterable[int], at_hand: Collection[int]) -> None:
         """A new session with everybody who answers in time; whatever session there was is over.
@@ -248,7 +248,7 @@ class SecAggSession:
                 except ProtocolError as error:
                     _log.warning("session key of node %d refused: %s", node, error)
             self._accepted.discard(node)  # a steward that started anew has to be asked anew
-            self._absent.note(node, reason_of(reply))
+            self._dropouts.note(node, reason_of(reply))
         self._share_keys(opening, at_hand)
 
     def _share_keys(self, opening: aggregator.Opening, at_hand: Collection[int]) -> None:
@@ -260,7 +260,7 @@ class SecAggSession:
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):
-                self._absent.note(node, reason_of(reply))
+                self._dropouts.note(node, reason_of(reply))
                 self._places.pop(node, None)
         said = {"epoch": opening.epoch, "institutions": len(self._places)}
         self._run.audit.append(SESSION, {**said, MANIFEST: self.digest})

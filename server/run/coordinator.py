@@ -225,7 +225,7 @@ class Coordinator:
             )
             current = following
         report = _report_round(collecting, following, clock)
-        _log_round(report)
+        log_round(report)
         self._observer.on_round(report)
         return following
 
@@ -302,7 +302,7 @@ class Coordinator:
             adapter=ready.released,
             asked=asked,
         )
-        _log_evaluation(report)
+        log_evaluation(report)
         self._observer.on_evaluation(report)
 
 
@@ -341,7 +341,7 @@ def _report_round(collecting: Collecting | MaskedCollecting, following: ReadyFor
     )
 
 
-def _log_round(report: RoundReport) -> None:
+def log_round(report: RoundReport) -> None:
     """One line; of a loss only where one was sent."""
     _log.info(
         "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
@@ -380,7 +380,7 @@ def _lengths(report: RoundReport | VoidReport) -> str:
     return words
 
 
-def _log_evaluation(report: EvaluationReport) -> None:
+def log_evaluation(report: EvaluationReport) -> None:
     """One line; a warning where everybody was asked and nobody answered."""
     if not report.asked:
         _log.info(

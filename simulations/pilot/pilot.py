@@ -7,7 +7,7 @@ that was said is kept in the pilot's folder.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -117,7 +117,7 @@ class Pilot:
         self._approve_sites()
         manifest = self._agree(fingerprint)
         self._approve_run(manifest)
-        joins = self._hand_over()
+        joins = self._hand_over(fingerprint)
         commands = [self._local.up(), *(site.steward() for site in self._sites)]
         with Supervisor(commands, stop_seconds=_STOP_SECONDS) as first:
             self._local.wait("stewards and listener", lambda: self._is_up(first), _UP_SECONDS)
@@ -169,9 +169,12 @@ class Pilot:
             self._client("approve", str(manifest), "--config", str(site.site_file), "--yes")
             self._tell(f"{site.name} approves the run")
 
-    def _hand_over(self) -> list[Command]:
+    def _hand_over(self, fingerprint: str) -> list[Command]:
         """Send each site its files and let every process run as a user of its own, if root starts them."""
-        joins = [site.supernode(site.receive(self._local.sent(site.name), self._local.log)) for site in self._sites]
+        joins = []
+        for site in self._sites:
+            sent = replace(self._local.sent(site.name), fingerprint=fingerprint)  # as it was told by telephone
+            joins.append(site.supernode(site.receive(sent, self._local.log)))
         users = f"one user ({self._together})" if self._together else "a user each for steward and SuperNode"
         self._tell(f"the sites' processes run as {users}")
         return joins
