@@ -22,7 +22,7 @@ from server.run.coordinator import CHECKPOINTS
 from server.run.directory import RunDirectory
 from simulations.experiments.judge import Judge, Verdict
 from simulations.experiments.observers import Progress, SheetRow, contact_sheet
-from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.experiments.run import Federation, federate, open_scenario_base
 from simulations.scenario.prepare import prepare_store, sites_of
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _with_one_institution(config: RunConfig, batch_size: int) -> RunConfig:
 def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
     """The contender's adapter; a finished run is read, a stopped one goes on."""
     resume = bool(checkpoint_files(directory / CHECKPOINTS))
-    federation = make_federation(contender.config, trainer, contender.store, directory)
+    federation = Federation(contender.config, trainer, contender.store, directory)
     return federate(federation, (RunDirectory(directory), Progress()), resume=resume)
 
 

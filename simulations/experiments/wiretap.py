@@ -27,7 +27,6 @@ from server.run.directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess
 from simulations.experiments.run import Federation, open_scenario_base
 from simulations.scenario.prepare import prepare_store, sites_of
-from simulations.scenario.secure_sites import SimulatedFederation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,10 +153,7 @@ def tap_scenario(scenario: Scenario, directory: Path, cache: Path) -> str:
     trainer = build_trainer(base, config)
     tap = Tap(directory)
     first = store.institutions[0].name
-    secured = SimulatedFederation(
-        config, trainer, store, directory / "run", watch=lambda side: _watched(side, tap, first)
-    )
-    federation = Federation(config, trainer, store, directory / "run", secured)
+    federation = Federation(config, trainer, store, directory / "run", watch=lambda side: _watched(side, tap, first))
 
     def connect(context: Context) -> StewardPort:
         return tap.wire(int(context.node_config["partition-id"]), federation.connect(context))

@@ -29,7 +29,7 @@ from client.training.trainer import build_trainer
 from common.command_line import quiet_libraries
 from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
-from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.experiments.run import Federation, federate, open_scenario_base
 from simulations.scenario.prepare import prepare_store
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
@@ -148,7 +148,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     trainer = build_trainer(base, config)
     before = mean_loss(trainer, store, config.evaluation.draws)
     with tempfile.TemporaryDirectory(prefix="darkroom-sweep-") as directory:
-        final = federate(make_federation(config, trainer, chosen, Path(directory)), (), resume=False)
+        final = federate(Federation(config, trainer, chosen, Path(directory)), (), resume=False)
     trainer.set_adapter(final)
     plan = private_plan(config)
     return Outcome(
