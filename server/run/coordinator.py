@@ -259,7 +259,14 @@ class Coordinator:
         try:
             yield
         except SumTooLong as error:
-            report = _report_void(collecting.ready, collecting.participants, error)
+            report = VoidReport(
+                round=collecting.ready.round,
+                attempt=collecting.ready.attempt,
+                participants=collecting.participants,
+                decoded_mean_norm=error.decoded,
+                noise_norm_expected=error.noise_expected,
+                mean_norm_limit=error.limit,
+            )
             _log_void(report)
             self._observer.on_void(report)
             raise
@@ -349,18 +356,6 @@ def log_round(report: RoundReport) -> None:
         *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
         "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
         *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
-    )
-
-
-def _report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
-    """The report of an attempt that is void."""
-    return VoidReport(
-        round=ready.round,
-        attempt=ready.attempt,
-        participants=participants,
-        decoded_mean_norm=error.decoded,
-        noise_norm_expected=error.noise_expected,
-        mean_norm_limit=error.limit,
     )
 
 
