@@ -6,6 +6,7 @@ app dies, or when the SuperLink is away for too long, and never takes it up agai
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -74,7 +75,8 @@ class RunReconciler:
         self._now = now
         self._due: dict[str, float] = {}
         self._pause: dict[str, float] = {}
-        self._told: set[str] = set()
+        # each once, for a copied folder stays where it is
+        self._tell = functools.cache(functools.partial(_log.warning, "%s"))
 
     def reconcile(self) -> None:
         """Start what should run and does not; call about once a second."""
@@ -93,12 +95,6 @@ class RunReconciler:
             self._pause.pop(name, None)
         elif self._now() >= self._due.setdefault(name, self._now() + GRACE_SECONDS):
             self._due[name] = self._now() + self._start(files)
-
-    def _tell(self, warning: str) -> None:
-        """Once, for a copied folder stays where it is."""
-        if warning not in self._told:
-            self._told.add(warning)
-            _log.warning("%s", warning)
 
     def _start(self, files: RunFiles) -> float:
         """Seconds until the next look."""
