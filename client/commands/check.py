@@ -10,12 +10,12 @@ import typer
 from common.command_line import last_words
 
 if TYPE_CHECKING:
-    from client.intake.imagefolder import Picture
+    from simulations.scenario.imagefolder import Picture
 
 
 def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metadata.jsonl or without.")]) -> None:
     """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
-    from client.intake.imagefolder import look_at, unlisted_files
+    from simulations.scenario.imagefolder import look_at, unlisted_files
     from common.errors import DataError, EmptyFolder
 
     with last_words(lambda: "stopped; nothing was changed, and nothing is kept of the check: start it again"):
@@ -46,7 +46,7 @@ def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metada
 
 def _fault(folder: Path, picture: Picture) -> tuple[str, str, bool] | None:
     """Name, what is wrong, and whether an intake takes the picture all the same."""
-    from client.intake.imagefolder import load_pixels
+    from simulations.scenario.imagefolder import load_pixels
     from common.errors import BadImage
 
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from client.intake.imagefolder import DECODER_ERRORS, FORMATS
+from simulations.scenario.imagefolder import DECODER_ERRORS, FORMATS
 from client.intake.outcomes import Change, Reason, Refused
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from client.intake.imagefolder import check_images, load_pixels
+from simulations.scenario.imagefolder import check_images, load_pixels
 from common.adapter.text import encode_captions, overlong_captions, unconditional
 from common.errors import BadImage, DataError, EmptyFolder, NotRepeatable
 from common.host.progress import bar
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.imagefolder import Picture
+    from simulations.scenario.imagefolder import Picture
     from common.adapter.model import BaseModel
     from common.adapter.text import TextConditioning
 

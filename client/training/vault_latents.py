@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from client.governance.rollback import PREPARED, VAULT, Use, check_use, noted_in
-from client.intake.imagefolder import decode_pixels
+from simulations.scenario.imagefolder import decode_pixels
 from client.site.vault_access import count_units, open_vault, today
 from client.training.latents import CaptionTable, EncodingPlan, LatentShard, encode_caption_table, encode_pixels
 from client.training.loaded_base import EncodedRecords

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from client.intake.imagefolder import load_pixels
+from simulations.scenario.imagefolder import load_pixels
 from common.adapter.generate import generate
 from common.adapter.vector import write_vector
 from simulations.experiments.metrics import WEIGHTS_SHA256, DomainProbe, Kid, features, kid, real_vs_real_floor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training.latents import EncodingPlan, concatenate, encode_folder, overlong
 from common.errors import DataError, EmptyFolder
 from simulations.scenario.medical import build_institutions
@@ -19,7 +19,7 @@ from simulations.scenario.store import InstitutionStore, deal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from client.intake.imagefolder import Picture
+    from simulations.scenario.imagefolder import Picture
     from client.training.latents import LatentShard
     from common.adapter.model import BaseModel
     from simulations.scenario.partition import Scheme

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training.latents import EncodingPlan, encode_folder
 from common.adapter.model import Family, open_base
 from tests.client.sites import Site, write_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from client.governance.ledger import Ledger, PldAccountant
-from client.intake.imagefolder import Picture
+from simulations.scenario.imagefolder import Picture
 from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
 from client.steward.steward import SecureSteward
 from client.training.latents import EncodingPlan, encode_folder

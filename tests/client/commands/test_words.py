@@ -146,7 +146,7 @@ def interrupted(*_: object, **__: object) -> Any:
             ("generate", "--base", "b", "--adapter", "a", "--prompt", "p"),
             "drawn",
         ),
-        ("client.intake.imagefolder.look_at", ("check", "folder"), "nothing was changed"),
+        ("simulations.scenario.imagefolder.look_at", ("check", "folder"), "nothing was changed"),
         ("client.operations.countersigning.examine", ("countersign", "folder"), "nothing was signed"),
         ("client.steward.process.run_until_signal", ("steward",), "nothing was charged"),
         (

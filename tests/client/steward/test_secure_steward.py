@@ -20,7 +20,7 @@ from client.governance import pricing
 from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import ANY_INSTITUTION, contribution_event
 from client.governance.pricing import PricedAside
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training.latents import EncodingPlan, encode_folder
 from client.training.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training.latents import EncodingPlan, LatentShard, encode_folder
 from client.training.private_update import WeightedDraws
 from client.training.trainer import Draws, Trainer, build_trainer, training_draws
@@ -30,7 +30,7 @@ from tests.client.vaults import key_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.intake.imagefolder import Picture
+    from simulations.scenario.imagefolder import Picture
     from common.adapter.model import BaseModel
 
 BUNDLED = Path(__file__).parents[3] / "simulations" / "base" / "model"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client.intake.imagefolder import load_pixels, read_imagefolder
+from simulations.scenario.imagefolder import load_pixels, read_imagefolder
 from client.training import latents
 from client.training.latents import EncodingPlan, concatenate, encode_folder, load_shard, overlong, save_shard
 from common.adapter.model import Family

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training.latents import EncodingPlan, encode_folder
 from client.training.loaded_base import EncodedRecords, TrainingRoom
 from client.training.trainer import Trainer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from client.intake.imagefolder import read_imagefolder
+from simulations.scenario.imagefolder import read_imagefolder
 from client.training import latents
 from client.training.latents import EncodingPlan, encode_folder
 from client.training.vault_latents import VaultShard, encode_vault

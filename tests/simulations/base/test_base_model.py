@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from client.intake.imagefolder import load_pixels, read_imagefolder
+from simulations.scenario.imagefolder import load_pixels, read_imagefolder
 from common.adapter.model import BaseModel, open_base
 from simulations.base.autoencoder import new_autoencoder, psnr
 from simulations.base.concepts import ICON_CAPTIONS, captions_for

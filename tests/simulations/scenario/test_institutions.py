@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.intake.imagefolder import check_images, load_pixels, read_imagefolder, unlisted_files
+from simulations.scenario.imagefolder import check_images, load_pixels, read_imagefolder, unlisted_files
 from common.errors import DataError, SourceUnavailable
 from simulations.scenario import institution_views
 from simulations.scenario import medical as institutions

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.intake.imagefolder import Picture, check_images, load_pixels
+from simulations.scenario.imagefolder import Picture, check_images, load_pixels
 from common.errors import BadImage
 
 if TYPE_CHECKING:

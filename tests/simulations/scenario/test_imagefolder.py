@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from client.intake.imagefolder import Picture, read_imagefolder, unlisted_files
+from simulations.scenario.imagefolder import Picture, read_imagefolder, unlisted_files
 from common.errors import BadCaption, DataError, EmptyFolder
 
 if TYPE_CHECKING:
