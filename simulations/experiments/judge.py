@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from simulations.scenario.imagefolder import load_pixels
 from common.adapter.generate import generate
 from common.adapter.vector import write_vector
 from simulations.experiments.metrics import WEIGHTS_SHA256, DomainProbe, Kid, features, kid, real_vs_real_floor
 from simulations.experiments.observers import sample_plan
+from simulations.scenario.folder_latents import load_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from client.app import make_client_app
-from client.steward.membership import TrainingSide
-from client.training.private_update import PrivateUpdate
+from client.training.private_update import PrivateUpdate, TrainingSide
 from client.training.trainer import build_trainer
 from common.errors import ConfigError
 from common.secagg.messages import MaskedContribution, decode

@@ -1,4 +1,4 @@
-"""The steward: holds an institution's data and answers the coordinator's requests, each of which it treats as hostile.
+"""The steward that answers in the clear, for runs without secure aggregation: no institution's package has one.
 
 Every request is parsed, checked against the run that the institution agreed to, and answered with a reply or with a
 refusal that carries a code and no text. Details of a refusal stay in the institution's own log.
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from client.training.private_update import PrivateUpdate
+from client.training.private_update import PrivateUpdate, adapter_vector, contribution_randomness
 from client.training.trainer import training_draws
-from common.crypto.randomness import SystemRandomness, repeatable_randomness
 from common.errors import DarkroomError, PrivacyError, ProtocolError
 from common.privacy.run_plan import private_plan
 from common.wire.messages import (
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from client.training.latents import LatentShard
     from client.training.trainer import Draws, Trainer
     from common.config import RunConfig
-    from common.crypto.randomness import Randomness
     from common.privacy.run_plan import PrivatePlan
 
 _LOG: Final = logging.getLogger(__name__)
@@ -111,12 +109,11 @@ class Steward:
         spec = self.trainer.spec
         if request.spec_digest != spec.digest:
             raise _Refused(RefusalCode.WRONG_SPEC, f"adapter spec {request.spec_digest}, agreed {spec.digest}")
-        if len(request.adapter) != 4 * spec.dimension:
-            raise _Refused(RefusalCode.WRONG_SIZE, f"adapter of {len(request.adapter)} bytes, d = {spec.dimension}")
-        vector = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise _Refused(RefusalCode.NOT_FINITE, "adapter holds values that are not finite")
-        return vector
+        try:
+            return adapter_vector(request.adapter, spec.dimension)
+        except ProtocolError as error:
+            is_whole = len(request.adapter) == 4 * spec.dimension
+            raise _Refused(RefusalCode.NOT_FINITE if is_whole else RefusalCode.WRONG_SIZE, str(error)) from error
 
     def _contribute(self, request: Contribute, vector: NDArray[np.float32]) -> PlainContribution:
         self.trainer.set_adapter(vector)
@@ -137,7 +134,8 @@ class Steward:
         units = tuple((row,) for row in range(len(self.train))) if self.units is None else self.units
         try:
             update = PrivateUpdate(trainer=self.trainer, shard=self.train, units=units, plan=plan)
-            values = update.share(self._randomness(request, plan)).ring()
+            stream = f"{self.name}/{request.round}/{request.attempt}"
+            values = update.share(contribution_randomness(plan, stream, seed=self.config.seed)).ring()
         except PrivacyError as error:
             raise _Refused(RefusalCode.NOT_ALLOWED, str(error)) from error
         return NoisedContribution(
@@ -145,13 +143,6 @@ class Steward:
             attempt=request.attempt,
             values=values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(),
         )
-
-    def _randomness(self, request: Contribute, plan: PrivatePlan) -> Randomness:
-        """Secret, but in a run that says aloud that it is not private."""
-        if plan.config.is_private:
-            return SystemRandomness()
-        name = f"{self.name}/{request.round}/{request.attempt}"
-        return repeatable_randomness(name, seed=self.config.seed, acknowledge=plan.config.repeatable)
 
     def _one_gradient(self, request: Contribute) -> _Update:
         """FedSGD: the sum of per-picture gradients at the global adapter; the weight is the public batch size."""

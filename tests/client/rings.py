@@ -11,8 +11,9 @@ import msgspec
 from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy
 from client.governance.pricing import PricedHere
-from client.steward.membership import SiteRecords, TrainingSide
+from client.steward.membership import SiteRecords
 from client.steward.steward import SecureSteward
+from client.training.private_update import TrainingSide
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog
 from common.crypto.primitives import Identity, Secret
