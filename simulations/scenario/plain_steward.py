@@ -17,19 +17,8 @@ from client.training.private_update import PrivateUpdate, adapter_vector, contri
 from client.training.trainer import training_draws
 from common.errors import DarkroomError, PrivacyError, ProtocolError
 from common.privacy.run_plan import private_plan
-from common.wire.messages import (
-    Contribute,
-    Evaluate,
-    NoisedContribution,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    RefusalCode,
-    Reply,
-    Request,
-    decode_request,
-    encode,
-)
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, decode_request, encode
+from common.wire.replies import NoisedContribution, PlainContribution, PlainEvaluation, Reply
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

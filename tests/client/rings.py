@@ -28,9 +28,9 @@ from common.wire.messages import (
     Refusal,
     SessionKeyAdvert,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
+from common.wire.replies import decode_reply
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
     from common.secagg.messages import Step
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
     from tests.client.sites import Site
 
 HEAD = bytes(32)

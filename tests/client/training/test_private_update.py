@@ -14,7 +14,8 @@ from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
 from common.errors import AccountingError
 from common.privacy.mechanisms import rounded_gaussian
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, Evaluate, NoisedContribution, Refusal, RefusalCode, decode_reply, encode
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, encode
+from common.wire.replies import NoisedContribution, decode_reply
 from simulations.scenario.plain_steward import Steward
 from tests.client.sites import run_config
 

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from common.adapter.spec import AdapterSpec
     from common.manifest.manifest import Manifest
     from common.secagg.participant import Participant
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
 
 SPEC = ToySpec()
 DIGEST = "sha256:" + "0" * 64

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from common.wire.messages import (
-    Contribute,
-    Evaluate,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    RefusalCode,
-    Reply,
-    Request,
-    decode_reply,
-    encode,
-)
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, encode
+from common.wire.replies import PlainContribution, PlainEvaluation, Reply, decode_reply
 from simulations.scenario.plain_steward import Steward
 from tests.client.sites import run_config
 
