@@ -19,6 +19,7 @@ from common.errors import DarkroomError, PrivacyError, ProtocolError
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, decode_request, encode
 from common.wire.replies import NoisedContribution, PlainContribution, PlainEvaluation, Reply
+from simulations.scenario.plain_training import gradient_sum, holdout_loss, train_locally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,7 +137,7 @@ class Steward:
     def _one_gradient(self, request: Contribute) -> _Update:
         """FedSGD: the sum of per-picture gradients at the global adapter; the weight is the public batch size."""
         batch = self.config.training.batch_size
-        total = self.trainer.gradient_sum(self.train, self._draws(self._stream(request), batch))
+        total = gradient_sum(self.trainer, self.train, self._draws(self._stream(request), batch))
         return _Update(total.vector, float(batch), total.loss_sum / batch)
 
     def _local_training(self, request: Contribute) -> _Update:
@@ -144,7 +145,7 @@ class Steward:
         training, rng = self.config.training, self._stream(request)
         start = self.trainer.adapter()
         batches = (self._draws(rng, training.batch_size) for _ in range(training.local_steps))
-        loss = self.trainer.train_locally(self.train, batches, training.local_learning_rate)
+        loss = train_locally(self.trainer, self.train, batches, training.local_learning_rate)
         weight = float(len(self.train))
         return _Update((self.trainer.adapter() - start) * np.float32(weight), weight, loss)
 
@@ -164,5 +165,5 @@ class Steward:
         if self.holdout is None:
             raise _Refused(RefusalCode.NO_DATA, "asked for a hold-out loss, but there is no hold-out set")
         self.trainer.set_adapter(vector)
-        loss = self.trainer.holdout_loss(self.holdout, self.config.evaluation.draws)
+        loss = holdout_loss(self.trainer, self.holdout, self.config.evaluation.draws)
         return PlainEvaluation(round=request.round, institution=self.name, loss=loss, pictures=len(self.holdout))

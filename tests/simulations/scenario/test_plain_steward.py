@@ -9,6 +9,7 @@ import pytest
 from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, encode
 from common.wire.replies import PlainContribution, PlainEvaluation, Reply, decode_reply
 from simulations.scenario.plain_steward import Steward
+from simulations.scenario.plain_training import holdout_loss
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def test_the_holdout_loss_is_answered(site: Site) -> None:
     one = steward(site)
     request = contribute(one.trainer)
     reply = ask(one, Evaluate(round=3, spec_digest=request.spec_digest, adapter=request.adapter))
-    expected = one.trainer.holdout_loss(site.shard, one.config.evaluation.draws)
+    expected = holdout_loss(one.trainer, site.shard, one.config.evaluation.draws)
     assert reply == PlainEvaluation(round=3, institution="museum", loss=expected, pictures=6)
 
 
