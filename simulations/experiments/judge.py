@@ -13,7 +13,7 @@ from common.adapter.vector import write_vector
 from simulations.experiments.metrics import WEIGHTS_SHA256, DomainProbe, Kid, features, kid, real_vs_real_floor
 from simulations.experiments.observers import sample_plan
 from simulations.scenario.folder_latents import load_pixels
-from simulations.scenario.plain_training import holdout_loss
+from simulations.scenario.plain_steward import holdout_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,7 +26,7 @@ from common.adapter.vector import write_vector
 from common.durable_files import write_atomically
 from server.rounds.reports import InstitutionLoss
 from server.run.directory import read_metrics
-from simulations.scenario.plain_training import holdout_loss
+from simulations.scenario.plain_steward import holdout_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -72,24 +72,17 @@ def encode_folder(
 
 def _encode(base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan) -> LatentShard:
     check_images(folder, pictures)
-    mean, std = _encode_pictures(base, folder, pictures, plan)
+    pixels = (load_pixels(folder, picture, plan.resolution) for picture in pictures)
+    with bar("encoding pictures", len(pictures)) as advance:
+        encoded = []
+        for both in encode_pixels(base, pixels, plan, source=str(folder)):
+            encoded.append(both)
+            advance(1)
+    mean, std = (torch.stack(parts) for parts in zip(*encoded, strict=True))
     distinct = sorted({picture.caption for picture in pictures} - {""})
     place = {"": 0} | {caption: row for row, caption in enumerate(distinct, start=1)}
     rows = torch.tensor([place[picture.caption] for picture in pictures])
     return LatentShard(mean, std, rows, encode_caption_table(base, distinct, plan))
-
-
-def _encode_pictures(
-    base: BaseModel, folder: Path, pictures: Sequence[Picture], plan: EncodingPlan
-) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = (load_pixels(folder, picture, plan.resolution) for picture in pictures)
-    with bar("encoding pictures", len(pictures)) as advance:
-        means, stds = [], []
-        for mean, std in encode_pixels(base, pixels, plan, source=str(folder)):
-            means.append(mean)
-            stds.append(std)
-            advance(1)
-    return torch.stack(means), torch.stack(stds)
 
 
 def overlong(base: BaseModel, pictures: Sequence[Picture]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from common.command_line import quiet_libraries
 from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
 from simulations.experiments.run import federate, make_federation, open_scenario_base
-from simulations.scenario.plain_training import holdout_loss
+from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial

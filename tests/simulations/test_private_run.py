@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from server.run.checkpoint import load_checkpoint
 from simulations.experiments.compare import ComparisonPlan, compare_scenario
 from simulations.experiments.run import RunPlan, run_scenario
-from simulations.scenario.plain_training import holdout_loss
+from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.scenario import load_scenario
 from simulations.scenario.store import deal

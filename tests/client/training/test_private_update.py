@@ -16,8 +16,7 @@ from common.privacy.mechanisms import rounded_gaussian
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, encode
 from common.wire.replies import NoisedContribution, decode_reply
-from simulations.scenario.plain_steward import Steward
-from simulations.scenario.plain_training import gradient_sum
+from simulations.scenario.plain_steward import Steward, gradient_sum
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from client.training.trainer import Draws, Trainer, training_draws
 from common.adapter.model import Family
 from common.adapter.vector import trained_parameters
-from simulations.scenario.plain_training import gradient_sum, holdout_draws, holdout_loss, train_locally
+from simulations.scenario.plain_steward import gradient_sum, holdout_draws, holdout_loss, train_locally
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import pytest
 
 from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, encode
 from common.wire.replies import PlainContribution, PlainEvaluation, Reply, decode_reply
-from simulations.scenario.plain_steward import Steward
-from simulations.scenario.plain_training import holdout_loss
+from simulations.scenario.plain_steward import Steward, holdout_loss
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
