@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from client.training.trainer import Draws, Trainer, training_draws
-from common.adapter.model import Family
 from common.adapter.vector import trained_parameters
-from simulations.scenario.plain_steward import gradient_sum, holdout_draws, holdout_loss, train_locally
+from simulations.scenario.plain_steward import gradient_sum
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
@@ -100,49 +99,12 @@ def test_a_second_gradient_does_not_add_to_the_first(site: Site) -> None:
     assert np.array_equal(gradient_sum(trainer, site.shard, draws).vector, first)
 
 
-def test_the_base_never_changes(site: Site) -> None:
-    trainer = moved(site.trainer())
-    adapted = set(trained_parameters(trainer.unet, trainer.spec))
-    before = {name: value.clone() for name, value in trainer.unet.named_parameters() if value not in adapted}
-    draws = some_draws(site, trainer)
-    train_locally(trainer, site.shard, [draws], 0.1)
-    assert all(torch.equal(dict(trainer.unet.named_parameters())[name], value) for name, value in before.items())
-
-
-def test_local_training_is_adam_on_the_mean_gradient(site: Site) -> None:
-    trainer = moved(site.trainer())
-    draws = some_draws(site, trainer)
-    start = trainer.adapter().copy()
-    gradient = gradient_sum(trainer, site.shard, draws).vector / len(draws)
-    train_locally(trainer, site.shard, [draws], 0.01)
-    # Adam's first step has the learning rate's size and the gradient's sign
-    expected = start - 0.01 * gradient / (np.abs(gradient) + 1e-8)
-    np.testing.assert_allclose(trainer.adapter(), expected, atol=1e-5)
-
-
 def test_caption_dropout_shows_the_empty_caption(site: Site) -> None:
     rows = np.arange(600) % len(site.shard)
     for share, expected in [(0.0, 0.0), (1.0, 1.0), (0.3, 0.3)]:
         config = run_config(training={"loss": {"caption_dropout": share}}).training
         draws = training_draws(site.shard, rows, config, 10, np.random.default_rng(1))
         assert float((draws.caption_rows == 0).float().mean()) == pytest.approx(expected, abs=0.06)
-
-
-def test_holdout_draws_are_fixed_and_cover_the_schedule(site: Site) -> None:
-    first, second = (holdout_draws(site.shard, 4, 1000) for _ in range(2))
-    assert torch.equal(first.noise, second.noise)
-    assert torch.equal(first.timesteps, second.timesteps)
-    assert [int(step) * 4 // 1000 for step in first.timesteps] == [0, 1, 2, 3] * len(site.shard)
-
-
-def test_the_holdout_loss_is_the_plain_mean_whatever_the_training_weights(site: Site) -> None:
-    plain = moved(site.trainer())
-    errors = plain.squared_errors(site.shard, holdout_draws(site.shard, 2, plain.schedule_steps))
-    expected = float(errors.detach().mean())
-    assert holdout_loss(plain, site.shard, 2) == pytest.approx(expected, rel=1e-5)
-    if site.base.family is Family.SD2:
-        weighted = moved(site.trainer(run_config(training={"loss": {"min_snr_gamma": 5.0}})))
-        assert holdout_loss(weighted, site.shard, 2) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_is_only_used_where_asked_or_computed_in_hardware(site: Site) -> None:
