@@ -15,7 +15,7 @@ from PIL import Image
 from client.intake.pictures import read_formats
 from common.errors import BadImage, DataError
 from simulations.scenario.folder_latents import load_pixels
-from simulations.scenario.imagefolder import Picture, check_images
+from simulations.scenario.imagefolder import Picture, check_images, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,3 +236,15 @@ def test_damaged_files_give_pixels_or_bad_image_and_nothing_else(
             assert str(error).startswith("a: ")  # noqa: PT017 - either outcome is right
 
     damage()
+
+
+def test_what_an_intake_turns_and_converts_is_turned_and_converted_alike(tmp_path: Path) -> None:
+    """A grey TIFF that lies on its side once came out turned twice; print colours were refused."""
+    grey = Image.fromarray(np.random.default_rng(5).integers(0, 256, (33, 64), dtype=np.uint8))
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    grey.save(tmp_path / "side.tif", exif=on_its_side)
+    upright = np.asarray(grey.transpose(Image.Transpose.ROTATE_270).convert("RGB"))
+    np.testing.assert_array_equal(decode(tmp_path, picture("side.tif")), upright)
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.tif")
+    assert (load_pixels(tmp_path, picture("print.tif"), 8) == (255, 0, 0)).all()
