@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from common.errors import ProtocolError
-from common.wire.messages import (
-    Contribution,
-    PlainEvaluation,
-    Refusal,
-    SecureReply,
-    decode_reply,
-)
+from common.wire.messages import Refusal, SecureReply
+from common.wire.replies import Contribution, PlainEvaluation, decode_reply
 from server.rounds.dropouts import PROTOCOL, refused
 from server.rounds.reports import InstitutionLoss
 from server.rounds.transport import Failure

@@ -21,7 +21,8 @@ import numpy as np
 
 from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed, SumTooLong, TooFewInstitutions
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, MaskedAnswer, NoisedContribution, PlainContribution, encode
+from common.wire.messages import Contribute, MaskedAnswer, encode
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import OptimizerState, learning_rate, moving_average, step, to_bytes
 from server.rounds.sums import PartialSum, RingSum
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.secagg import aggregator
     from common.secagg.ring import VectorSum
-    from common.wire.messages import Contribution, Reply
+    from common.wire.replies import Contribution, Reply
     from server.rounds.optimizer import Precise, Vector
     from server.rounds.sum_norm import MeanNorm
     from server.rounds.sums import RoundSum

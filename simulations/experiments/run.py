@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
-    from client.steward.membership import TrainingSide
+    from client.training.private_update import TrainingSide
     from client.training.trainer import Trainer
     from common.adapter.model import BaseModel
     from common.config import RunConfig
