@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.ingest import IntakeVault
     from client.intake.rules import PixelRules
     from client.vault.records import RecordId
+    from client.vault.vault import Vault
 
 
 VERSION: Final = 3
@@ -175,7 +175,7 @@ class DuplicateSearch:
         )
 
 
-def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSearch:
+def search_of_vault(vault: Vault | None, rules: PixelRules) -> DuplicateSearch:
     """A search that knows the vault's pictures; one of them is only opened when a hash comes near its own."""
     search = DuplicateSearch(rules)
     if vault is None:
@@ -186,6 +186,6 @@ def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSe
     return search
 
 
-def _stored_thumbnail(vault: IntakeVault, record_id: RecordId) -> NDArray[np.uint8]:
+def _stored_thumbnail(vault: Vault, record_id: RecordId) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(vault.read(record_id).image), formats=("PNG",)) as image:
         return thumbnail(np.array(image.convert("RGB")))

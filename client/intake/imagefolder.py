@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from client.intake.folder import PICTURE_SUFFIXES, Rejected, list_folder, locate
 from client.intake.outcomes import Reason, Refused
 from client.intake.rules import IntakeRules
-from client.site.vault_access import today
+from client.vault.records import today
 from common.errors import BadCaption, BadImage, EmptyFolder
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from client.intake.deidentify import Cleaned, CleanFile, CleanPicture
     from client.intake.duplicates import Owner
     from client.intake.folder import Listed
-    from client.intake.ingest import IntakeVault
     from client.intake.outcomes import Outcome
     from client.intake.rules import IntakeRules
     from client.intake.subjects import IntakeKey, OptOut
     from client.vault.records import Split, Subject
+    from client.vault.vault import Vault
 
 MAX_LABEL: Final = 200
 _NAME_SUBJECT: Final = (
@@ -49,12 +49,12 @@ class Verdict:
 class KnownSubjects:
     """Which subjects the vault holds, and on which side of the split each is."""
 
-    vault: IntakeVault | None
+    vault: Vault | None
     _sides: dict[Subject, Split] = field(default_factory=dict)
     _owners: dict[str, Owner] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vault: IntakeVault | None) -> KnownSubjects:
+    def of(cls, vault: Vault | None) -> KnownSubjects:
         """Look it up once; subjects are looked up as they come."""
         infos = vault.infos() if vault is not None else ()
         return cls(vault, {info.subject: info.split for info in infos})

@@ -18,10 +18,11 @@ from safetensors.torch import load, save
 
 from client.governance.rollback import PREPARED, VAULT, Use, check_use, noted_in
 from client.intake.imagefolder import decode_pixels
-from client.site.vault_access import count_units, open_vault, today
+from client.site.vault_access import count_units, open_vault
 from client.training.latents import CaptionTable, EncodingPlan, LatentShard, encode_caption_table, encode_pixels
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
+from client.vault.records import today
 from common.audit_log import read_entries
 from common.errors import DataError, EmptyFolder
 from common.host.progress import bar

@@ -16,10 +16,11 @@ from client.operations import compose
 from client.operations.care import BooksCondition, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
 from client.training import vault_latents
 from client.training.vault_latents import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
+from client.vault.records import today
 from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import LedgerError, VaultError
