@@ -36,8 +36,8 @@ from client.governance.ledger_store import (
     connection,
     create_store,
     read_rows,
-    transaction,
 )
+from client.vault.database import transaction
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError, UnknownEvent
 from common.privacy.accounting import Rounds, epsilon, epsilon_bound
 from common.secagg.messages import Step
