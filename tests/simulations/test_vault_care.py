@@ -124,7 +124,7 @@ def test_a_serving_steward_erases_what_expires_and_trains_on_without_it(
     assert kinds(sites).count("joined") == 2
     with open_vault(sites.settings(SITE).vault) as vault:
         assert len(vault.infos()) == 6
-        assert not vault.expired(tomorrow)
+        assert vault.plan_expiry(tomorrow).records == 0
 
 
 def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_path: Path) -> None:
