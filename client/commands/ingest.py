@@ -195,7 +195,7 @@ def _table(found: IntakeReport, title: str) -> Table:
 
 
 def _sheet(found: IntakeReport, path: Path) -> None:
-    from client.intake.contact_sheet import write_contact_sheet
+    from client.intake.outcomes import write_contact_sheet
 
     write_contact_sheet(found, path, now=datetime.now(UTC))
     typer.echo(f"contact sheet: {path} (shows pictures as they came in: delete it after a look)")

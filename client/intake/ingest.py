@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.intake.captions import CaptionScrubber, Names, load_presidio, read_list
-from client.intake.contact_sheet import LookedAt
+from client.intake.captions import CaptionScrubber, Names, load_presidio
 from client.intake.duplicates import search_of_vault
 from client.intake.folder import Candidate, Rejected, list_folder
 from client.intake.judge import Judge, KnownSubjects, Verdict, same_person
 from client.intake.outcomes import IntakeReport, Kept, Reason, Refused
+from client.intake.rules import LookedAt, read_list
 from client.intake.subjects import OptOut
 from client.intake.workers import WorkerPool
 from client.vault.records import today as day_of_expiry

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.contact_sheet import LookedAt
     from client.intake.deidentify import Cleaned, CleanFile, CleanPicture
     from client.intake.duplicates import Owner
     from client.intake.folder import Listed
     from client.intake.outcomes import Outcome
-    from client.intake.rules import IntakeRules
+    from client.intake.rules import IntakeRules, LookedAt
     from client.intake.subjects import IntakeKey, OptOut
     from client.vault.records import Split, Subject
     from client.vault.vault import Vault

@@ -16,9 +16,20 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.intake import workers
-from client.intake.contact_sheet import LookedAt, render_contact_sheet, write_contact_sheet
-from client.intake.outcomes import SHEET_PICTURES, Accepted, Duplicate, Example, IntakeReport, Reason, Refused, line
+from client.intake.outcomes import (
+    SHEET_PICTURES,
+    Accepted,
+    Duplicate,
+    Example,
+    IntakeReport,
+    Reason,
+    Refused,
+    line,
+    render_contact_sheet,
+    write_contact_sheet,
+)
 from client.intake.receipt import Receipt, Room, make_receipt, verify_receipt
+from client.intake.rules import LookedAt
 from client.site.settings import read_site
 from client.steward.process import socket_place
 from client.steward.socket import held
