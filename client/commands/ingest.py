@@ -1,4 +1,4 @@
-"""``ingest``, ``ingest-rules`` and ``pseudonym``."""
+"""``ingest``, ``ingest-rules``, ``pseudonym`` and ``receipt verify``."""
 
 from __future__ import annotations
 
@@ -96,6 +96,25 @@ def pseudonym(config: Site = Path("site.toml")) -> None:
     key = IntakeKey.of(read_identity_file(Path(read_site(config).identity)))
     # asked for, since arguments show in the shell's history and to other users
     typer.echo(key.pseudonym(typer.prompt("PatientID, or IssuerOfPatientID/PatientID if objects name an issuer")))
+
+
+receipt_app = typer.Typer(help="Receipts of intakes.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@receipt_app.callback()
+def receipts() -> None:
+    """Receipts of intakes."""
+
+
+@receipt_app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="The receipt.")],
+    key: Annotated[str, typer.Option(help="Public key of the site that signed it, 64 hexadecimal digits.")],
+) -> None:
+    """Check that a receipt is this site's and was not altered, and say what it counts."""
+    from client.intake.receipt import check_receipt
+
+    typer.echo(check_receipt(path, key))
 
 
 def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
