@@ -17,7 +17,7 @@ from client.intake.captions import CaptionScrubber, Names, load_presidio
 from client.intake.duplicates import search_of_vault
 from client.intake.folder import Candidate, Rejected, list_folder
 from client.intake.judge import Judge, KnownSubjects, Verdict, same_person
-from client.intake.outcomes import IntakeReport, Kept, Reason, Refused
+from client.intake.outcomes import IntakeReport, Reason, Refused
 from client.intake.rules import LookedAt, read_list
 from client.intake.subjects import OptOut
 from client.intake.workers import WorkerPool
@@ -80,16 +80,9 @@ class Intake:
             report.note(verdict.example)
             if self.on_file is not None:
                 self.on_file(verdict.example)
-            if verdict.record is not None:
-                report.hold(
-                    Kept(
-                        outcome=verdict.example.outcome,
-                        split=verdict.record.split,
-                        subject=verdict.record.subject_id,
-                        caption_rules=verdict.caption_rules,
-                    )
-                )
-                batch.append(verdict.record)
+            if verdict.kept is not None:
+                report.hold(verdict.kept)
+                batch.append(verdict.kept.record)
             if len(batch) >= BATCH_RECORDS or sum(len(record.image) for record in batch) >= BATCH_BYTES:
                 self._add(batch, vault, report)
         self._add(batch, vault, report)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from client.vault.records import Split
+    from client.vault.records import NewRecord
 
 SHEET_PICTURES: Final = 400
 """Previews on the contact sheet for each kind of outcome; the rest is counted."""
@@ -161,8 +161,7 @@ class Kept:
     """A picture that goes into the vault with the next batch."""
 
     outcome: Outcome
-    split: Split
-    subject: str = field(repr=False)
+    record: NewRecord
     caption_rules: tuple[tuple[str, int], ...]
 
 
@@ -197,8 +196,8 @@ class IntakeReport:
     def hold(self, kept: Kept) -> None:
         """Count a picture's record, which is not in the vault yet."""
         self._held.append(kept)
-        self.splits[kept.split] += 1
-        self.subjects.setdefault(kept.split, set()).add(kept.subject)
+        self.splits[kept.record.split] += 1
+        self.subjects.setdefault(kept.record.split, set()).add(kept.record.subject_id)
         self.caption_rules.update(dict(kept.caption_rules))
 
     def added(self) -> None:
@@ -212,7 +211,7 @@ class IntakeReport:
         for kept in self._held:
             self.outcomes[describe(kept.outcome)] -= 1
             self._shown[type(kept.outcome)] -= 1
-            self.splits[kept.split] -= 1
+            self.splits[kept.record.split] -= 1
             self.caption_rules.subtract(dict(kept.caption_rules))
         self._held.clear()
         for counts in (self.outcomes, self.splits, self.caption_rules):

@@ -48,14 +48,14 @@ _MODULUS: Final = 1 << 256
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
-    """What the header seals."""
+    """What the header seals; at first, of a vault without rows."""
 
-    generation: int
-    rows: int
-    total: bytes
-    next_subject: int
-    next_record: int
-    previous: bytes
+    generation: int = 0
+    rows: int = 0
+    total: bytes = bytes(DIGEST_BYTES)
+    next_subject: int = 1
+    next_record: int = 1
+    previous: bytes = bytes(DIGEST_BYTES)
     lock: bytes
     """Digest of the header's slot and wrapped key: an old lock put back would let a withdrawn key open the vault."""
 
@@ -234,18 +234,7 @@ class Commitment:
 def first_state(keys: VaultKeys, slot: bytes, wrapped: bytes) -> bytes:
     """The sealed state of a vault without rows."""
     header = Header(keys.vault, slot, wrapped, b"")
-    return seal_state(
-        keys,
-        State(
-            generation=0,
-            rows=0,
-            total=bytes(DIGEST_BYTES),
-            next_subject=1,
-            next_record=1,
-            previous=bytes(DIGEST_BYTES),
-            lock=lock_digest(keys, header),
-        ),
-    )
+    return seal_state(keys, State(lock=lock_digest(keys, header)))
 
 
 def seal_state(keys: VaultKeys, state: State) -> bytes:

@@ -211,15 +211,7 @@ def seal_record(
 ) -> tuple[RecordRow, bytes]:
     """A new record's row and its sealed picture, under a key of its own."""
     key, record_id = random_key(), random_name(RECORD_ID_BYTES)
-    facts = Facts(
-        caption=record.caption,
-        label=record.label,
-        source_name=record.source_name,
-        split=record.split,
-        expires=record.expires,
-        exact_hash=record.exact_hash,
-        perceptual_hash=record.perceptual_hash,
-    )
+    facts = Facts(**{name: getattr(record, name) for name in Facts.__struct_fields__})
     row = RecordRow(
         number=number,
         record_id=record_id,
