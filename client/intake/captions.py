@@ -24,7 +24,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from common.errors import ConfigError
 
@@ -133,14 +133,6 @@ class CaptionTooLong(ValueError):
     """A text that is too long to be a caption."""
 
 
-class SpanFinder(Protocol):
-    """Another finder of what identifies people, such as Presidio's analyser."""
-
-    def find(self, text: str) -> Sequence[tuple[int, int, str]]:
-        """Start, end and kind of each finding; the kind is one lower-case word."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScrubbedCaption:
     """What may be kept, and how often each rule matched."""
@@ -156,7 +148,7 @@ class CaptionScrubber:
 
     names: Names = field(default_factory=lambda: Names(()))
     max_characters: int = 1000
-    finder: SpanFinder | None = None
+    finder: PresidioFinder | None = None
 
     def scrub(self, raw: str) -> ScrubbedCaption:
         """Normalise, replace what identifies by placeholders such as ``[name]``, and shorten.
@@ -299,7 +291,7 @@ class PresidioFinder:
     language: str
 
     def find(self, text: str) -> Sequence[tuple[int, int, str]]:
-        """Spans that do not overlap, the surer ones first."""
+        """Start, end and kind of each finding, one word; they do not overlap, and the surer ones come first."""
         found = self.analyzer.analyze(
             text=text, language=self.language, entities=list(KINDS), score_threshold=_THRESHOLD
         )

@@ -92,20 +92,15 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
     if isinstance(data, Refused):
         return data
     with quiet_decoders():
-        return _clean_data(data, path.suffix.lower(), rules, previews=previews)
-
-
-def _clean_data(data: bytes, suffix: str, rules: IntakeRules, *, previews: bool) -> Cleaned:
-    source = _decode(data, suffix, rules)
-    if isinstance(source, Refused):
-        return source
-    pictures = tuple(_clean(frame, source, rules, previews=previews) for frame in source.frames)
-    return CleanFile(
-        pictures=pictures,
-        file_digest=hashlib.sha256(data).digest(),
-        patient=source.patient,
-        caption=source.caption,
-    )
+        source = _decode(data, path.suffix.lower(), rules)
+        if isinstance(source, Refused):
+            return source
+        return CleanFile(
+            pictures=tuple(_clean(frame, source, rules, previews=previews) for frame in source.frames),
+            file_digest=hashlib.sha256(data).digest(),
+            patient=source.patient,
+            caption=source.caption,
+        )
 
 
 def _read(path: Path, rules: IntakeRules) -> bytes | Refused:

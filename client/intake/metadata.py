@@ -27,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -38,6 +38,7 @@ from client.intake.subjects import clean_subject_id
 from common.errors import DataError
 
 if TYPE_CHECKING:
+    from _csv import Reader
     from collections.abc import Collection, Iterable, Iterator
     from io import TextIOWrapper
     from pathlib import Path
@@ -125,14 +126,6 @@ class _Fields(msgspec.Struct, frozen=True):
     label: str | int | None = None
     consent: bool | int | str | UnsetType | None = UNSET
     expires: str | None = None
-
-
-class _Table(Protocol):
-    """What :func:`csv.reader` makes."""
-
-    @property
-    def line_num(self) -> int: ...
-    def __next__(self) -> list[str]: ...
 
 
 def find_metadata(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -304,7 +297,7 @@ def _read_csv(path: Path, shown: str) -> Iterator[Row | BadRow]:
                 yield _bad(where, reason, name)
 
 
-def _header(file: TextIOWrapper, path: Path) -> tuple[_Table, list[str]]:
+def _header(file: TextIOWrapper, path: Path) -> tuple[Reader, list[str]]:
     first = file.readline(MAX_LINE_BYTES)
     file.seek(0)
     separators = [each for each in _SEPARATORS if has_key(next(csv.reader([first], delimiter=each), []), "file_name")]

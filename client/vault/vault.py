@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from client.vault.access import Interior, newest_generation
+from client.vault.access import Interior
 from client.vault.blobs import BlobFolder, generation_of, new_name, sync_folder
 from client.vault.commitment import Commitment, first_state, lock_digest
 from client.vault.erasure import erase, expired_scope, plan_erasure, subject_scope
@@ -136,7 +136,7 @@ class Vault:
         """
         if not (directory / INDEX).is_file():
             raise VaultMissing(f"{directory}: no vault; create one, or mend the path")
-        newest = newest_generation(BlobFolder(directory / BLOBS).names())
+        newest = max(map(generation_of, BlobFolder(directory / BLOBS).names()), default=0)
         index = Index(directory / INDEX, busy_seconds=busy_seconds)
         try:
             with index.snapshot():
@@ -182,7 +182,7 @@ class Vault:
         if not records:
             return ()
         inside, names, added = self._interior, list[bytes](), list[RecordId]()
-        with inside.writing(), inside.changing() as change, inside.new_files(names):
+        with inside.writing(), inside.commitment.changing() as change, inside.new_files(names):
             for record in records:
                 names.append(new_name(change.generation))
                 subject = _subject(change, inside.keys, record.subject_id)
@@ -316,7 +316,7 @@ class Vault:
             return
         inside, names, replaced = self._interior, list[bytes](), list[DerivedRow]()
         with inside.writing():
-            with inside.changing() as change, inside.new_files(names):
+            with inside.commitment.changing() as change, inside.new_files(names):
                 for record_id, data in items.items():
                     record, key = inside.record(record_id)
                     tag = kind_tag(key, kind)
@@ -341,7 +341,7 @@ class Vault:
             known = inside.index.rows(RunRow, "tag = ?", run_tag(inside.keys, run))
             if known and known[0].high_water == state.next_record - 1:
                 return
-        with inside.writing(), inside.changing() as change:
+        with inside.writing(), inside.commitment.changing() as change:
             known = inside.index.rows(RunRow, "tag = ?", run_tag(inside.keys, run))
             noted = open_run(inside.keys, known[0]) if known else Noted(run=run, first_used=self._now().isoformat())
             change.delete(known)
@@ -397,7 +397,7 @@ class Vault:
         slot, wrapped = _locked(key, inside.keys.vault, vault_key)
         new = VaultKeys(inside.keys.vault, vault_key)
         with inside.writing():
-            with inside.changing() as change:
+            with inside.commitment.changing() as change:
                 change.rekey(inside.keys, new, slot=slot, wrapped=wrapped)
                 inside.index.mark_unscrubbed()
             inside.index.scrub(always=True)

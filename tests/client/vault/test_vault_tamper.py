@@ -244,7 +244,7 @@ def test_a_lock_put_back_by_who_knows_the_old_passphrase(tmp_path: Path) -> None
     with filled(tmp_path) as vault:
         interior = vault._interior
         header = interior.index.header()
-        with interior.writing(), interior.changing():
+        with interior.writing(), interior.commitment.changing():
             interior.index.set_header(header._replace(slot=header.slot + b" "))
         with interior.index.transaction():
             interior.index.set_header(interior.index.header()._replace(slot=header.slot))
