@@ -88,7 +88,7 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
         ConfigError: The rules ask for something that is not installed.
 
     """
-    data = _read(path, rules)
+    data = read_file(path, rules)
     if isinstance(data, Refused):
         return data
     with quiet_decoders():
@@ -103,7 +103,7 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
         )
 
 
-def _read(path: Path, rules: IntakeRules) -> bytes | Refused:
+def read_file(path: Path, rules: IntakeRules) -> bytes | Refused:
     """Open without following a link or waiting for a pipe: the file may have been exchanged since it was listed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
