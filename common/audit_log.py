@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from common.crypto.primitives import DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
+from common.durable_files import sync
 from common.errors import AuditLogError, BadSignature, ConfigError
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _cut_unfinished_line(path: Path) -> int:
             keep = start + tail.rfind(b"\n") + 1
             if keep < size and (start == 0 or b"\n" in tail):
                 file.truncate(keep)
-                os.fsync(file.fileno())
+                sync(file)
                 return size - keep
     except OSError as error:
         raise AuditLogError(f"{path}: cannot be opened ({error.strerror})") from error
@@ -232,8 +233,7 @@ def _append_line(path: Path, line: bytes, *, after: bytes, empty: bytes) -> None
             if (digest(Label.AUDIT_HASH, tail[-2]) if len(tail) > 1 else empty) != after:
                 raise AuditLogError(f"{path}: another process wrote to it; one steward per log")
             file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     except OSError as error:
         raise AuditLogError(f"{path}: cannot be written ({error.strerror}); nothing may be sent") from error
 

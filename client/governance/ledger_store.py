@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from common.crypto.primitives import Label, digest
+from common.durable_files import open_new
 from common.errors import LedgerCorrupt, LedgerError, LedgerUnavailable
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def create_store(path: Path, *, busy_seconds: float) -> None:
 
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(open_new(path))
     except FileExistsError as error:
         raise LedgerError(f"{path}: exists; a new ledger would forget what the old one spent") from error
     except OSError as error:

@@ -13,7 +13,6 @@ for again.
 from __future__ import annotations
 
 import base64
-import os
 import re
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.intake.captions import read_list
 from client.intake.outcomes import SHEET_PICTURES, describe, detail
+from common.durable_files import write_atomically
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,15 +41,7 @@ _TITLES: Final = (
 
 def write_contact_sheet(report: IntakeReport, path: Path, *, now: datetime) -> None:
     """Write or replace the page; a link in its place is replaced and not followed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(render_contact_sheet(report, now=now))
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_atomically(path, render_contact_sheet(report, now=now).encode(errors="backslashreplace"))
 
 
 def render_contact_sheet(report: IntakeReport, *, now: datetime) -> str:

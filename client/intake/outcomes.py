@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self, TextIO, TypeAlias
 
 from common.command_line import spelt_out
+from common.durable_files import open_new
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class LeftOut:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            descriptor = open_new(path)
         except OSError as error:
             raise DataError(
                 f"{path}: the list of files cannot be made ({error.strerror}); give another path"

@@ -15,6 +15,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from client.vault.errors import VaultBusy, VaultDamaged, VaultUnavailable, WrongVaultVersion
+from common.durable_files import open_new
 from common.errors import VaultError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Index:
         """
         partial = path.with_suffix(".partial")
         try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(open_new(partial))
             store = _connect(partial, busy_seconds=busy_seconds)
             with contextlib.closing(store):
                 store.execute("BEGIN IMMEDIATE")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
-from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
+from common.adapter.vector import Vector, check_vector, trained_parameters
 from common.durable_files import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
 from common.field_words import decoding_fault
@@ -153,17 +153,6 @@ def weights_metadata(spec: AdapterSpec) -> dict[str, str]:
 def core_metadata(spec: AdapterSpec) -> dict[str, str]:
     """Metadata of the file of LoRA-XS's cores."""
     return {SPEC_KEY: spec.digest}
-
-
-def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:
-    """Put a saved adapter into a UNet that has one of the same specification.
-
-    Raises:
-        WrongAdapterSpec: Made under another specification; says which field differs.
-        AdapterError: A file that is missing, truncated or garbage.
-
-    """
-    write_vector(unet, spec, read_adapter_vector(directory, spec))
 
 
 def read_adapter_spec(directory: Path) -> AdapterSpec:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.durable_files import write_new
 from common.errors import ProvisioningError
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ PICTURE_DAYS: Final = 3650
 """A signature without a time stamp is worth nothing once its certificate has run out."""
 _BACKDATED: Final = dt.timedelta(hours=1)
 """So that a site whose clock is a little behind accepts a fresh certificate."""
-_KEY_MODE: Final = 0o600
 
 
 def create_authority(certificate: Path, key: Path, *, name: str, now: dt.datetime) -> None:
@@ -274,16 +273,11 @@ def _write_key(
     key: ec.EllipticCurvePrivateKey,
     form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _KEY_MODE)
+        write_new(path, content)
     except FileExistsError as error:
         raise ProvisioningError(f"{path}: exists; a key is not overwritten") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 MAX_AUTHORITY_BYTES: Final = 8192

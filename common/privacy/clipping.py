@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from common.errors import ClippingError
@@ -21,12 +20,12 @@ from common.privacy.unit_gradients import record_units
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     from torch import Tensor, nn
 
     from common.privacy.unit_gradients import UnitRecorder
 
-Relation: TypeAlias = Literal["add_remove_one", "replace_one"]
 Batch = TypeVar("Batch")
 
 
@@ -36,13 +35,11 @@ class ClippedSum:
 
     Attributes:
         vector: [d] float64, in the order of the trained parameters; never shown.
-        sensitivity: the most that one unit moves ``vector``, in Euclidean norm.
-        relation: the neighbouring relation that this holds for.
+        sensitivity: the most that one unit moves ``vector`` when it is added or removed, in Euclidean norm.
     """
 
     vector: npt.NDArray[np.float64] = field(repr=False)
     sensitivity: float
-    relation: Relation = "add_remove_one"
 
     @property
     def coordinates(self) -> int:
@@ -99,23 +96,6 @@ def clipped_sum(
     with record_units(model, parameters, draws=draws) as recorder:
         computed(add_all)
     return ClippedSum(vector=total.cpu().numpy(), sensitivity=clip)
-
-
-def unit_norms(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    batches: Iterable[Batch],
-    losses: Callable[[Batch], Tensor],
-    *,
-    draws: int = 1,
-) -> npt.NDArray[np.float64]:
-    """Norms of the unclipped per-unit gradients, [units], not finite where a gradient is not.
-
-    They describe the data: to choose C, use data that is public. Arguments and errors as for :func:`clipped_sum`.
-    """
-    with record_units(model, parameters, draws=draws) as recorder:
-        found = [_norms(_backward(recorder, losses(batch), draws)).cpu().numpy() for batch in batches]
-    return np.concatenate([np.zeros(0), *found])
 
 
 def unit_gradients(

@@ -4,7 +4,7 @@ Everything is public but the vectors: all institutions make the same :class:`Noi
 integers add up. Sizes are in lattice steps of 1/s; d is the vector's length.
 
 * *Sensitivity.* Rounding a sum to the nearest integers moves each coordinate's difference between neighbours by at most
-  one step, so Δ₂ = s·C + √d (replace-one: 2·s·C + √d).
+  one step, so Δ₂ = s·C + √d.
 * *Noise.* Each of n institutions adds a rounded Gaussian of integer variance (z²Δ₂² + 1/12)/(n − t). What n − t of them
   add up to is as good as rint(N(0, z²Δ₂²)), and the t others may be subtracted by whoever knows them. An integer plus
   rint(Gaussian) is the rounding of integer plus Gaussian, so the Gaussian accountant holds without a discrete Gaussian.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from common.crypto.randomness import Randomness
-    from common.privacy.clipping import ClippedSum, Relation
+    from common.privacy.clipping import ClippedSum
 
 Bits: TypeAlias = Literal[32, 64]
 
@@ -54,7 +54,6 @@ class NoisePlan:
     Attributes:
         coordinates: d.
         clip: C.
-        relation: neighbouring relation that Δ₂ is for.
         noise_multiplier: z of what n − t institutions add up to.
         institutions: n, whose shares are in the sum.
         colluders: t < n, whose shares may be known.
@@ -69,7 +68,6 @@ class NoisePlan:
 
     coordinates: int
     clip: float
-    relation: Relation
     noise_multiplier: float
     institutions: int
     colluders: int
@@ -102,7 +100,7 @@ class NoisePlan:
     @property
     def sensitivity(self) -> float:
         """Δ₂ in steps."""
-        return _moves(self.relation) * self.scale * self.clip * (1 + self.rounding) + math.sqrt(self.coordinates)
+        return self.scale * self.clip * (1 + self.rounding) + math.sqrt(self.coordinates)
 
     @property
     def share_variance(self) -> float:
@@ -122,11 +120,11 @@ class NoisePlan:
     @property
     def inflation(self) -> float:
         """How much larger Δ₂ is than the real-valued sensitivity, as a share of it."""
-        return self.sensitivity / (_moves(self.relation) * self.scale * self.clip) - 1
+        return self.sensitivity / (self.scale * self.clip) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedSum:
+class QuantisedSum:
     """A clipped sum in lattice steps, [d] int64; still secret."""
 
     values: npt.NDArray[np.int64] = field(repr=False)
@@ -152,11 +150,7 @@ class NoisedShare:
         return self.values.astype(np.uint32) if self.plan.bits == 32 else self.values.astype(np.uint64)
 
 
-def _moves(relation: Relation) -> int:
-    return {"add_remove_one": 1, "replace_one": 2}[relation]
-
-
-def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
+def plan_noise(
     *,
     coordinates: int,
     clip: float,
@@ -164,7 +158,6 @@ def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
     institutions: int,
     cap: int,
     colluders: int = 0,
-    relation: Relation = "add_remove_one",
 ) -> NoisePlan:
     """Choose ring and scale: the largest s for which cap·C + 8σ cannot wrap.
 
@@ -178,7 +171,6 @@ def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
         return NoisePlan(
             coordinates=coordinates,
             clip=clip,
-            relation=relation,
             noise_multiplier=noise_multiplier,
             institutions=institutions,
             colluders=colluders,
@@ -204,26 +196,26 @@ def _largest_scale(plan: NoisePlan) -> float:
     limit = 2.0 ** min(plan.bits - 1, 52) - 1
     spread = TAIL * plan.total_multiplier
     fixed = plan.institutions / 2 + spread * math.sqrt(plan.coordinates) + TAIL
-    return (limit - fixed) / (plan.clip * (plan.cap + spread * _moves(plan.relation) * (1 + plan.rounding)))
+    return (limit - fixed) / (plan.clip * (plan.cap + spread * (1 + plan.rounding)))
 
 
-def quantise(total: ClippedSum, plan: NoisePlan) -> QuantizedSum:
+def quantise(total: ClippedSum, plan: NoisePlan) -> QuantisedSum:
     """Round the scaled sum to the nearest integers.
 
     Raises:
         MechanismError: the sum is not what the plan was made for, or holds more than the cap of units allows.
     """
-    if (total.coordinates, total.sensitivity, total.relation) != (plan.coordinates, plan.clip, "add_remove_one"):
+    if (total.coordinates, total.sensitivity) != (plan.coordinates, plan.clip):
         raise MechanismError(f"wanted {plan.coordinates} coordinates clipped to {plan.clip}, got {total}")
     if not np.linalg.norm(total.vector) <= plan.cap * plan.clip * (1 + plan.rounding):
         raise MechanismError("the sum is longer than the cap on units allows, or not finite: it was not clipped")
     steps = np.rint(total.vector * plan.scale)
     if not np.abs(steps).max() < LARGEST_STEP:
         raise MechanismError("the scaled sum is beyond 2⁶² steps: it is not what this plan was made for")
-    return QuantizedSum(values=steps.astype(np.int64), plan=plan)
+    return QuantisedSum(values=steps.astype(np.int64), plan=plan)
 
 
-def add_noise(total: QuantizedSum, randomness: Randomness) -> NoisedShare:
+def add_noise(total: QuantisedSum, randomness: Randomness) -> NoisedShare:
     """Add this institution's share of the noise; drawn even if nobody was sampled.
 
     Guarantee: with secret ``randomness``, the values of n − t institutions add up to the output of a Gaussian mechanism

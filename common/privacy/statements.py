@@ -7,9 +7,8 @@ in m; the statements take the worst.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -135,24 +134,6 @@ class Statements:
         )
         lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {figure(one.epsilon)}." for one in self.all]
         return "\n".join([head, *lines, basis, "Not included:", *(f"- {line}" for line in self.excluded)])
-
-    def as_line(self) -> str:
-        """The settings and the four figures: server / institutions / public / fallback."""
-        s = self.settings
-        size = "" if s.population is None else f"N = {s.population:_}, B = {s.population * s.sampling_rate:.0f}, "
-        basis = f"n = {s.institutions}, z = {s.noise_multiplier:.4g}, {size}T = {s.rounds}".replace("_", " ")
-        return f"{basis}: {' / '.join(figure(one.epsilon) for one in self.all)}"
-
-    def as_json(self) -> str:
-        """Everything, with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-    def as_table(self) -> str:
-        """A Markdown table, one line for each adversary."""
-        rows = [f"| {o.adversary}{_known(o)} | {o.noise_multiplier:.4g} | {figure(o.epsilon)} |" for o in self.all]
-        s = self.settings
-        title = f"| adversary (unit: {s.unit}, δ = {s.delta:g}, q = {s.sampling_rate:.4g}, T = {s.rounds}) | z | ε |"
-        return "\n".join([title, "|---|---|---|", *rows])
 
 
 def _known(statement: Statement) -> str:
