@@ -1,11 +1,11 @@
-"""The run configuration: what coordinator and institutions must agree on before a run starts.
+"""The run configuration, and how a TOML file becomes a typed struct, here and wherever there are settings.
 
-Everything here is public. A site's own rules and paths are not part of it.
+A run's settings are what coordinator and institutions must agree on before it starts. All of it is public; a site's own
+rules and paths are not part of it.
 
-Read a TOML file into a typed struct and report every fault in it at once.
-
-msgspec stops at the first fault; somebody who mends a configuration wants the whole list. So each key is converted by
-itself, unknown keys are named with the nearest known one, and ``check`` methods add what types cannot say.
+:func:`parse_config` reports every fault of a file at once: msgspec stops at the first, and somebody who mends a file
+wants the whole list. So each key is converted by itself, unknown keys are named with the nearest known one, and
+``faults`` methods add what types cannot say.
 """
 
 from __future__ import annotations

@@ -64,15 +64,7 @@ def write_new(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:
         OSError: It cannot be made, or the disk does not take it.
 
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = open_new(path, mode=mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            sync(file)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    _fill_new(path, data, mode)
     sync_folder(path.parent)
 
 
@@ -86,13 +78,25 @@ def write_atomically(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None
     # a name of its own, and no file that is there already: another writer's must not be renamed half-written
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     with naming(path):
-        write_new(temporary, data, mode=mode)
+        _fill_new(temporary, data, mode)
         try:
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _fill_new(path: Path, data: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = open_new(path, mode=mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            sync(file)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

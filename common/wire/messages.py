@@ -3,9 +3,8 @@
 The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
 carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
 
-Where the untrusted shim meets the institution's steward, and the names both ends of Flower use for it.
-
-The shim travels in Flower's bundle together with ``common`` alone, so what it knows of a steward stands here.
+What the untrusted shim knows of a steward stands here too, since it travels in Flower's bundle with ``common`` alone:
+:class:`StewardPort`, and the names under which Flower carries the bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +21,27 @@ from common.manifest.manifest import MAX_MANIFEST_BYTES
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """Larger messages are refused before they are decoded."""
-
 MAX_CONTROL_BYTES: Final = 1 << 18
 """Longest message of a session's opening."""
-
+MESSAGE_TYPE: Final = "query.ask"
+"""Flower's message type for every request; what is asked stands in the bytes."""
+ACTION: Final = "ask"
+"""The action part of :data:`MESSAGE_TYPE`."""
+RECORD: Final = "darkroom"
+"""Name of the only record of a message's content."""
+FIELD: Final = "message"
+"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
 Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
 SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class StewardPort(Protocol):
+    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
+
+    def answer(self, request: bytes) -> bytes:
+        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
+        ...
 
 
 class RefusalCode(StrEnum):
@@ -168,6 +181,8 @@ Contribution: TypeAlias = PlainContribution | NoisedContribution
 SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
 Reply: TypeAlias = Contribution | PlainEvaluation | SecureReply | Refusal
 M = TypeVar("M")
+_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
+_REPLIES: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Request | Reply) -> bytes:
@@ -195,10 +210,6 @@ def decode_reply(data: bytes) -> Reply:
     return _decode(data, _REPLIES)
 
 
-_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
-_REPLIES: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
-
-
 def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
@@ -206,21 +217,3 @@ def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
         return decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"message of {len(data)} bytes cannot be read: {error}") from error
-
-
-MESSAGE_TYPE: Final = "query.ask"
-"""Flower's message type for every request; what is asked stands in the bytes."""
-ACTION: Final = "ask"
-"""The action part of :data:`MESSAGE_TYPE`."""
-RECORD: Final = "darkroom"
-"""Name of the only record of a message's content."""
-FIELD: Final = "message"
-"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
-
-
-class StewardPort(Protocol):
-    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
-
-    def answer(self, request: bytes) -> bytes:
-        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
-        ...
