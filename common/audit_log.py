@@ -175,7 +175,8 @@ class LogCheck:
     """What is checked: a log, its owner's public key, and the other side's log with what it saw.
 
     Attributes:
-        place: the owner's place in the roster, where the witness is a coordinator's log.
+        place: The owner's place in the roster, where the witness is a coordinator's log.
+
     """
 
     path: Path

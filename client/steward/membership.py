@@ -41,6 +41,7 @@ class TrainingSide:
         shard: encoded training pictures.
         units: training pictures of each privacy unit.
         answer_times: whether what it computes follows the size of a round's sample.
+
     """
 
     name: str
@@ -104,6 +105,7 @@ class SiteRecords:
     Attributes:
         population: the site's name for the set of privacy units that it trains on; the ledger's account.
         pricing: works out what an approved run costs.
+
     """
 
     identity: Identity

@@ -35,7 +35,8 @@ class ClippedSum:
 
     Attributes:
         vector: [d] float64, in the order of the trained parameters; never shown.
-        sensitivity: the most that one unit moves ``vector`` when it is added or removed, in Euclidean norm.
+        sensitivity: The most that one unit moves ``vector`` when it is added or removed, in Euclidean norm.
+
     """
 
     vector: npt.NDArray[np.float64] = field(repr=False)
@@ -70,19 +71,34 @@ def clipped_sum(
     (:mod:`client.training.batch_invariance`), and takes one unit at a time where nothing else will do.
 
     Args:
-        model: with PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
+        model: With PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
             is neither read nor changed.
-        parameters: all trained parameters, in the order of the vector.
-        batches: micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
+        parameters: All trained parameters, in the order of the vector.
+        batches: Micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
             zero vector.
-        losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
+        losses: Runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
             other. It may use autocast and gradient checkpointing; losses must not be scaled. It and the batches are
             called in another thread, see :func:`common.privacy.arithmetic.computed`.
         clip: C > 0.
         draws: K ≥ 1 rows per unit.
 
     Raises:
-        ClippingError: a model or batch whose per-unit gradients cannot be had exactly.
+        ClippingError: A model or batch whose per-unit gradients cannot be had exactly.
+
+    Example:
+        Two units, of which one would pull two hundred times as hard:
+
+        >>> from peft import LoraConfig, inject_adapter_in_model
+        >>> lora = LoraConfig(r=1, target_modules=["0"], init_lora_weights=False)
+        >>> model = inject_adapter_in_model(lora, torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)))
+        >>> for parameter in model.parameters():
+        ...     _ = parameter.data.fill_(0.5)
+        >>> trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        >>> units = torch.tensor([[1.0, 2.0], [200.0, 400.0]])
+        >>> total = clipped_sum(model, trained, [units], lambda batch: model(batch).square().sum(1), clip=0.001)
+        >>> total, round(float((total.vector**2).sum() ** 0.5), 6)  # both pull the same way
+        (ClippedSum(sensitivity=0.001), 0.002)
+
     """
     if not (clip > 0 and math.isfinite(clip)):
         raise ClippingError(f"wanted a finite clip norm above 0, got {clip}")

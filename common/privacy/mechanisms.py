@@ -57,13 +57,14 @@ class NoisePlan:
         noise_multiplier: z of what n − t institutions add up to.
         institutions: n, whose shares are in the sum.
         colluders: t < n, whose shares may be known.
-        cap: most units in the whole sum.
-        bits: size of the ring.
+        cap: Most units in the whole sum.
+        bits: Size of the ring.
         scale: s, steps per unit of the gradient.
 
     Raises:
-        MechanismError: a quantity that noise rests on is not finite or out of range. With a clip of 1e-306 the scale
+        MechanismError: A quantity that noise rests on is not finite or out of range. With a clip of 1e-306 the scale
             would be infinite, the variance NaN, and NaN fails no comparison of the other kind: there was no noise.
+
     """
 
     coordinates: int
@@ -136,9 +137,10 @@ class NoisedShare:
     """A quantised sum with one institution's noise, [d] int64; alone it is protected by a fraction of the noise only.
 
     Attributes:
-        values: read modulo 2^bits.
-        plan: what it was made with.
+        values: Read modulo 2^bits.
+        plan: What it was made with.
         private: False if the noise was repeatable; then no (ε, δ) may be stated.
+
     """
 
     values: npt.NDArray[np.int64] = field(repr=False)
@@ -164,7 +166,13 @@ def plan_noise(
     Arguments are those of :class:`NoisePlan`.
 
     Raises:
-        MechanismError: nonsense, no honest noise (t ≥ n), or noise of too few steps to be accounted for.
+        MechanismError: Nonsense, no honest noise (t ≥ n), or noise of too few steps to be accounted for.
+
+    Example:
+        >>> plan = plan_noise(coordinates=3, clip=1.0, noise_multiplier=1.0, institutions=2, cap=10)
+        >>> plan.bits, f"{plan.scale:.3g} steps per unit", f"deviation {plan.total_deviation:.3g}"
+        (32, '1.19e+08 steps per unit', 'deviation 1')
+
     """
 
     def plan(bits: Bits, scale: float) -> NoisePlan:
@@ -203,7 +211,15 @@ def quantise(total: ClippedSum, plan: NoisePlan) -> QuantisedSum:
     """Round the scaled sum to the nearest integers.
 
     Raises:
-        MechanismError: the sum is not what the plan was made for, or holds more than the cap of units allows.
+        MechanismError: The sum is not what the plan was made for, or holds more than the cap of units allows.
+
+    Example:
+        >>> from common.privacy.clipping import ClippedSum
+        >>> plan = plan_noise(coordinates=3, clip=1.0, noise_multiplier=1.0, institutions=2, cap=10)
+        >>> total = quantise(ClippedSum(vector=np.array([0.5, -0.25, 0.0]), sensitivity=1.0), plan)
+        >>> dequantise(total.values.astype(np.uint32), plan).round(6).tolist()  # without any noise
+        [0.5, -0.25, 0.0]
+
     """
     if (total.coordinates, total.sensitivity) != (plan.coordinates, plan.clip):
         raise MechanismError(f"wanted {plan.coordinates} coordinates clipped to {plan.clip}, got {total}")
@@ -233,7 +249,8 @@ def rounded_gaussian(n: int, *, variance: float, randomness: Randomness) -> npt.
     Rounding adds 1/12, to within e^(−2π²·variance).
 
     Raises:
-        MechanismError: a variance that is not finite, below 1/12, or whose tail at 37 σ would leave 2⁶².
+        MechanismError: A variance that is not finite, below 1/12, or whose tail at 37 σ would leave 2⁶².
+
     """
     if not (variance > 1 / 12 and 37 * math.sqrt(variance) < LARGEST_STEP):
         raise MechanismError(f"wanted a variance above 1/12 with 37 deviations below 2⁶², got {variance}")
@@ -278,7 +295,8 @@ def dequantise(total: npt.NDArray[np.unsignedinteger], plan: NoisePlan) -> npt.N
     """The sum over all institutions in units of the gradient, [d], from its value modulo 2^bits.
 
     Raises:
-        MechanismError: another length or another ring than the plan's.
+        MechanismError: Another length or another ring than the plan's.
+
     """
     kind = np.uint32 if plan.bits == 32 else np.uint64
     if total.shape != (plan.coordinates,) or total.dtype != kind:

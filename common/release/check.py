@@ -94,10 +94,11 @@ class Expected:
     """What the one who checks knows or wants.
 
     Attributes:
-        manifest: the signed manifest's bytes, where they are not to be taken from the release or its roster is private.
-        coordinator: public key, hex; None: whoever signed.
-        signatures: fewest institutions that must have signed; None: all of the roster.
-        base: the base model's directory, to make the frozen factors again; None: they are not compared.
+        manifest: The signed manifest's bytes, where they are not to be taken from the release or its roster is private.
+        coordinator: Public key, hex; None: whoever signed.
+        signatures: Fewest institutions that must have signed; None: all of the roster.
+        base: The base model's directory, to make the frozen factors again; None: they are not compared.
+
     """
 
     manifest: bytes | None = None

@@ -54,6 +54,10 @@ def from_integers(values: NDArray[np.int64], *, bits: Bits, cohort: int) -> Summ
     Raises:
         WrongShape: Not a vector of int64.
 
+    Example:
+        >>> from_integers(np.array([3, -1, 2**32 + 5]), bits=32, cohort=2).words.tolist()
+        [3, 4294967295, 5]
+
     """
     if values.ndim != 1 or values.dtype != np.int64:
         raise WrongShape(f"wanted a vector of int64, got {values.dtype} of shape {values.shape}")

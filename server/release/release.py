@@ -61,6 +61,7 @@ class RunLeft:
     Attributes:
         signed: the signed manifest's bytes.
         directory: checkpoints, journal of attempts, audit log.
+
     """
 
     signed: bytes = field(repr=False)
@@ -76,6 +77,7 @@ class ReleasePlan:
         out: the folder to make; it must not exist.
         roster: whether the institutions' names and keys go out with it.
         rounds: ``done``: a run that has rounds left, too.
+
     """
 
     base: Path
