@@ -15,6 +15,7 @@ from typing import Annotated, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from common.config import Digest
 from common.errors import ProtocolError
 from common.manifest.manifest import MAX_MANIFEST_BYTES
 
@@ -33,7 +34,6 @@ FIELD: Final = "message"
 """Name of the record's only field: the wire bytes of ``common.wire.messages``."""
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
 Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
-SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class StewardPort(Protocol):
@@ -75,7 +75,7 @@ class Contribute(_Message, frozen=True, kw_only=True, tag="contribute"):
 
     round: Round
     attempt: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
@@ -83,7 +83,7 @@ class Evaluate(_Message, frozen=True, kw_only=True, tag="evaluate"):
     """Coordinator → institution: hold-out loss of this global adapter."""
 
     round: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
