@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from client.commands.check import check
 from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
@@ -81,6 +80,13 @@ def digest(
     typer.echo(open_base(base, allow_download=download).digest)
 
 
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check() -> None:
+    """Say which commands look at a folder now."""
+    typer.echo("to look at a folder of pictures: darkroom-client ingest FOLDER, or darkroom-sim check FOLDER", err=True)
+    raise typer.Exit(2)
+
+
 @log.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="The audit log.")],
@@ -98,7 +104,7 @@ def verify(
     typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
 
 
-SITE = (check, init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
+SITE = (init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
 VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
 for command in (*SITE, *VAULT, accept_vault, accept_clock):
     app.command()(command)

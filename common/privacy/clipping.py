@@ -3,6 +3,22 @@
 A unit's gradient is the mean over its K draws of (image of the unit, timestep, noise), taken at one and the same
 adapter, and is scaled down to norm C if it is longer (Abadi et al. 2016, arXiv:1607.00133). The mean comes *before* the
 clip: clipping each draw on its own lets one unit move the sum by K·C.
+
+Example:
+    Two units, of which one would pull two hundred times as hard:
+
+    >>> import torch
+    >>> from peft import LoraConfig, inject_adapter_in_model
+    >>> lora = LoraConfig(r=1, target_modules=["0"], init_lora_weights=False)
+    >>> model = inject_adapter_in_model(lora, torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)))
+    >>> for parameter in model.parameters():
+    ...     _ = parameter.data.fill_(0.5)
+    >>> trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    >>> units = torch.tensor([[1.0, 2.0], [200.0, 400.0]])
+    >>> total = clipped_sum(model, trained, [units], lambda batch: model(batch).square().sum(1), clip=0.001)
+    >>> total, round(float((total.vector**2).sum() ** 0.5), 6)  # both pull the same way
+    (ClippedSum(sensitivity=0.001), 0.002)
+
 """
 
 from __future__ import annotations
@@ -84,20 +100,6 @@ def clipped_sum(
 
     Raises:
         ClippingError: A model or batch whose per-unit gradients cannot be had exactly.
-
-    Example:
-        Two units, of which one would pull two hundred times as hard:
-
-        >>> from peft import LoraConfig, inject_adapter_in_model
-        >>> lora = LoraConfig(r=1, target_modules=["0"], init_lora_weights=False)
-        >>> model = inject_adapter_in_model(lora, torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)))
-        >>> for parameter in model.parameters():
-        ...     _ = parameter.data.fill_(0.5)
-        >>> trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        >>> units = torch.tensor([[1.0, 2.0], [200.0, 400.0]])
-        >>> total = clipped_sum(model, trained, [units], lambda batch: model(batch).square().sum(1), clip=0.001)
-        >>> total, round(float((total.vector**2).sum() ** 0.5), 6)  # both pull the same way
-        (ClippedSum(sensitivity=0.001), 0.002)
 
     """
     if not (clip > 0 and math.isfinite(clip)):

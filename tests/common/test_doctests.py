@@ -14,7 +14,7 @@ FOLDERS = [Path(common.__file__).parent / name for name in ("privacy", "secagg")
 ROOMS = sorted(f"common.{path.parent.name}.{path.stem}" for folder in FOLDERS for path in folder.glob("[!_]*.py"))
 SHOWN = {
     "common.privacy.accounting": {"epsilon", "calibrate"},
-    "common.privacy.clipping": {"clipped_sum"},
+    "common.privacy.clipping": {"clipping"},
     "common.privacy.mechanisms": {"plan_noise", "quantise"},
     "common.privacy.sampling": {"sample_units", "draw_images", "overflow_probability", "smallest_cap"},
     "common.privacy.statements": {"figure", "state"},
