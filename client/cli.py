@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands.ingest import ingest, ingest_rules, pseudonym
+from client.commands.ingest import ingest, ingest_rules, pseudonym, receipt_app
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
 from client.commands.runs import app as release
@@ -22,6 +22,7 @@ app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=Tru
 log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log, name="log")
 app.add_typer(release, name="release")
+app.add_typer(receipt_app, name="receipt")
 app.add_typer(picture, name="picture")
 
 Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]

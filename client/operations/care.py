@@ -19,7 +19,8 @@ from client.governance.ledger_store import check_store
 from client.governance.policy import read_policy
 from client.governance.rollback import check_ledger, noted_in, read_noted
 from client.operations.erasure import erase_noted
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
+from client.vault.records import today
 from common.audit_log import read_entries
 from common.errors import ConfigError, DarkroomError
 
