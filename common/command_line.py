@@ -2,8 +2,6 @@
 
 A user's mistake gets one clear message and exit code 2; an interrupt gets a last line that says what is kept and how to
 go on, and exit code 130, or 143 after SIGTERM. None of them shows a stack trace.
-
-``release verify``, which both command lines have: a release is checked alike by whoever holds it.
 """
 
 from __future__ import annotations
@@ -18,10 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Final, Never, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, Final, Never, TypeVar
 
 from common.durable_files import owner_only_files
 from common.errors import DarkroomError
@@ -159,24 +154,3 @@ def quiet_libraries() -> None:
     for name in ("client", "common", "server", "simulations"):
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def verify(
-    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="The run's signed manifest; needed unless it is inside.")
-    ] = None,
-    coordinator: Annotated[str | None, typer.Option(help="The key that must have signed, 64 digits.")] = None,
-    signatures: Annotated[
-        int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="The base model's folder; needed to compare the factors that were never trained."),
-    ] = None,
-) -> None:
-    """Check every file, figure and signature of a release, and say each fault."""
-    from common.release.check import verify_release  # noqa: PLC0415 - torch takes seconds to load
-
-    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures, base=base):
-        typer.echo(line)

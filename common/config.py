@@ -1,11 +1,11 @@
-"""The run configuration: what coordinator and institutions must agree on before a run starts.
+"""The run configuration, and how a TOML file becomes a typed struct, here and wherever there are settings.
 
-Everything here is public. A site's own rules and paths are not part of it.
+A run's settings are what coordinator and institutions must agree on before it starts. All of it is public; a site's own
+rules and paths are not part of it.
 
-Read a TOML file into a typed struct and report every fault in it at once.
-
-msgspec stops at the first fault; somebody who mends a configuration wants the whole list. So each key is converted by
-itself, unknown keys are named with the nearest known one, and ``check`` methods add what types cannot say.
+:func:`parse_config` reports every fault of a file at once: msgspec stops at the first, and somebody who mends a file
+wants the whole list. So each key is converted by itself, unknown keys are named with the nearest known one, and
+``faults`` methods add what types cannot say.
 """
 
 from __future__ import annotations
@@ -13,18 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    Protocol,
-    TypeVar,
-    get_args,
-    get_origin,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -54,6 +43,10 @@ PLAIN_WORDS: Final = "the coordinator sees every institution's update in the cle
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of configuration tables: immutable, no unknown keys."""
+
+    def faults(self) -> Iterator[str]:
+        """One sentence for each rule that is broken, of those that types cannot say."""
+        yield from ()
 
 
 class BaseModelConfig(Config, frozen=True, kw_only=True):
@@ -275,16 +268,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
             yield 'server.subtract_noise: wanted with optimizer = "adam" only'
 
 
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """A struct with rules beyond its types."""
-
-    def faults(self) -> Iterator[str]:
-        """One sentence for each rule that is broken."""
-        ...
+T = TypeVar("T", bound=Config)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -331,10 +315,9 @@ def _parse(table: Mapping[str, Any], into: type[T], prefix: str, faults: list[st
             faults.append(f"{prefix}{key}: missing; wanted {wanted(field.type)}")
     if len(faults) > before:
         return None
-    made: object = into(**values)
-    if isinstance(made, Checked):  # a struct may lack rules
-        faults += [f"{prefix}{fault}" for fault in made.faults()]
-    return made if isinstance(made, into) else None
+    made = into(**values)
+    faults += [f"{prefix}{fault}" for fault in made.faults()]
+    return made
 
 
 def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # noqa: ANN401 - TOML values
@@ -370,10 +353,10 @@ def _bare(kind: Any) -> Any:  # noqa: ANN401 - a type annotation
     return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
 
 
-def _struct_in(kind: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type annotation
+def _struct_in(kind: Any) -> type[Config] | None:  # noqa: ANN401 - a type annotation
     """The struct type of an annotation ``S`` or ``S | …``, if there is exactly one."""
     options = [kind, *get_args(kind)] if get_origin(kind) is not tuple else []
-    structs = [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+    structs = [option for option in options if isinstance(option, type) and issubclass(option, Config)]
     return structs[0] if len(structs) == 1 else None
 
 

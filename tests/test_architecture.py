@@ -31,6 +31,10 @@ FLOWER_ROOMS = {
 }
 
 
+# a file that has to last is made by one room; the vault's blobs force each to disk and their folder once a change
+DURABLE_ROOMS = {"common/durable_files.py", "client/vault/blobs.py"}
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -76,6 +80,12 @@ def test_flower_and_cryptography_keep_to_their_rooms(path: Path) -> None:
         assert not {module for module in imported if module.split(".")[0] == "flwr"}
     if name not in CRYPTOGRAPHY_ROOMS:
         assert not {module for module in imported if module.split(".")[0] == "cryptography"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_that_survive_a_crash_are_made_in_one_room(path: Path) -> None:
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & {"O_EXCL", "fsync", "fdatasync"} or name_of(path) in DURABLE_ROOMS
 
 
 def without_encoding(tree: ast.Module) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.command_line import verify
+from common.release.command import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

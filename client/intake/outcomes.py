@@ -16,6 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final, Self, TextIO, TypeAlias
 
 from common.command_line import spelt_out
+from common.durable_files import open_new, write_atomically
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class LeftOut:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            descriptor = open_new(path)
         except OSError as error:
             raise DataError(
                 f"{path}: the list of files cannot be made ({error.strerror}); give another path"
@@ -298,15 +299,7 @@ def write_contact_sheet(report: IntakeReport, path: Path, *, now: datetime) -> N
     It holds what must not leave: previews and captions as they came in. So it is one file, readable by its owner alone,
     that loads nothing and runs no script.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(render_contact_sheet(report, now=now))
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_atomically(path, render_contact_sheet(report, now=now).encode(errors="backslashreplace"))
 
 
 def render_contact_sheet(report: IntakeReport, *, now: datetime) -> str:

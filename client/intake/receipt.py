@@ -18,7 +18,7 @@ from client.intake import burned_text, captions, dicom, duplicates, faces
 from common.audit_log import parse_public_key
 from common.command_line import spelt_out
 from common.crypto.primitives import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
-from common.durable_files import sync_folder
+from common.durable_files import open_new, sync, sync_folder
 from common.errors import BadSignature, DataError
 from common.field_words import decoding_fault
 
@@ -163,7 +163,7 @@ class Room:
         if path.exists() or path.is_symlink():
             raise FileExistsError(errno.EEXIST, "a receipt is not overwritten: give another path", str(path))
         draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        descriptor = open_new(draft)
         try:
             os.posix_fallocate(descriptor, 0, _ROOM_BYTES)
         except OSError as error:
@@ -179,8 +179,7 @@ class Room:
         with self.draft.open("r+b") as file:
             file.write(data)
             file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         self.draft.rename(self.path)
         sync_folder(self.path.parent)
 

@@ -7,7 +7,6 @@ deleted, since backups of the vault are opened by it: whoever wants them unreada
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
 from common.audit_log import read_entries
 from common.crypto.identity_file import read_identity_file
+from common.durable_files import write_atomically
 from common.errors import ConfigError, DarkroomError, VaultError
 
 if TYPE_CHECKING:
@@ -70,11 +70,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
     text = site_file.read_text(encoding="utf-8")
     if len(_SOURCE.findall(text)) != 1:
         raise ConfigError(f"{site_file}: wanted the source of the vault's key on one line of its own")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(_SOURCE.sub(lambda _: line, text))
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(beside, _SOURCE.sub(lambda _: line, text).encode())
     new = read_site(beside)
     if new.vault == site.vault or msgspec.structs.replace(new, vault=site.vault) != site:
         raise ConfigError(f"{line}: is where the vault's key comes from already; give another")

@@ -6,7 +6,6 @@ A folder is made elsewhere and moved into its place when it is whole, so that on
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,7 @@ from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.vault import Vault
 from common.audit_log import AuditLog
 from common.crypto.identity_file import create_identity_file, read_identity_file
-from common.durable_files import whole_folder
+from common.durable_files import whole_folder, write_new
 from common.errors import ConfigError
 from common.field_words import not_wanted
 from common.manifest.manifest import InstitutionName
@@ -134,12 +133,12 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
         Step(
             path=layout.site_file,
             what="settings",
-            make=lambda: _write(layout.site_file, _SITE.format(name=name, key=_key_line(key))),
+            make=lambda: write_new(layout.site_file, _SITE.format(name=name, key=_key_line(key)).encode()),
         ),
         Step(
             path=layout.policy_file,
             what="this site's own rules",
-            make=lambda: _write(layout.policy_file, _POLICY),
+            make=lambda: write_new(layout.policy_file, _POLICY.encode()),
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
         *_key_steps(folder, key),
@@ -189,14 +188,6 @@ def make_site(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[Ste
 def _refuse_present(steps: tuple[Step, ...]) -> None:
     if there := [str(step.path) for step in steps if step.path.exists() or step.path.is_symlink()]:
         raise ConfigError(f"exists, and is not overwritten: {', '.join(there)}; give a new folder")
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _key_line(key: VaultConfig) -> str:

@@ -59,6 +59,7 @@ class SiteRecords:
     Attributes:
         population: the site's name for the set of privacy units that it trains on; the ledger's account.
         pricing: works out what an approved run costs.
+
     """
 
     identity: Identity

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from common.crypto.primitives import random_key
+from common.durable_files import open_new
 from common.errors import StewardRunning, StewardUnavailable
 from common.host.file_lock import is_locked, locked
 
@@ -114,8 +115,7 @@ def create_token_file(path: Path, *, group_id: int = -1) -> None:
         FileExistsError: There is one.
 
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(open_new(path), "wb") as file:
         file.write(random_key().reveal().hex().encode() + b"\n")
         if group_id >= 0:
             os.fchown(file.fileno(), -1, group_id)

@@ -34,7 +34,7 @@ from common.adapter.vector import trained_parameters
 from common.crypto.randomness import SystemRandomness, repeatable_randomness
 from common.errors import AccountingError, ProtocolError
 from common.privacy.clipping import ClippedSum, clipped_sum
-from common.privacy.mechanisms import QuantizedSum, add_noise, quantise
+from common.privacy.mechanisms import QuantisedSum, add_noise, quantise
 from common.privacy.sampling import draw_images, sample_units
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class PrivateUpdate:
         )
         return add_noise(self._quantised(chosen, noise, randomness), randomness)
 
-    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantizedSum:
+    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantisedSum:
         try:
             rows = self.picture_rows(chosen, randomness)
             # timesteps and diffusion noise are part of the query and hide nothing; a fast generator may draw them
@@ -123,7 +123,7 @@ class PrivateUpdate:
             return quantise(self.clipped(rows, rng), noise)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not tell that somebody was sampled
             _LOG.error("a contribution is noise alone, because it could not be computed: %s", place_of(error))
-            return QuantizedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
+            return QuantisedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
 
     def picture_rows(self, chosen: NDArray[np.int64], randomness: Randomness) -> NDArray[np.int64]:
         """Pictures of the chosen units' K draws, [units·K], unit by unit."""
@@ -198,6 +198,7 @@ class TrainingSide:
         shard: encoded training pictures.
         units: training pictures of each privacy unit.
         answer_times: whether what it computes follows the size of a round's sample.
+
     """
 
     name: str

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client.vault.errors import VaultBusy, VaultUnavailable
+from common import durable_files
 from common.crypto.primitives import random_name
+from common.durable_files import open_new
 from common.host.file_lock import locked
 
 if TYPE_CHECKING:
@@ -32,14 +34,14 @@ class BlobFolder:
     path: Path
 
     def write(self, name: bytes, sealed: bytes) -> None:
-        """Force a new file to disk; :meth:`sync` then makes its name last.
+        """Force a new file to disk; :meth:`sync` then makes its name last, and those of all others of one change.
 
         Raises:
             VaultUnavailable: Full disk, rights, or a failing device.
 
         """
         try:
-            descriptor = os.open(self._file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = open_new(self._file(name))
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 view = memoryview(sealed)
                 while view:
@@ -122,11 +124,7 @@ def generation_of(name: bytes) -> int:
 def sync_folder(path: Path) -> None:
     """Make the names in a folder last, or raise VaultUnavailable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable_files.sync_folder(path)
     except OSError as error:
         raise VaultUnavailable(f"{path}: {error.strerror}") from error
 

@@ -12,6 +12,8 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
+from common.durable_files import open_new
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -61,7 +63,7 @@ def created(path: Path, schema: Iterable[str], *, busy_seconds: float) -> Iterat
         OSError: It cannot be made.
 
     """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.close(open_new(path))
     with contextlib.closing(connect(path, busy_seconds=busy_seconds)) as store, transaction(store):
         for statement in schema:
             store.execute(statement)

@@ -3,9 +3,8 @@
 The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
 carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
 
-Where the untrusted shim meets the institution's steward, and the names both ends of Flower use for it.
-
-The shim travels in Flower's bundle together with ``common`` alone, so what it knows of a steward stands here.
+What the untrusted shim knows of a steward stands here too, since it travels in Flower's bundle with ``common`` alone:
+:class:`StewardPort`, and the names under which Flower carries the bytes.
 """
 
 from __future__ import annotations
@@ -16,19 +15,33 @@ from typing import Annotated, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from common.config import Digest
 from common.errors import ProtocolError
 from common.manifest.manifest import MAX_MANIFEST_BYTES
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """Larger messages are refused before they are decoded."""
-
 MAX_CONTROL_BYTES: Final = 1 << 18
 """Longest message of a session's opening."""
-
+MESSAGE_TYPE: Final = "query.ask"
+"""Flower's message type for every request; what is asked stands in the bytes."""
+ACTION: Final = "ask"
+"""The action part of :data:`MESSAGE_TYPE`."""
+RECORD: Final = "darkroom"
+"""Name of the only record of a message's content."""
+FIELD: Final = "message"
+"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
 Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
-SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class StewardPort(Protocol):
+    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
+
+    def answer(self, request: bytes) -> bytes:
+        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
+        ...
 
 
 class RefusalCode(StrEnum):
@@ -64,7 +77,7 @@ class Contribute(Message, frozen=True, kw_only=True, tag="contribute"):
 
     round: Round
     attempt: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
@@ -72,7 +85,7 @@ class Evaluate(Message, frozen=True, kw_only=True, tag="evaluate"):
     """Coordinator → institution: hold-out loss of this global adapter."""
 
     round: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
@@ -133,6 +146,7 @@ SecureRequest: TypeAlias = Propose | OpenSecureSession | ShareSessionKeys | Cont
 Request: TypeAlias = PlainRequest | SecureRequest
 SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
 M = TypeVar("M")
+_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
 
 
 def encode(message: Message) -> bytes:
@@ -150,9 +164,6 @@ def decode_request(data: bytes) -> Request:
     return decode_as(data, _REQUESTS)
 
 
-_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
-
-
 def decode_as(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
     """What the decoder makes of bytes from outside.
 
@@ -166,21 +177,3 @@ def decode_as(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
         return decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"message of {len(data)} bytes cannot be read: {error}") from error
-
-
-MESSAGE_TYPE: Final = "query.ask"
-"""Flower's message type for every request; what is asked stands in the bytes."""
-ACTION: Final = "ask"
-"""The action part of :data:`MESSAGE_TYPE`."""
-RECORD: Final = "darkroom"
-"""Name of the only record of a message's content."""
-FIELD: Final = "message"
-"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
-
-
-class StewardPort(Protocol):
-    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
-
-    def answer(self, request: bytes) -> bytes:
-        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
-        ...

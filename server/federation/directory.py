@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -20,7 +19,7 @@ from common.crypto.certificates import (
     issue_server_certificate,
 )
 from common.crypto.identity_file import create_identity_file, read_identity_file
-from common.durable_files import UNFINISHED, whole_folder, write_atomically
+from common.durable_files import UNFINISHED, whole_folder, write_atomically, write_new
 from common.errors import ProvisioningError
 from common.host.file_lock import locked
 from common.host.preflight import PreflightLimits
@@ -341,9 +340,7 @@ def _fill(
         directory.take(content)
     create_authority(directory.file("ca.crt"), directory.file("ca.key"), name=config.name, now=now)
     identity = create_identity_file(directory.file("coordinator.key"))
-    descriptor = os.open(directory.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(32))
+    write_new(directory.superexec_secret, secrets.token_urlsafe(32).encode())
     directory.issue(config, now=now)
     directory.write_roster(Roster())
     write_atomically(directory.config_file, msgspec.toml.encode(config))

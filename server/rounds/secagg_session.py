@@ -78,6 +78,7 @@ class SecureRun:
         manifest: the signed manifest's bytes.
         identity: the coordinator's key, which the manifest names.
         audit: the coordinator's own log.
+
     """
 
     manifest: bytes

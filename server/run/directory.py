@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from common.durable_files import naming, write_atomically
+from common.durable_files import naming, sync, write_atomically
 from server.rounds.reports import RunObserver
 from server.run.checkpoint import package_versions, plain_values
 
@@ -106,8 +106,7 @@ class RunDirectory(RunObserver):
         path = self._path / METRICS
         with naming(path), path.open("ab") as file:
             file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def _write(self, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)

@@ -73,6 +73,7 @@ def measure(setting: Setting, *, rounds: int, steps: Sequence[str] = DEFAULT_STE
         setting: model, adapter and batch.
         rounds: timed rounds; one more warms up and measures memory.
         steps: names of :data:`STEPS`; ``plain`` is always among them.
+
     """
     subject = build(setting)
     names = ["plain", *(name for name in steps if name != "plain")]

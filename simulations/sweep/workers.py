@@ -27,6 +27,7 @@ import torch
 
 from client.training.trainer import build_trainer
 from common.command_line import quiet_libraries
+from common.durable_files import sync
 from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
 from simulations.experiments.run import Federation, federate, open_scenario_base
@@ -179,8 +180,7 @@ def append_outcome(path: Path, outcome: Outcome) -> None:
     writer.writerow(values)
     with path.open("a", encoding="utf-8") as file:
         file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def read_outcomes(path: Path) -> tuple[Outcome, ...]:

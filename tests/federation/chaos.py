@@ -83,7 +83,8 @@ class Federation:
 
     def processes(self, kind: str) -> list[int]:
         """Ids of the living processes of a kind, in a fixed order; of what we started, and of what that started."""
-        own = {name: pid for name, each in self._supervisors.items() for pid in each.alive().values()}
+        started = [(name, one.process) for name, each in self._supervisors.items() for one in each._running]
+        own = {name: process.pid for name, process in started if process.poll() is None}
         if kind in {"up", "steward", "join"}:
             return [pid for name, pid in own.items() if name.split()[0] == kind]
         program, below = _PROGRAMS[kind], set(own.values())

@@ -142,7 +142,6 @@ def test_two_adapters_for_two_sites_give_a_void_sum(ring: Ring) -> None:
         ("slack", 0.0),
         ("lost", 1e-4),
         ("delta", 9e-4),
-        ("relation", "replace_one"),
     ],
 )
 def test_privacy_terms_that_do_not_follow_from_the_settings_are_refused(
