@@ -93,7 +93,7 @@ def pseudonym(config: Site = Path("site.toml")) -> None:
     from client.site.settings import read_site
     from common.crypto.identity_file import read_identity_file
 
-    key = IntakeKey.of(read_identity_file(Path(read_site(config).identity)))
+    key = IntakeKey.of(read_identity_file(read_site(config).identity))
     # asked for, since arguments show in the shell's history and to other users
     typer.echo(key.pseudonym(typer.prompt("PatientID, or IssuerOfPatientID/PatientID if objects name an issuer")))
 
@@ -135,13 +135,13 @@ def _against_vault(intake: Intake, config: Path) -> IntakeReport:
         typer.echo(f"no {config}: looking without a vault; who would be held out is drawn anew each time")
         return intake.run(IntakeKey(random_key()))
     site = read_site(config)
-    identity = read_identity_file(Path(site.identity))
-    noted = read_noted(Path(site.audit_log), identity.public)
-    if noted.vault is None and not Path(site.vault.directory).exists():
+    identity = read_identity_file(site.identity)
+    noted = read_noted(site.audit_log, identity.public)
+    if noted.vault is None and not site.vault.directory.exists():
         return intake.run(IntakeKey.of(identity))
     with open_vault(site.vault, expected=noted.vault) as vault:
         forget_passphrase(site.vault)
-        if unfinished(read_entries(Path(site.audit_log))) is not None:
+        if unfinished(read_entries(site.audit_log)) is not None:
             typer.echo("the last intake left no receipt; the next one with --commit writes it for what was added")
         return intake.run(IntakeKey.of(identity), vault)
 
@@ -154,8 +154,8 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     from common.errors import ConfigError
 
     site = read_site(config)
-    identity = read_identity_file(Path(site.identity))
-    path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
+    identity = read_identity_file(site.identity)
+    path = receipt or site.vault.directory.parent / "receipts" / _file_name()
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
     try:

@@ -51,7 +51,7 @@ def request(
     site = read_site(layout.site_file)
     if name != site.name:
         raise ProvisioningError(f"--name: {layout.site_file} says that this is {site.name}; got {name}")
-    made, path = request_to_join(layout, name=name, contact=contact, identity_file=Path(site.identity))
+    made, path = request_to_join(layout, name=name, contact=contact, identity_file=site.identity)
     typer.echo(f"wrote {path}; send it to the coordinator. It holds nothing secret")
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
 

@@ -102,7 +102,7 @@ def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> No
         used = runs_of(plan, site)
         if not _agreed(plan, used, commit=commit, yes=yes):
             return
-        audit = open_log(Path(site.config.audit_log), site.identity)
+        audit = open_log(site.config.audit_log, site.identity)
         # also where nothing is left to destroy: an erasure that was broken off has no last entry yet
         with last_words(lambda: "stopped, maybe in part: give the same command again; it ends what is left"):
             erased = erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
@@ -209,4 +209,4 @@ def _audit(site: SiteConfig, stack: ExitStack) -> AuditLog:
     from common.crypto.identity_file import read_identity_file
 
     stack.enter_context(held(socket_place(site.service)))
-    return open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
+    return open_log(site.audit_log, read_identity_file(site.identity))

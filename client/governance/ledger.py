@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 BUSY_SECONDS: Final = 60.0
+"""How long a charge waits for another."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from client.governance.ledger_store import chain_of, connection, read_rows
+from client.governance.ledger_store import chain_of, rows_in
 from client.vault.records import VaultState
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import AuditLogError, LedgerError
@@ -41,7 +41,6 @@ PREPARED: Final = "prepared"
 """Kind of the entry that says in which run the vault's pictures are about to be used."""
 VAULT_ACCEPTED: Final = "vault_accepted"
 """Kind of an operator's entry: from here on, this vault is the one."""
-_BUSY_SECONDS: Final = 10.0
 
 
 class LedgerRolledBack(LedgerError):
@@ -128,8 +127,7 @@ def check_ledger(path: Path, noted: Noted) -> None:
         LedgerError: It cannot be read.
 
     """
-    with connection(path, busy_seconds=_BUSY_SECONDS) as store:
-        rows = read_rows(store)
+    rows = rows_in(path)
     if len(rows) < noted.row:
         raise LedgerRolledBack(
             f"{path}: holds {len(rows)} contributions, and the audit log says that {noted.row} were charged: an older "

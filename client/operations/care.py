@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.governance.ledger_store import check_store
@@ -86,7 +85,6 @@ class Retention:
 
 LOOK_SECONDS: Final = 600.0
 """Checking every signature of a long log takes seconds."""
-_BUSY_SECONDS: Final = 10.0
 
 
 @dataclass(kw_only=True)
@@ -118,9 +116,9 @@ class BooksCondition:
 
     def _check(self) -> None:
         config = self.site.config
-        if read_policy(Path(config.policy)) != self.site.policy:
+        if read_policy(config.policy) != self.site.policy:
             raise ConfigError(f"{config.policy}: was changed; restart the steward, which still goes by the old one")
-        check_store(Path(config.ledger), busy_seconds=_BUSY_SECONDS)
+        check_store(config.ledger)
         # looked at from inside the turnstile, as the log is written to: a line without its end is damage
-        noted = read_noted(Path(config.audit_log), self.site.identity.public, unfinished="refuse")
-        check_ledger(Path(config.ledger), noted)
+        noted = read_noted(config.audit_log, self.site.identity.public, unfinished="refuse")
+        check_ledger(config.ledger, noted)

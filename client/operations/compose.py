@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.governance.pricing import PricedAside
@@ -31,7 +30,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         LedgerError: The vault's pictures were charged under another name.
 
     """
-    audit = open_log(Path(site.config.audit_log), site.identity)
+    audit = open_log(site.config.audit_log, site.identity)
     vault = hold_vault(site.config.vault) if records is None else site.config.vault
     of_vault = VaultRecords(config=vault, population=site.config.population, audit=audit)
     room = TrainingRoom.of_site(site.config, records or of_vault)

@@ -16,7 +16,6 @@ import signal
 import threading
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.governance.rollback import VAULT, noted_in, open_log
@@ -34,6 +33,7 @@ from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from client.intake.ingest import Intake
     from client.intake.receipt import Receipt
@@ -71,7 +71,7 @@ def add_to_vault(site: SiteConfig, identity: Identity, intake: Intake, papers: P
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), identity)
+        audit = open_log(site.audit_log, identity)
         vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
         forget_passphrase(site.vault)
         desk = _Desk(identity, audit, vault, papers)
@@ -205,8 +205,8 @@ def _room(path: Path) -> Room:
 
 def _vault(site: SiteConfig, noted: VaultState | None) -> Vault:
     """The site's vault for writing; its first intake makes it."""
-    if noted is None and not Path(site.vault.directory).exists():
-        return Vault.create(Path(site.vault.directory), master_key(site.vault))
+    if noted is None and not site.vault.directory.exists():
+        return Vault.create(site.vault.directory, master_key(site.vault))
     return open_vault(site.vault, access="write", expected=noted)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -27,6 +26,8 @@ from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, DarkroomError, VaultError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site.settings import SiteConfig, VaultConfig
 
 _SOURCE: Final = re.compile(r"^\s*(key_file|passphrase_file|passphrase_env|keyring)\s*=.*$", re.MULTILINE)
@@ -49,7 +50,7 @@ def rotate_key(site_file: Path, line: str) -> None:
     beside = site_file.with_suffix(".new.toml")
     with ExitStack() as stack:
         stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
+        audit = open_log(site.audit_log, read_identity_file(site.identity))
         noted = noted_in(read_entries(audit.path)).vault
         vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
         try:
@@ -84,7 +85,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
 def _make_key(source: VaultConfig) -> None:
     """A passphrase is a person's own."""
     if source.key_file is not None:
-        create_key_file(Path(source.key_file))
+        create_key_file(source.key_file)
     elif source.keyring is not None:
         create_keyring_key(source.keyring)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,9 +30,8 @@ from common.manifest.manifest import InstitutionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-KEY_FILE: Final = VaultConfig(key_file="vault.key")
+KEY_FILE: Final = VaultConfig(key_file=Path("vault.key"))
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
 
 _SITE: Final = """\
@@ -201,7 +201,7 @@ def _write(path: Path, text: str) -> None:
 
 def _key_line(key: VaultConfig) -> str:
     name, value = next((name, value) for name in _SOURCES if (value := getattr(key, name)) is not None)
-    return msgspec.toml.encode({name: value}).decode().strip()
+    return msgspec.toml.encode({name: str(value)}).decode().strip()
 
 
 def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
@@ -215,7 +215,7 @@ def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
 def _make_vault(folder: Path, key: VaultConfig) -> None:
     if key.keyring is not None:
         create_keyring_key(key.keyring)
-    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=str(folder / key.key_file))
+    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=folder / key.key_file)
     Vault.create(SiteLayout(folder).vault, master_key(placed)).close()
 
 

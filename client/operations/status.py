@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.governance.ledger_store import connection, read_rows
+from client.governance.ledger_store import rows_in
 from client.site.open_site import link_to_steward
 from client.site.serving_policy import older_policy, restart_words
 from client.site.vault_access import count_vault, today
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 CONTACT_KINDS: Final = frozenset({"joined", "session", "charged", "contributed", "refused", "turned_away"})
 """Audit entries that somebody outside caused."""
-_BUSY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +80,10 @@ def site_status(site: OpenSite) -> SiteStatus:
         AuditLogError: The audit log is damaged.
 
     """
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     verified = verify_log(path, site.identity.public, unfinished="leave")  # a steward may be writing just now
     entries = list(read_entries(path))
-    with connection(Path(site.config.ledger), busy_seconds=_BUSY_SECONDS) as store:
-        rows = read_rows(store)
+    rows = rows_in(site.config.ledger)
     contacts = [entry.time for entry in entries if entry.kind in CONTACT_KINDS]
     return SiteStatus(
         populations=tuple(_populations(site, rows)),

@@ -7,7 +7,6 @@ learn a site's limits. Commands that speak for the policy compare.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +17,8 @@ from common.durable_files import write_atomically
 from common.errors import StewardUnavailable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site.open_site import OpenSite
     from client.site.settings import SiteConfig
 
@@ -72,4 +73,4 @@ def restart_words(older: ServingPolicy) -> str:
 
 
 def _file(config: SiteConfig) -> Path:
-    return Path(config.service.socket).with_suffix(".policy")
+    return config.service.socket.with_suffix(".policy")

@@ -36,7 +36,7 @@ def master_key(config: VaultConfig) -> MasterKey:
 
     """
     if config.key_file is not None:
-        return KeyFile(Path(config.key_file))
+        return KeyFile(config.key_file)
     if config.keyring is not None:
         return OsKeyring(config.keyring)
     return Passphrase.of(_passphrase(config))
@@ -46,7 +46,7 @@ def master_key(config: VaultConfig) -> MasterKey:
 class HeldVault:
     """A vault whose passphrase this process keeps, for a process that opens it again and again."""
 
-    directory: str
+    directory: Path
     key: MasterKey = field(repr=False)
 
 
@@ -75,7 +75,7 @@ def open_vault(
 
     """
     key = config.key if isinstance(config, HeldVault) else master_key(config)
-    return Vault.open(Path(config.directory), key, access=access, expected=expected)
+    return Vault.open(config.directory, key, access=access, expected=expected)
 
 
 def forget_passphrase(config: VaultConfig) -> None:
@@ -132,7 +132,7 @@ def _passphrase(config: VaultConfig) -> str:
         if not text:
             raise ConfigError(f"vault.passphrase_env: the environment has no {config.passphrase_env}")
         return text
-    path = Path(config.passphrase_file or "")
+    path = config.passphrase_file or Path()
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.steward.admission import Passage
@@ -23,6 +22,7 @@ from common.wire.steward_link import read_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from client.site.settings import ServiceConfig
     from client.steward.service import Serving
@@ -86,10 +86,10 @@ class StewardProcess:
 
     def _service(self) -> StewardService:
         settings = self.settings
-        check_token_mode(Path(settings.token), group=bool(settings.group))
+        check_token_mode(settings.token, group=bool(settings.group))
         return StewardService(
             steward=self.steward,
-            token=read_token(Path(settings.token)),
+            token=read_token(settings.token),
             turned_away=TurnedAwayAudit(audit=self.audit),
             limits=Limits(
                 message_bytes=settings.message_mib * 2**20,
@@ -124,7 +124,7 @@ class StewardProcess:
 
 def socket_place(settings: ServiceConfig) -> SocketPlace:
     """Where a site's socket stands."""
-    return SocketPlace(path=Path(settings.socket), group=settings.group)
+    return SocketPlace(path=settings.socket, group=settings.group)
 
 
 def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProcess]) -> None:
@@ -157,8 +157,8 @@ def _tcp(settings: ServiceConfig) -> TcpListener | None:
     )
 
 
-def _read(path: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StewardUnavailable(f"{path}: cannot be read ({error.strerror})") from error

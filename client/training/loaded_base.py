@@ -160,7 +160,7 @@ class TrainingRoom:
     """
 
     name: str
-    directory: str
+    directory: Path
     device: str
     limit: int | None
     records: RecordSource
@@ -242,7 +242,7 @@ class TrainingRoom:
             ModelError: It cannot be read, or its digest is another.
 
         """
-        base = open_base(str(Path(self.directory)))
+        base = open_base(str(self.directory))
         if digest is not None and base.digest != digest:
             raise DigestMismatch(f"{self.directory}: is {base.digest}; the run wants {digest}")
         return base

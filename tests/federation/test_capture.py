@@ -18,7 +18,6 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -54,6 +53,7 @@ from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -183,7 +183,7 @@ def work_out(lab: Laboratory, planted: Planted) -> Truth:
     sides = []
     for name in PICTURES:
         site = open_site(lab.root(name) / "site.toml")
-        log = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
+        log = AuditLog(path=site.config.audit_log, identity=site.identity)
         vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=log)
         room = TrainingRoom.of_site(site.config, vault)
         sides.append(room.prepare(manifest))

@@ -219,7 +219,7 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
 @pytest.mark.parametrize("what", ["policy", "audit_log", "ledger"])
 def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) -> None:
     site, now = sites.open(SITE), [0.0]
-    AuditLog(path=Path(site.config.audit_log), identity=site.identity).append("started", {})
+    AuditLog(path=site.config.audit_log, identity=site.identity).append("started", {})
     books = BooksCondition(site=site, every=60.0, clock=lambda: now[0])
 
     def later() -> bool:
@@ -245,7 +245,7 @@ def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) ->
 
 def test_status_reads_a_log_whose_last_line_is_being_written(sites: VaultSites) -> None:
     site = sites.open(SITE)
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     log = AuditLog(path=path, identity=site.identity)
     log.append("refused", {"code": "malformed"})
     log.append("refused", {"code": "replayed"})

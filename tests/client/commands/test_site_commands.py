@@ -261,7 +261,7 @@ def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(site
         def encoded(self, *_: object, **__: object) -> Any:
             raise AssertionError("pictures were read")
 
-    room = TrainingRoom(name="a", directory=str(base.directory), device="cpu", limit=100 * MIB, records=Untouched())
+    room = TrainingRoom(name="a", directory=base.directory, device="cpu", limit=100 * MIB, records=Untouched())
 
     asked = msgspec.structs.replace(open_manifest(sites.signed)[0], base_digest=base.digest)
     with pytest.raises(NotEnoughMemory):

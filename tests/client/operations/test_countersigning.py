@@ -418,7 +418,7 @@ def test_attempts_before_and_beside_those_that_this_site_was_asked_for_count(
     shutil.copy(site.config.audit_log, log)
     details = {"run": plain.release().manifest, "round": 1, "attempt": 1}
     AuditLog(path=log, identity=site.identity).append("charged", details)
-    other = replace(site, config=msgspec.structs.replace(site.config, audit_log=str(log)))
+    other = replace(site, config=msgspec.structs.replace(site.config, audit_log=log))
     told = refused(plain, other)
     assert "attempts: 2; by the rounds and attempts that this site was asked for, at least 3" in told
 

@@ -58,7 +58,7 @@ def test_a_new_site_is_the_owners_alone_and_reads_back(tmp_path: Path) -> None:
         assert stat.S_IMODE(step.path.stat().st_mode) & 0o077 == 0, step.path
     site = read_site(tmp_path / "site" / "site.toml")
     assert site.name == "st-vincent"
-    assert Path(site.service.socket) == tmp_path / "site" / "run" / "steward.sock"
+    assert site.service.socket == tmp_path / "site" / "run" / "steward.sock"
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) 
     finally:
         process.kill()
         process.wait()
-    verify_log(Path(config.audit_log), site.identity.public)
-    kinds = [entry.kind for entry in read_entries(Path(config.audit_log))]
+    verify_log(config.audit_log, site.identity.public)
+    kinds = [entry.kind for entry in read_entries(config.audit_log)]
     assert kinds == ["started", "refused", "started", "refused", "stopped"]
-    assert not Path(config.service.socket).exists()
+    assert not config.service.socket.exists()
 
 
 def test_status_shows_the_budget_without_a_steward(folder: Path) -> None:
