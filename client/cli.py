@@ -12,16 +12,15 @@ from client.commands.ingest import ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
 from client.commands.runs import app as release
-from client.commands.runs import approvals, approve, countersign, revoke
+from client.commands.runs import approvals, approve, countersign, revoke, withdraw
 from client.commands.site import init, preflight, status, units
 from client.commands.steward import steward
 from client.commands.vault import accept_clock, accept_vault, erase, expire, rotate_key
 from client.private_memory import keep_memory_private
-from common.command_line import last_words, run_command_line
+from common.command_line import last_words, log_commands, run_command_line
 
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
-log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(log, name="log")
+app.add_typer(log_commands(place=0), name="log")
 app.add_typer(release, name="release")
 app.add_typer(picture, name="picture")
 
@@ -81,27 +80,12 @@ def digest(
     typer.echo(open_base(base, allow_download=download).digest)
 
 
-@log.command()
-def verify(
-    path: Annotated[Path, typer.Argument(help="The audit log.")],
-    key: Annotated[str, typer.Option(help="Public key of the log's owner, 64 hexadecimal digits.")],
-    witness: Annotated[
-        Path | None, typer.Option(help="The coordinator's log, which holds this institution's heads.")
-    ] = None,
-    place: Annotated[
-        int, typer.Option(min=0, help="This institution's place in the run's roster, with --witness.")
-    ] = 0,
-) -> None:
-    """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
-    from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
-
-    typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
-
-
-SITE = (check, init, request, preflight, install, join, units, steward, status, approve, approvals, revoke, countersign)
-VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key)
-for command in (*SITE, *VAULT, accept_vault, accept_clock):
+SITE = (check, init, request, preflight, install, join, units, steward, status)
+RUNS = (approve, approvals, withdraw, countersign)
+VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key, accept_vault, accept_clock)
+for command in (*SITE, *RUNS, *VAULT):
     app.command()(command)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(revoke)
 
 
 def main() -> None:

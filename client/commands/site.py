@@ -1,9 +1,4 @@
-"""``init`` and ``status``.
-
-``preflight``.
-
-``units``.
-"""
+"""Commands about a site itself: init, status, preflight, units."""
 
 from __future__ import annotations
 
@@ -12,6 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from client.commands.options import (
+    Bundle,
+    Directory,
+    Fingerprint,
+    JoinPath,
+    Port,
+    Site,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +26,6 @@ if TYPE_CHECKING:
     from client.operations.status import SiteStatus, Spending
     from client.site.settings import VaultConfig
     from common.host.preflight import Check
-
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 
 
 def init(
@@ -162,13 +163,13 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def preflight(
-    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
+    directory: Directory = Path("site"),
     join_file: Annotated[
         Path | None, typer.Option(help="The join file: look at the connection, too. With --bundle and --fingerprint.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The app bundle, a .fab file.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="The coordinator's, as heard by telephone.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    port: Port = 9094,
     connection_only: Annotated[
         bool, typer.Option("--connection-only", help="As the SuperNode's user, who cannot read the vault.")
     ] = False,
@@ -207,16 +208,16 @@ def _checks(
 
 
 def units(
-    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
-    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
-    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
-    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
-    out: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    join_file: JoinPath,
+    bundle: Bundle,
+    fingerprint: Fingerprint,
+    directory: Directory = Path("site"),
+    out: Annotated[Path, typer.Option(help="Folder for the service files.")] = Path("units"),
+    port: Port = 9094,
     steward_user: Annotated[str, typer.Option(help="Unix user of the steward.")] = "darkroom-steward",
     supernode_user: Annotated[str, typer.Option(help="Unix user of the SuperNode.")] = "darkroom-supernode",
 ) -> None:
-    """Write hardened systemd units and print what an administrator runs. Nothing is installed."""
+    """Write systemd service files, hardened, and print what an administrator runs. Nothing is installed."""
     from client.connection.supernode import SuperNode
     from client.operations.systemd import SiteServices, Users
     from client.site.layout import SiteLayout

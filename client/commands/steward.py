@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
+from client.commands.options import Site
 
 
 def steward(config: Site = Path("site.toml")) -> None:

@@ -24,10 +24,9 @@ from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import AuditLogError, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-    from common.audit_log import Detail, Entry
+    from common.audit_log import Detail
     from common.crypto.primitives import Identity
 
 CHARGED: Final = "charged"
@@ -95,18 +94,18 @@ def read_noted(path: Path, owner: bytes, *, unfinished: Literal["refuse", "leave
 
     """
     verify_log(path, owner, unfinished=unfinished)
-    return noted_in(read_entries(path))
+    return noted_in(path)
 
 
-def noted_in(entries: Iterable[Entry]) -> Noted:
-    """What these entries, from the first on, say.
+def noted_in(path: Path) -> Noted:
+    """What the entries of a verified log say.
 
     Raises:
         VaultError: An entry names a vault's state in words of another version.
 
     """
     row, chain, vault, uses = 0, b"", None, set[Use]()
-    for entry in entries:
+    for entry in read_entries(path):
         details = entry.details
         number, link, state = details.get(CHARGED_ROW), details.get(CHARGED_CHAIN), details.get(VAULT)
         if entry.kind == CHARGED and isinstance(number, int) and isinstance(link, str):

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from client.governance.ledger_store import check_store
 from client.governance.policy import read_policy
-from client.governance.rollback import check_ledger, noted_in, read_noted
+from client.governance.rollback import check_ledger, read_noted
 from client.operations.erasure import erase_noted
-from client.site.vault_access import open_vault, today
-from common.audit_log import read_entries
+from client.site.vault_access import open_noted, today
 from common.errors import ConfigError, DarkroomError
 
 if TYPE_CHECKING:
@@ -74,8 +73,7 @@ class Retention:
         self._done = day
 
     def _erase(self, day: date) -> None:
-        expected = noted_in(read_entries(self.audit.path)).vault
-        with open_vault(self.vault, access="write", expected=expected) as vault:
+        with open_noted(self.vault, self.audit, access="write") as vault:
             plan = vault.plan_expiry(day)
             if plan.records:
                 self.forget()

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.governance.rollback import VAULT, noted_in, open_log
+from client.governance.rollback import VAULT
 from client.site.settings import read_site
-from client.site.vault_access import master_key, open_vault
-from client.steward.process import socket_place
-from client.steward.socket import held
+from client.site.vault_access import master_key, open_noted, open_vault
+from client.steward.process import writing
 from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
-from common.audit_log import read_entries
-from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, DarkroomError, VaultError
 
 if TYPE_CHECKING:
@@ -48,11 +44,7 @@ def rotate_key(site_file: Path, line: str) -> None:
     """
     site = read_site(site_file)
     beside = site_file.with_suffix(".new.toml")
-    with ExitStack() as stack:
-        stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(site.audit_log, read_identity_file(site.identity))
-        noted = noted_in(read_entries(audit.path)).vault
-        vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
+    with writing(site) as audit, open_noted(site.vault, audit, access="write") as vault:
         try:
             new = _settings(site, site_file, beside, line)
             _make_key(new.vault)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.governance.rollback import noted_in
 from client.vault.master_key import KeyFile, OsKeyring, Passphrase
 from client.vault.vault import Vault
 from common.errors import ConfigError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from client.vault.access import Access
     from client.vault.master_key import MasterKey
     from client.vault.records import VaultState
+    from common.audit_log import AuditLog
     from common.privacy.statements import Unit
 
 
@@ -76,6 +78,11 @@ def open_vault(
     """
     key = config.key if isinstance(config, HeldVault) else master_key(config)
     return Vault.open(config.directory, key, access=access, expected=expected)
+
+
+def open_noted(config: VaultConfig | HeldVault, audit: AuditLog, *, access: Access = "read") -> Vault:
+    """The site's vault in the last state that its log tells of; raises as :func:`open_vault`."""
+    return open_vault(config, access=access, expected=noted_in(audit.path).vault)
 
 
 def forget_passphrase(config: VaultConfig) -> None:

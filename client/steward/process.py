@@ -7,6 +7,7 @@ ledger, audit log and vault are made for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,17 +15,19 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from client.governance.rollback import open_log
 from client.steward.admission import Passage
 from client.steward.service import Limits, StewardService, TcpListener, serve
 from client.steward.socket import SocketPlace, check_token_mode, held
+from common.crypto.identity_file import read_identity_file
 from common.errors import DarkroomError, StewardUnavailable
 from common.wire.steward_link import read_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from client.site.settings import ServiceConfig
+    from client.site.settings import ServiceConfig, SiteConfig
     from client.steward.service import Serving
     from common.audit_log import AuditLog
     from common.wire.messages import StewardPort
@@ -125,6 +128,20 @@ class StewardProcess:
 def socket_place(settings: ServiceConfig) -> SocketPlace:
     """Where a site's socket stands."""
     return SocketPlace(path=settings.socket, group=settings.group)
+
+
+@contextlib.contextmanager
+def writing(site: SiteConfig) -> Iterator[AuditLog]:
+    """A site for a command that writes: the steward's place held before the log is opened, which has one writer.
+
+    Raises:
+        StewardRunning: A steward, or another command that writes, is at work.
+        AuditLogError: The log is missing or damaged.
+        CryptoError: The identity cannot be used.
+
+    """
+    with held(socket_place(site.service)):
+        yield open_log(site.audit_log, read_identity_file(site.identity))
 
 
 def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProcess]) -> None:

@@ -22,7 +22,6 @@ from client.site.vault_access import count_units, open_vault, today
 from client.training.latents import CaptionTable, EncodingPlan, LatentShard, encode_caption_table, encode_pixels
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
-from common.audit_log import read_entries
 from common.errors import DataError, EmptyFolder
 from common.host.progress import bar
 from common.manifest.manifest import canonical_bytes, manifest_digest
@@ -224,7 +223,7 @@ class VaultRecords:
             LedgerError: Its pictures were charged as something else.
 
         """
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, expected=noted.vault) as vault:
             check_use(noted, self._use(vault, unit))
 
@@ -235,8 +234,7 @@ class VaultRecords:
             VaultError: The vault cannot be opened, is damaged, or is an older copy.
 
         """
-        expected = noted_in(read_entries(self.audit.path)).vault
-        return count_units(self.config, unit, day=today(), expected=expected)
+        return count_units(self.config, unit, day=today(), expected=noted_in(self.audit.path).vault)
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """What has not expired, encoded; that this run uses it is written down first.
@@ -255,7 +253,7 @@ class VaultRecords:
         )
         run = manifest_digest(canonical_bytes(manifest)).hex()  # as the ledger names it
         unit = "image" if manifest.privacy is None else manifest.privacy.unit
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, access="write", expected=noted.vault) as vault:
             use = self._use(vault, unit)
             check_use(noted, use)

@@ -68,12 +68,12 @@ def test_approve_shows_the_run_asks_and_only_a_yes_counts(sites: VaultSites) -> 
     assert f"approved  {digest.hex()}" in invoke(sites, "approvals").output
 
 
-def test_revoke_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSites) -> None:
+def test_withdraw_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSites) -> None:
     digest = open_manifest(sites.signed)[1]
     sites.open(SITE).approvals.approve(sites.signed)
-    assert invoke(sites, "revoke", digest.hex()[:12], answer="n\n").exit_code == 1
+    assert invoke(sites, "withdraw", digest.hex()[:12], answer="n\n").exit_code == 1
     assert sites.open(SITE).approvals.is_approved(digest)
-    assert invoke(sites, "revoke", digest.hex()[:12], answer="y\n").exit_code == 0
+    assert invoke(sites, "withdraw", digest.hex()[:12], answer="y\n").exit_code == 0
     assert not sites.open(SITE).approvals.is_approved(digest)
 
 

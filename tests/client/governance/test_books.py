@@ -112,7 +112,7 @@ def test_an_older_ledger_is_refused_by_every_command(site: Path) -> None:
     kept = copy_ledger(site)
     charge(site, 4)
     put_back(site, kept)  # it is whole in itself; only the log tells
-    for words in (["status"], ["approvals"], ["steward"], ["erase"], ["expire"], ["revoke", "abcd"]):
+    for words in (["status"], ["approvals"], ["steward"], ["erase"], ["expire"], ["withdraw", "abcd"]):
         done = CliRunner().invoke(app, [*words, "--config", str(site / "site.toml")], input="x\n")
         assert isinstance(done.exception, LedgerRolledBack), (words, done.exception)
         assert "holds 4 contributions, and the audit log says that 5" in str(done.exception)

@@ -458,7 +458,7 @@ def test_a_run_that_was_never_approved_here_is_refused(world: World, plain: Rele
 def test_a_run_whose_approval_was_taken_back_is_refused(world: World, plain: ReleaseFolder, tmp_path: Path) -> None:
     shutil.copytree(world.run.sites.root / SITE, tmp_path / "site")
     site = replace(world.site(), approvals=replace(world.site().approvals, folder=tmp_path / "site" / "approvals"))
-    site.approvals.revoke(bytes.fromhex(plain.release().manifest))
+    site.approvals.withdraw(bytes.fromhex(plain.release().manifest))
     assert "not approved at this site, or no longer" in refused(plain, site)
 
 
