@@ -49,7 +49,7 @@ def approve(
     )
     briefing = work_out(told, opened, digest, site.policy)
     typer.echo(briefing.as_text())
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     typer.echo(budget_line(account, site.ledger.spent(account, run=digest.hex())))
     for line in _older_policy_words(site, opened):
         typer.echo(line)

@@ -108,8 +108,8 @@ def _tables(found: SiteStatus, vault: str) -> Group:
     budget.add_column("", overflow="fold", ratio=1)
     for heading in ("ε spent", "ε left", "limit", "δ", "charges", "round"):
         budget.add_column(heading, justify="right", no_wrap=True)
-    for each in found.populations:
-        budget.add_row(f"population {each.name}", *_figures(each))
+    for each in found.collections:
+        budget.add_row(f"collection {each.name}", *_figures(each))
     for each in found.runs:
         budget.add_row(f"run {each.name[:16]}", *_figures(each))
     return Group(budget, _facts(found, vault))
@@ -222,7 +222,7 @@ def units(
     from client.operations.systemd import SiteServices, Users
     from client.site.layout import SiteLayout
     from client.site.settings import read_site
-    from common.host.systemd import Installation, write_units
+    from common.host.systemd import Installation, write_service_files
 
     layout = SiteLayout(directory.resolve())
     SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)
@@ -234,8 +234,8 @@ def units(
         fingerprint=fingerprint,
         port=port,
     )
-    for path in write_units(services.units(), out):
+    for path in write_service_files(services.service_files(), out):
         typer.echo(f"# wrote {path}")
     typer.echo("# read them, then run as root:")
-    for step in services.steps(units=out.resolve(), join_file=join_file.resolve(), bundle=bundle.resolve()):
+    for step in services.steps(files=out.resolve(), join_file=join_file.resolve(), bundle=bundle.resolve()):
         typer.echo(step)

@@ -130,10 +130,10 @@ def _standing(manifest: Manifest, policy: SitePolicy) -> str:
 
 
 def budget_line(account: Account, spent: Spent) -> str:
-    """What the population has spent and has left."""
+    """What the collection has spent and has left."""
     left = account.lifetime.epsilon - spent.lifetime
     return (
-        f"Budget of {account.population}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
+        f"Budget of {account.collection}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
         f"δ = {account.lifetime.delta:.3g}; {left:.4g} left. ε of runs do not simply add up; the ledger composes them."
     )
 

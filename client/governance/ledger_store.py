@@ -48,6 +48,7 @@ class Row(NamedTuple):
     """One contribution."""
 
     population: str
+    """The site's collection, as the file has always called it."""
     run: str
     round: int
     attempt: int

@@ -189,7 +189,7 @@ def _read_books(site: OpenSite, release: Release) -> _Books:
     verify_log(path, site.identity.public, unfinished="leave")  # a steward may be writing just now
     entries = tuple(each for each in read_entries(path) if each.details.get("run") == release.manifest)
     rows = [row for row in rows_in(site.config.ledger) if row.run == release.manifest]
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     at_delta = replace(account, per_run=msgspec.structs.replace(account.per_run, delta=release.privacy.delta))
     return _Books(
         contributions=len(rows),

@@ -38,7 +38,7 @@ _SITE: Final = """\
 # {name}: this institution's site. Relative paths are beside this file.
 name = "{name}"
 # What the vault's privacy units are called; the privacy budget is kept under this name.
-population = "{name}/subject"
+collection = "{name}/subject"
 # The base model: a diffusers directory. Its digest (darkroom-client digest BASE) goes into policy.toml.
 base = "base"
 identity = "identity.key"

@@ -31,7 +31,7 @@ CONTACT_KINDS: Final = frozenset({"joined", "session", "charged", "contributed",
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """ε of one population or run, at the δ of its limit."""
+    """ε of one collection or run, at the δ of its limit."""
 
     name: str
     spent: float
@@ -51,7 +51,7 @@ class Spending:
 class SiteStatus:
     """All of it."""
 
-    populations: tuple[Spending, ...]
+    collections: tuple[Spending, ...]
     runs: tuple[Spending, ...]
     refusals: dict[str, int]
     """By code, from the audit log."""
@@ -86,7 +86,7 @@ def site_status(site: OpenSite) -> SiteStatus:
     rows = rows_in(site.config.ledger)
     contacts = [entry.time for entry in entries if entry.kind in CONTACT_KINDS]
     return SiteStatus(
-        populations=tuple(_populations(site, rows)),
+        collections=tuple(_collections(site, rows)),
         runs=tuple(_runs(site, rows)),
         refusals=dict(Counter(str(entry.details.get("code")) for entry in entries if entry.kind == "refused")),
         turned_away=_sums(entry for entry in entries if entry.kind == "turned_away"),
@@ -111,8 +111,8 @@ def vault_words(site: OpenSite) -> str:
     return f"{found.pictures} pictures of {found.subjects} subjects, {found.held_out} held out{expired}"
 
 
-def _populations(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
-    for name in sorted({row.population for row in rows} | {site.config.population}):
+def _collections(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
+    for name in sorted({row.population for row in rows} | {site.config.collection}):
         account = site.policy.account(name, private=True)
         yield Spending(
             name=name,

@@ -18,8 +18,8 @@ from common.host.systemd import (
     WITHOUT_CAPABILITIES,
     WITHOUT_DEVICES,
     WITHOUT_NEW_CODE,
+    ServiceFile,
     Setting,
-    Unit,
     check_places,
     escaped,
     path_value,
@@ -50,7 +50,7 @@ class Users:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteServices:
-    """Everything that the units are made from."""
+    """Everything that the service files are made from."""
 
     layout: SiteLayout
     site: SiteConfig
@@ -80,12 +80,12 @@ class SiteServices:
         """Where its things lie."""
         return SitePlaces(self.layout, self.site)
 
-    def units(self) -> tuple[Unit, Unit]:
+    def service_files(self) -> tuple[ServiceFile, ServiceFile]:
         """Steward, then SuperNode."""
         return (self._steward(), self._supernode())
 
-    def _steward(self) -> Unit:
-        return Unit(
+    def _steward(self) -> ServiceFile:
+        return ServiceFile(
             name="darkroom-steward",
             description=f"Darkroom steward of {self.site.name}",
             after=("local-fs.target",),
@@ -120,9 +120,9 @@ class SiteServices:
         # the socket is given to the group
         yield "SystemCallFilter", "@chown"
 
-    def _supernode(self) -> Unit:
+    def _supernode(self) -> ServiceFile:
         folder = self.layout.supernode
-        return Unit(
+        return ServiceFile(
             name="darkroom-supernode",
             description=f"Darkroom connection of {self.site.name}",
             after=("network-online.target", "darkroom-steward.service"),
@@ -152,8 +152,8 @@ class SiteServices:
         yield "SupplementaryGroups", self.site.service.group
         yield from WITHOUT_CAPABILITIES
 
-    def steps(self, *, units: Path, join_file: Path, bundle: Path) -> Iterator[str]:
-        """Commands for root, which put the units in place; each safe to run again."""
+    def steps(self, *, files: Path, join_file: Path, bundle: Path) -> Iterator[str]:
+        """Commands for root, which put the files in place; each safe to run again."""
         users, group = self.users, self.site.service.group
         yield f"getent group {group} || groupadd --system {group}"
         for user in (users.steward, users.supernode):
@@ -163,7 +163,7 @@ class SiteServices:
             )
         yield from self._give_to_steward()
         yield from self._give_to_supernode(join_file, bundle)
-        yield f"cp {_quoted(units)}/darkroom-*.service /etc/systemd/system/"
+        yield f"cp {_quoted(files)}/darkroom-*.service /etc/systemd/system/"
         yield "systemctl daemon-reload"
         yield "systemctl enable --now darkroom-steward darkroom-supernode"
 

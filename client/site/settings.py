@@ -5,6 +5,7 @@ Nothing here is agreed with anybody; what a run may do stands in the policy file
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -31,6 +32,7 @@ VariableName = Annotated[
 ]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
+_log = logging.getLogger(__name__)
 Table = TypeVar("Table", bound=msgspec.Struct)
 
 
@@ -91,14 +93,14 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     """One institution's site."""
 
     name: InstitutionName
-    population: Annotated[
+    collection: Annotated[
         str,
         Meta(
             pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}\Z",
             description="1 to 100 small letters, digits, slashes, dots, hyphens and underscores",
         ),
     ]
-    """Name of the privacy units that the vault holds, e.g. ``ct-archive/subject``: budgets are kept per population."""
+    """Name of the privacy units that the vault holds, e.g. ``ct-archive/subject``: budgets are kept per collection."""
     base: PlacePath
     """The base model: a diffusers directory."""
     identity: PlacePath = Path("identity.key")
@@ -129,7 +131,11 @@ def read_site(path: Path) -> SiteConfig:
             f"{path}: no such file; name the site (--config site/site.toml, or --directory site), or make one first: "
             "darkroom-client init"
         )
-    site = parse_config(read_toml(path), SiteConfig, source=str(path))
+    table = read_toml(path)
+    if "population" in table and "collection" not in table:
+        _log.warning("%s: population is called collection now; rename that line, the name itself stays", path)
+        table["collection"] = table.pop("population")
+    site = parse_config(table, SiteConfig, source=str(path))
     return _beside(site, path.absolute().parent)
 
 

@@ -57,7 +57,7 @@ class StewardProcess:
 
     Args:
         steward: Who answers.
-        audit: The site's log; written to from inside the turnstile alone, as it has one writer.
+        audit: The site's log; written to from inside the admission alone, as it has one writer.
         settings: How it listens.
         condition: Whether the base is loaded, and whether policy, ledger and audit log are in order.
         care: Done about once a minute while no request is acted on.
@@ -104,7 +104,7 @@ class StewardProcess:
         )
 
     def _look_after(self, service: StewardService, stop: threading.Event) -> None:
-        with service.turnstile.passage(lambda: not stop.is_set(), by="keeper") as passage:
+        with service.admission.passage(lambda: not stop.is_set(), by="care") as passage:
             if passage is not Passage.PASSED:
                 return
             service.note_turned_away()

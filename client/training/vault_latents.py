@@ -1,9 +1,7 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
 The numbers are those of :func:`client.training.latents.encode_folder` on the same pictures in the same order, bit by
-bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
-
-A site's vault as the source of what its steward trains on.
+bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float. :class:`VaultRecords` gives a steward its site's.
 """
 
 from __future__ import annotations
@@ -206,13 +204,13 @@ class VaultRecords:
 
     Args:
         config: The vault's.
-        population: Under which name its pictures are charged.
+        collection: Under which name its pictures are charged.
         audit: The site's log, which knows the vault's last state and is told of each run that uses it.
 
     """
 
     config: VaultConfig | HeldVault
-    population: str
+    collection: str
     audit: AuditLog
 
     def check(self, unit: str) -> None:
@@ -263,4 +261,4 @@ class VaultRecords:
         return EncodedRecords(shard=found.shard, units=found.subjects if unit == "subject" else found.images)
 
     def _use(self, vault: Vault, unit: str) -> Use:
-        return Use(vault=vault.state().vault.hex(), population=self.population, unit=unit)
+        return Use(vault=vault.state().vault.hex(), collection=self.collection, unit=unit)

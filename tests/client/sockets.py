@@ -78,7 +78,7 @@ class Open:
 
     def settle(self) -> None:
         """Have what was turned away so far noted."""
-        with self.serving.service.turnstile.passage(lambda: True):
+        with self.serving.service.admission.passage(lambda: True):
             self.serving.service.note_turned_away()
 
 

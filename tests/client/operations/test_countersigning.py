@@ -434,7 +434,7 @@ def _charge_again(ledger: Any, site: OpenSite, manifest: Any) -> None:
     from client.governance.policy import contribution_event  # noqa: PLC0415 - one test's need
     from common.secagg.messages import Step  # noqa: PLC0415 - as above
 
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     run = _rows(site)[0].run
     ledger.charge(account, run=run, step=Step(0, 5), event=contribution_event(manifest, site.policy, cohort=3))
 

@@ -16,8 +16,8 @@ from client.operations.systemd import SiteServices, Users
 from client.site.layout import SiteLayout
 from client.site.settings import ServiceConfig, SiteConfig, TcpConfig, VaultConfig
 from common.errors import ConfigError
-from common.host.systemd import Installation, argument, write_units
-from tests.common.unit_files import SYSTEMD, exposure, parsed, systemd_faults
+from common.host.systemd import Installation, argument, write_service_files
+from tests.common.service_files import SYSTEMD, exposure, parsed, systemd_faults
 
 FINGERPRINT = "12345 67890 12345 67890 12345 67890"
 
@@ -25,7 +25,7 @@ FINGERPRINT = "12345 67890 12345 67890 12345 67890"
 def site_config(root: str = "/srv/darkroom/ash", **changes: Any) -> SiteConfig:
     config = SiteConfig(
         name="ash",
-        population="ash/subject",
+        collection="ash/subject",
         base=Path("/srv/base"),
         identity=Path(f"{root}/identity.key"),
         policy=Path(f"{root}/policy.toml"),
@@ -59,7 +59,7 @@ def services(tmp_path: Path, site: SiteConfig | None = None, root: str = "/srv/d
 
 
 def settings(tmp_path: Path, which: int, site: SiteConfig | None = None) -> dict[str, list[str]]:
-    return parsed(services(tmp_path, site).units()[which].text())["Service"]
+    return parsed(services(tmp_path, site).service_files()[which].text())["Service"]
 
 
 def test_the_two_run_as_two_users_with_nothing_to_gain(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_lies_outside_the_sites_folder_is_written_by_the_steward_and_hidden
 
 
 def test_what_lies_outside_the_sites_folder_is_given_to_the_steward(tmp_path: Path) -> None:
-    steps = list(services(tmp_path, elsewhere()).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    steps = list(services(tmp_path, elsewhere()).steps(files=tmp_path, join_file=tmp_path, bundle=tmp_path))
     for path in ("/data/vault", "/data/approvals", "/data/releases"):
         assert f"install -d -m 700 {path}; chown -R darkroom-steward: {path}" in steps
     for path in ("/keys/identity", "/keys/words", "/tls/k", "/data/token/t", *list(ELSEWHERE.values())[:2]):
@@ -219,7 +219,7 @@ def test_root_takes_links_away_before_it_changes_anything_in_the_supernodes_fold
     victim.mkdir(mode=0o755)
     for name in ("logs", "node.key", "flower/apps"):
         (layout.supernode / name).symlink_to(victim)
-    steps = list(services(tmp_path, root=str(layout.root)).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    steps = list(services(tmp_path, root=str(layout.root)).steps(files=tmp_path, join_file=tmp_path, bundle=tmp_path))
     (take,) = (step for step in steps if step.startswith("chown -R root:"))
     assert take.split("; ")[0].endswith("supernode")  # -R without -L or -H changes links themselves
     subprocess.run(["sh", "-ec", take.split("; ", 1)[1]], check=True)
@@ -236,7 +236,7 @@ def test_a_passphrase_from_the_environment_comes_from_a_file_of_roots(tmp_path: 
 
 
 def test_command_lines_are_read_back_word_for_word(tmp_path: Path) -> None:
-    unit = services(tmp_path).units()[1]
+    unit = services(tmp_path).service_files()[1]
     (line,) = parsed(unit.text())["Service"]["ExecStart"]
     assert tuple(shlex.split(line)) == unit.arguments
     assert FINGERPRINT in unit.arguments
@@ -272,7 +272,7 @@ def test_a_site_that_cannot_run_so_is_told_why(tmp_path: Path, changes: dict[str
 
 def test_an_administrators_steps_are_shell_that_parses_and_leaves_the_bundle_to_root(tmp_path: Path) -> None:
     made = services(tmp_path, root="/srv/our site/ash")
-    steps = list(made.steps(units=tmp_path / "u", join_file=tmp_path / "it's.join", bundle=tmp_path / "b.fab"))
+    steps = list(made.steps(files=tmp_path / "u", join_file=tmp_path / "it's.join", bundle=tmp_path / "b.fab"))
     for step in steps:
         assert shlex.split(step)
     texts = "\n".join(steps)
@@ -288,7 +288,7 @@ def test_an_administrators_steps_are_shell_that_parses_and_leaves_the_bundle_to_
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
 @pytest.mark.parametrize("root", ["/srv/darkroom/ash", "/srv/our site/ash"])
 def test_systemd_has_nothing_to_say_against_them(tmp_path: Path, root: str) -> None:
-    paths = write_units(services(tmp_path, root=root).units(), tmp_path / "units")
+    paths = write_service_files(services(tmp_path, root=root).service_files(), tmp_path / "units")
     assert [path.name for path in paths] == ["darkroom-steward.service", "darkroom-supernode.service"]
     for path in paths:
         assert systemd_faults(path) == ""
