@@ -135,7 +135,7 @@ def _facts(found: SiteStatus, vault: str) -> Table:
     facts.add_row("steward", _health(found))
     facts.add_row("vault", vault)
     facts.add_row("this institution", found.fingerprint)
-    facts.add_row("policy", "\n".join([found.figure, *found.policy_faults]))
+    facts.add_row("policy", "\n".join(found.policy))
     facts.add_row("refusals", _counts(found.refusals))
     facts.add_row("turned away", _counts(found.turned_away))
     waiting = [f"{each.manifest.config.name} {each.digest.hex()[:16]}" for each in found.pending]

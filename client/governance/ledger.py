@@ -9,8 +9,9 @@ is within the lifetime budget that was given, and that of all rows of its run wi
 keeps what it confirmed (SQLite in WAL mode with ``synchronous=FULL``), that the file is on a local file system, and
 that nobody puts an older copy of it in its place (:mod:`client.governance.rollback` compares it with the audit log).
 
-:class:`PldAccountant` composes what is charged by its privacy loss distributions. A composition takes some tenths of a second on the fine grid and some hundredths on a coarser one, whose answer is as
-valid and hardly larger. Each distinct one is computed once in a process.
+:class:`PldAccountant` composes what is charged by its privacy loss distributions. A composition takes some tenths of a
+second on the fine grid and some hundredths on a coarser one, whose answer is as valid and hardly larger. Each distinct
+one is computed once in a process.
 """
 
 from __future__ import annotations

@@ -66,10 +66,8 @@ class SiteStatus:
     """Of the steward; or why it gives none, in words."""
     fingerprint: str
     """Of the site's own key, to be read out to other institutions."""
-    figure: str
-    """Which of a run's figures the site may count on."""
-    policy_faults: tuple[str, ...]
-    """What the policy lacks, and that the running steward goes by an older one."""
+    policy: tuple[str, ...]
+    """Which of a run's figures hold for the site, what is to be filled in, and whether the steward goes by another."""
 
 
 def site_status(site: OpenSite) -> SiteStatus:
@@ -96,8 +94,7 @@ def site_status(site: OpenSite) -> SiteStatus:
         head=verified.head.hex(),
         health=_health(site),
         fingerprint=institution_fingerprint(site.identity.public),
-        figure=site.policy.figure_that_holds(),
-        policy_faults=tuple(_policy_faults(site)),
+        policy=tuple(_policy_words(site)),
     )
 
 
@@ -144,7 +141,9 @@ def _sums(entries: Iterable[Entry]) -> dict[str, int]:
     return dict(total)
 
 
-def _policy_faults(site: OpenSite) -> Iterator[str]:
+def _policy_words(site: OpenSite) -> Iterator[str]:
+    if site.policy.institutions or site.policy.any_institution:  # else what is to be filled in says so
+        yield site.policy.figure_that_holds()
     yield from site.policy.unfinished()
     try:
         older = older_policy(site)

@@ -1,7 +1,8 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
 The numbers are those of :func:`client.training.latents.encode_folder` on the same pictures in the same order, bit by
-bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float. :class:`VaultRecords` gives a steward its site's.
+bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
+:class:`VaultRecords` gives a steward what is in its site's.
 """
 
 from __future__ import annotations

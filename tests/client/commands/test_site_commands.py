@@ -119,7 +119,8 @@ def test_a_roster_of_strangers_is_shown_and_what_approve_prints_makes_the_policy
         assert said.output.count("NOT NAMED in the policy") == len(NAMES)
         (line,) = re.findall(r"(?m)^institutions = .*$", said.output)
     assert "policy.institutions" in str(said.exception)
-    assert "no institution is named" in " ".join(invoke(sites, "status").output.split())
+    told = " ".join(invoke(sites, "status").output.split())
+    assert (told.count("institutions: empty"), "no institution is named" in told) == (1, False)
     policy.write_text(re.sub(r"(?m)^institutions = .*$", line, policy.read_text()))
     assert invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes").exit_code == 0
     assert "NOT NAMED" not in invoke(sites, "approvals").output
