@@ -100,7 +100,7 @@ def examine(folder: ReleaseFolder, site: OpenSite) -> Examination:
     place = manifest.place_of(site.identity.public)
     checked = check_release(folder, Expected(manifest=signed, signatures=0, base=site.config.base))
     books = _read_books(site, release)
-    faults = (*checked.faults, *_standing_faults(site, release, digest), *_book_faults(books, site, release, place))
+    faults = (*checked.faults, *_approval_faults(site, release, digest), *_book_faults(books, site, release, place))
     seen = _seen_adapter(books, release)
     notes = []
     if seen is None or manifest.config.server.average:
@@ -177,7 +177,7 @@ def _own_manifest(site: OpenSite, release: Release) -> bytes:
         ) from error
 
 
-def _standing_faults(site: OpenSite, release: Release, digest: bytes) -> Iterator[str]:
+def _approval_faults(site: OpenSite, release: Release, digest: bytes) -> Iterator[str]:
     if not site.approvals.is_approved(digest):
         yield f"run {digest.hex()} is not approved at this site, or no longer"
     if release.coordinator not in site.policy.coordinators:

@@ -38,20 +38,6 @@ _log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnedAwayAudit:
-    """Writes one audit entry for all calls turned away since the last: a flood must not fill the disk."""
-
-    audit: AuditLog
-
-    def note_turned_away(self, counts: dict[str, int]) -> None:
-        """Append them by reason; a log that cannot be written is told of and stops no answer."""
-        try:
-            self.audit.append("turned_away", dict(counts))
-        except DarkroomError as error:
-            _log.error("the audit log cannot be written: %s", error)
-
-
-@dataclass(frozen=True, kw_only=True)
 class StewardProcess:
     """What is served, and what is done beside it.
 
@@ -93,7 +79,7 @@ class StewardProcess:
         return StewardService(
             steward=self.steward,
             token=read_token(settings.token),
-            turned_away=TurnedAwayAudit(audit=self.audit),
+            turned_away=self._note_turned_away,
             limits=Limits(
                 message_bytes=settings.message_mib * 2**20,
                 waiting=settings.waiting,
@@ -102,6 +88,13 @@ class StewardProcess:
             ),
             condition=self.condition,
         )
+
+    def _note_turned_away(self, counts: dict[str, int]) -> None:
+        """One entry for all calls since the last: a flood must not fill the disk, nor a full one stop an answer."""
+        try:
+            self.audit.append("turned_away", dict(counts))
+        except DarkroomError as error:
+            _log.error("the audit log cannot be written: %s", error)
 
     def _look_after(self, service: StewardService, stop: threading.Event) -> None:
         with service.admission.passage(lambda: not stop.is_set(), by="care") as passage:

@@ -21,7 +21,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import grpc
 import msgspec
@@ -53,14 +53,6 @@ _ANSWERED: Final = "answered"
 _BUCKETS: Final = (0.1, 1.0, 10.0, 60.0, 600.0)
 """Seconds. A duration tells how many pictures were sampled, so the log, which others may read, has its class only."""
 _log: Final = logging.getLogger(__name__)
-
-
-class TurnedAwayLog(Protocol):
-    """Where refusals that the steward itself never saw are written down."""
-
-    def note_turned_away(self, counts: dict[str, int]) -> None:
-        """Write the counts since the last call, by reason."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +87,14 @@ class StewardService:
         steward: Who answers.
         token: What every call must carry.
         limits: What is taken at most.
-        turned_away: Where refusals that the steward never sees are noted; called by one thread at a time.
+        turned_away: Notes refusals that the steward never sees, by reason; called by one thread at a time.
         condition: Whether the base model is loaded, and whether policy, ledger and audit log are in order.
 
     """
 
     steward: StewardPort
     token: Secret
-    turned_away: TurnedAwayLog
+    turned_away: Callable[[dict[str, int]], None]
     limits: Limits = Limits()
     condition: Callable[[], tuple[bool, bool]] = lambda: (True, True)
     admission: Admission = field(init=False)
@@ -199,7 +191,7 @@ class StewardService:
     def note_turned_away(self) -> None:
         """Write the calls turned away so far as one entry; called from inside the admission."""
         if counts := self.admission.drain_turned_away():
-            self.turned_away.note_turned_away(counts)
+            self.turned_away(counts)
             _log.warning("turned away: %s", ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
 
 

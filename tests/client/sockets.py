@@ -55,7 +55,7 @@ class Noted:
 
     entries: list[dict[str, int]] = field(default_factory=list)
 
-    def note_turned_away(self, counts: dict[str, int]) -> None:
+    def note(self, counts: dict[str, int]) -> None:
         self.entries.append(counts)
 
     def total(self, reason: str) -> int:
@@ -85,7 +85,7 @@ class Open:
 @contextlib.contextmanager
 def opened(folder: Path, steward: Any, limits: Limits | None = None) -> Iterator[Open]:
     noted = Noted()
-    service = StewardService(steward=steward, token=TOKEN, turned_away=noted, limits=limits or Limits())
+    service = StewardService(steward=steward, token=TOKEN, turned_away=noted.note, limits=limits or Limits())
     place = SocketPlace(path=folder / "run" / "s.sock")
     with held(place):
         serving = serve(service, place)

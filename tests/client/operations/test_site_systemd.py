@@ -1,4 +1,4 @@
-"""A site's units: read back as systemd reads them, and looked at by systemd itself where it is installed."""
+"""A site's services: read back as systemd reads them, and looked at by systemd itself where it is installed."""
 
 from __future__ import annotations
 
@@ -236,11 +236,13 @@ def test_a_passphrase_from_the_environment_comes_from_a_file_of_roots(tmp_path: 
 
 
 def test_command_lines_are_read_back_word_for_word(tmp_path: Path) -> None:
-    unit = services(tmp_path).service_files()[1]
-    (line,) = parsed(unit.text())["Service"]["ExecStart"]
-    assert tuple(shlex.split(line)) == unit.arguments
-    assert FINGERPRINT in unit.arguments
-    assert 'steward="unix:///srv/darkroom/ash/run/steward.sock" token="/srv/darkroom/ash/run/token"' in unit.arguments
+    service = services(tmp_path).service_files()[1]
+    (line,) = parsed(service.text())["Service"]["ExecStart"]
+    assert tuple(shlex.split(line)) == service.arguments
+    assert FINGERPRINT in service.arguments
+    assert (
+        'steward="unix:///srv/darkroom/ash/run/steward.sock" token="/srv/darkroom/ash/run/token"' in service.arguments
+    )
 
 
 @pytest.mark.parametrize(
