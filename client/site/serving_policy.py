@@ -15,6 +15,7 @@ from client.governance.policy import SitePolicy
 from client.site.open_site import link_to_steward
 from common.durable_files import write_atomically
 from common.errors import StewardUnavailable
+from common.wire.steward_link import StewardSilent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ def note_policy(site: OpenSite) -> None:
 
 
 def serving_policy(config: SiteConfig) -> ServingPolicy | None:
-    """What the running steward goes by; None where none runs, whatever an earlier one left.
+    """What the running steward goes by, though it may hang; None where none runs, whatever an earlier one left.
 
     Raises:
         StewardUnavailable: One runs, and what it noted cannot be read.
@@ -46,8 +47,9 @@ def serving_policy(config: SiteConfig) -> ServingPolicy | None:
     """
     try:
         link_to_steward(config).health()
-    except StewardUnavailable:
-        return None
+    except StewardUnavailable as error:
+        if not isinstance(error, StewardSilent):
+            return None
     try:
         return msgspec.json.decode(_file(config).read_bytes(), type=ServingPolicy)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
