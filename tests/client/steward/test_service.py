@@ -165,14 +165,14 @@ def test_a_flood_does_not_keep_the_steward_from_looking_after_itself() -> None:
         for _ in range(3):
             while gate.present <= gate.waiting:
                 over.wait(0.01)
-            with gate.passage(lambda: True, by="keeper") as passage:
+            with gate.passage(lambda: True, by="care") as passage:
                 assert passage is Passage.PASSED
-                seen.append("keeper")
+                seen.append("care")
     finally:
         over.set()
         for each in callers:
             each.join()
-    assert seen.count("keeper") == 3
+    assert seen.count("care") == 3
     assert seen.count("caller") > 3
 
 
