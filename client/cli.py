@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from client.commands.check import check
-from client.commands.ingest import ingest, ingest_rules, pseudonym
+from client.commands.ingest import check, ingest, ingest_rules, pseudonym
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
 from client.commands.pictures import digest, generate
@@ -22,12 +21,13 @@ app.add_typer(log_commands(place=0), name="log")
 app.add_typer(release, name="release")
 app.add_typer(picture, name="picture")
 
-SITE = (check, init, request, preflight, install, join, units, steward, status)
+SITE = (init, request, preflight, install, join, units, steward, status)
 RUNS = (approve, approvals, withdraw, countersign)
 VAULT = (ingest, ingest_rules, pseudonym, erase, expire, rotate_key, accept_vault, accept_clock)
 for command in (*SITE, *RUNS, *VAULT, generate, digest):
     app.command()(command)
-app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(revoke)
+for former in (check, revoke):
+    app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(former)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.command_line import last_words, run_command_line
-from common.errors import ConfigError
+from common.errors import ConfigError, EmptyFolder
 from simulations.scenario.scenario import load_scenario
 from simulations.sweep.trial import Axis
 
@@ -191,6 +191,28 @@ def wiretap(
             torch.set_num_threads(threads)
             typer.echo(tap_scenario(loaded, directory, cache))
     typer.echo(f"Look at:\n  {directory / 'comparison.png'}\n  {directory / 'messages'}")
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metadata.jsonl or without.")]) -> None:
+    """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
+    with last_words(lambda: "stopped; nothing was changed, and nothing is kept of the check: start it again"):
+        from simulations.scenario.imagefolder import check_images, look_at  # noqa: PLC0415 - SciPy takes a second
+
+        found = look_at(folder)
+        check_images(folder, found.pictures)
+    if not found.pictures:
+        raise EmptyFolder(f"{folder}: no picture that may be used")
+    subjects = len({picture.subject_id for picture in found.pictures})
+    typer.echo(f"{folder}: {len(found.pictures)} pictures of {subjects} subjects can be used")
+    if without := sum(not picture.caption for picture in found.pictures):
+        typer.echo(f"{without} of them have no caption")
+    reasons = ("no consent or expired", "no row in the metadata", "no picture by its name")
+    for reason, names in zip(reasons, (found.left_out, found.unlisted, found.others), strict=True):
+        for name in names:
+            typer.echo(f"not used, {reason}: {name}")
+    for note in found.notes:
+        typer.echo(note)
 
 
 @app.command()

@@ -81,6 +81,12 @@ def ingest(
         raise typer.Exit(NOTHING)
 
 
+def check() -> None:
+    """Say which commands look at a folder now."""
+    typer.echo("to look at a folder of pictures: darkroom-client ingest FOLDER, or darkroom-sim check FOLDER", err=True)
+    raise typer.Exit(2)
+
+
 def ingest_rules() -> None:
     """Print ingest.toml: every rule of an intake, with its default and what it means."""
     from client.intake.rules import RULES_TOML

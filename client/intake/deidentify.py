@@ -137,7 +137,7 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
         ConfigError: The rules ask for something that is not installed.
 
     """
-    data = _read(path, rules)
+    data = read_file(path, rules)
     if isinstance(data, Refused):
         return data
     with quiet_decoders():
@@ -157,7 +157,7 @@ def _clean_data(data: bytes, suffix: str, rules: IntakeRules, *, previews: bool)
     )
 
 
-def _read(path: Path, rules: IntakeRules) -> bytes | Refused:
+def read_file(path: Path, rules: IntakeRules) -> bytes | Refused:
     """Open without following a link or waiting for a pipe: the file may have been exchanged since it was listed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from safetensors import safe_open
 
-from client.steward.membership import TrainingSide
 from client.training.batch_invariance import settle_microbatch
+from client.training.private_update import TrainingSide
 from client.training.trainer import build_trainer
 from common.adapter.directory import WEIGHTS, weight_files
 from common.adapter.model import open_base

@@ -1,33 +1,45 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
-The numbers are those of :func:`client.training.latents.encode_folder` on the same pictures in the same order, bit by
-bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
-:class:`VaultRecords` gives a steward what is in its site's.
+A record's numbers are its own, bit by bit (:mod:`client.training.latents`), whatever else was in the vault when it was
+encoded. Another device may differ in the last bit of a float. :class:`VaultRecords` gives a steward what is in its
+site's.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
+from PIL import Image
 from safetensors.torch import load, save
 
 from client.governance.rollback import PREPARED, VAULT, Use, check_use, noted_in
-from client.intake.imagefolder import decode_pixels
+from client.intake.pictures import DECODER_ERRORS
 from client.site.vault_access import count_units, open_vault, today
-from client.training.latents import CaptionTable, EncodingPlan, LatentShard, encode_caption_table, encode_pixels
+from client.training.latents import (
+    CaptionTable,
+    EncodingPlan,
+    LatentShard,
+    encode_caption_table,
+    encode_pixels,
+    square_pixels,
+)
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
-from common.errors import DataError, EmptyFolder
+from common.errors import BadImage, EmptyFolder
 from common.host.progress import bar
 from common.manifest.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from client.site.settings import VaultConfig
     from client.site.vault_access import HeldVault
@@ -73,13 +85,11 @@ def encode_vault(
 
     Raises:
         EmptyFolder: Nothing of this split, or all expired.
-        DataError: The plan names a cache, which would lie in clear outside the vault.
+        BadImage: A record's picture cannot be decoded.
         UnknownRecord: A record was erased meanwhile; begin again.
         VaultError: Damaged, busy or full.
 
     """
-    if plan.cache is not None:
-        raise DataError("a vault keeps what is encoded itself; give an encoding plan without a cache")
     infos = [info for info in vault.infos(split) if info.expires is None or info.expires > today]
     if not infos:
         raise EmptyFolder(f"the vault holds no {split} picture that has not expired; ingest some")
@@ -103,7 +113,7 @@ def _encoded_pictures(
     kind, made_by = f"latents/1/{base.digest}/{plan.resolution}/{plan.horizontal_flips}", plan.made_by()
     found = {each: parts for each in ids if (parts := _kept(vault, each, kind, made_by)) is not None}
     missing = [each for each in ids if each not in found]
-    pixels = (decode_pixels(vault.read(each).image, f"record {each}", plan.resolution) for each in missing)
+    pixels = (_pixels(vault, each, plan.resolution) for each in missing)
     with bar("encoding pictures", len(missing)) as advance:
         # with nothing to encode, no autoencoder is loaded either
         made = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
@@ -114,6 +124,16 @@ def _encoded_pictures(
             advance(len(batch))
     mean = torch.stack([found[each]["mean"] for each in ids])
     return mean, torch.stack([found[each]["std"] for each in ids])
+
+
+def _pixels(vault: Vault, record_id: RecordId, resolution: int) -> NDArray[np.uint8]:
+    """A record's picture, which the intake left as a PNG of RGB pixels alone: its centre square."""
+    content = vault.read(record_id).image
+    try:
+        with Image.open(BytesIO(content), formats=("PNG",)) as image:
+            return square_pixels(image.convert("RGB"), resolution)
+    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+        raise BadImage(f"record {record_id}: holds no picture that can be read; erase it") from error
 
 
 def _encoded_captions(

@@ -53,11 +53,13 @@ class RefusalCode(StrEnum):
     INTERNAL = "internal"
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all of them have."""
+
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
 
 
-class Contribute(_Message, frozen=True, kw_only=True, tag="contribute"):
+class Contribute(Message, frozen=True, kw_only=True, tag="contribute"):
     """Coordinator → institution: train on this global adapter (float32, little-endian) and answer with the update."""
 
     round: Round
@@ -66,7 +68,7 @@ class Contribute(_Message, frozen=True, kw_only=True, tag="contribute"):
     adapter: bytes
 
 
-class Evaluate(_Message, frozen=True, kw_only=True, tag="evaluate"):
+class Evaluate(Message, frozen=True, kw_only=True, tag="evaluate"):
     """Coordinator → institution: hold-out loss of this global adapter."""
 
     round: Round
@@ -74,88 +76,53 @@ class Evaluate(_Message, frozen=True, kw_only=True, tag="evaluate"):
     adapter: bytes
 
 
-class PlainContribution(_Message, frozen=True, kw_only=True, tag="plain_contribution"):
-    """Institution → coordinator without privacy: a weighted vector (float32, little-endian) and its weight.
-
-    fedsgd: the sum of per-picture gradients, and the public expected batch size; fedavg: weight times the change of the
-    adapter. Either way the coordinator uses sum(vector) / sum(weight).
-    """
-
-    round: Round
-    attempt: Round
-    vector: bytes
-    weight: Annotated[float, Meta(gt=0)]
-    train_loss: float
-
-
-class NoisedContribution(_Message, frozen=True, kw_only=True, tag="noised_contribution"):
-    """Institution → coordinator with privacy: the clipped, noised sum modulo 2^bits, and nothing else of the data.
-
-    ``values`` are unsigned little-endian integers of the width that the run's noise plan has, 32 or 64 bits. There is
-    neither loss nor count: each would be a release of its own.
-    """
-
-    round: Round
-    attempt: Round
-    values: bytes
-
-
-class Propose(_Message, frozen=True, kw_only=True, tag="propose"):
+class Propose(Message, frozen=True, kw_only=True, tag="propose"):
     """Coordinator → institution: take part in this run; the bytes of :func:`common.manifest.manifest.sign_manifest`."""
 
     manifest: Annotated[bytes, Meta(max_length=MAX_MANIFEST_BYTES + 1024)]
 
 
-class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
+class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
     """Institution → coordinator: the bytes of :func:`common.manifest.manifest.countersign`."""
 
     countersignature: Annotated[bytes, Meta(max_length=1024)]
 
 
-class OpenSecureSession(_Message, frozen=True, kw_only=True, tag="open_secure_session"):
+class OpenSecureSession(Message, frozen=True, kw_only=True, tag="open_secure_session"):
     """Coordinator → institution: a :class:`common.secagg.messages.OpenSession`, encoded."""
 
     message: Control
 
 
-class SessionKeyAdvert(_Message, frozen=True, kw_only=True, tag="session_key_advert"):
+class SessionKeyAdvert(Message, frozen=True, kw_only=True, tag="session_key_advert"):
     """Institution → coordinator: a :class:`common.secagg.messages.KeyAdvert`, encoded."""
 
     message: Control
 
 
-class ShareSessionKeys(_Message, frozen=True, kw_only=True, tag="share_session_keys"):
+class ShareSessionKeys(Message, frozen=True, kw_only=True, tag="share_session_keys"):
     """Coordinator → institution: a :class:`common.secagg.messages.SessionKeys`, encoded."""
 
     message: Control
 
 
-class SessionReady(_Message, frozen=True, kw_only=True, tag="session_ready"):
+class SessionReady(Message, frozen=True, kw_only=True, tag="session_ready"):
     """Institution → coordinator: the session's keys are derived; a round may come."""
 
 
-class ContributeMasked(_Message, frozen=True, kw_only=True, tag="contribute_masked"):
+class ContributeMasked(Message, frozen=True, kw_only=True, tag="contribute_masked"):
     """Coordinator → institution: a :class:`common.secagg.messages.RoundRequest`, encoded."""
 
     message: bytes
 
 
-class MaskedAnswer(_Message, frozen=True, kw_only=True, tag="masked_answer"):
+class MaskedAnswer(Message, frozen=True, kw_only=True, tag="masked_answer"):
     """Institution → coordinator: a :class:`common.secagg.messages.MaskedContribution`, encoded."""
 
     message: bytes
 
 
-class PlainEvaluation(_Message, frozen=True, kw_only=True, tag="plain_evaluation"):
-    """Institution → coordinator without privacy: mean hold-out loss and the number of hold-out pictures."""
-
-    round: Round
-    institution: Annotated[str, Meta(max_length=200)]
-    loss: float
-    pictures: Annotated[int, Meta(ge=1)]
-
-
-class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
+class Refusal(Message, frozen=True, kw_only=True, tag="refusal"):
     """Institution → coordinator: no answer, and the kind of reason."""
 
     code: RefusalCode
@@ -164,13 +131,11 @@ class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
 PlainRequest: TypeAlias = Contribute | Evaluate
 SecureRequest: TypeAlias = Propose | OpenSecureSession | ShareSessionKeys | ContributeMasked
 Request: TypeAlias = PlainRequest | SecureRequest
-Contribution: TypeAlias = PlainContribution | NoisedContribution
 SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
-Reply: TypeAlias = Contribution | PlainEvaluation | SecureReply | Refusal
 M = TypeVar("M")
 
 
-def encode(message: Request | Reply) -> bytes:
+def encode(message: Message) -> bytes:
     """The message's wire bytes."""
     return msgspec.msgpack.encode(message)
 
@@ -182,24 +147,19 @@ def decode_request(data: bytes) -> Request:
         ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
 
     """
-    return _decode(data, _REQUESTS)
-
-
-def decode_reply(data: bytes) -> Reply:
-    """Parse an institution's bytes.
-
-    Raises:
-        ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
-
-    """
-    return _decode(data, _REPLIES)
+    return decode_as(data, _REQUESTS)
 
 
 _REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
-_REPLIES: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
 
 
-def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
+def decode_as(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
+    """What the decoder makes of bytes from outside.
+
+    Raises:
+        ProtocolError: As :func:`decode_request`.
+
+    """
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
     try:

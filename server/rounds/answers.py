@@ -9,15 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from common.errors import ProtocolError
-from common.wire.messages import (
-    MaskedAnswer,
-    NoisedContribution,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    SecureReply,
-    decode_reply,
-)
+from common.wire.messages import MaskedAnswer, Refusal, SecureReply
+from common.wire.replies import NoisedContribution, PlainContribution, PlainEvaluation, decode_reply
 from server.rounds.dropouts import PROTOCOL, refused
 from server.rounds.reports import InstitutionLoss
 from server.rounds.transport import Failure

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.secagg import aggregator
     from common.secagg.ring import VectorSum
-    from common.wire.messages import Contribution, MaskedAnswer
+    from common.wire.messages import MaskedAnswer
+    from common.wire.replies import Contribution
     from server.rounds.optimizer import Precise, Vector
     from server.rounds.sum_norm import MeanNorm
     from server.rounds.sums import RoundSum

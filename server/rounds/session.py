@@ -34,9 +34,9 @@ from common.wire.messages import (
     SessionKeyAdvert,
     SessionReady,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
+from common.wire.replies import decode_reply
 from server.errors import TooFewInstitutions
 from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts, refused
 from server.rounds.optimizer import to_bytes
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
     from common.audit_log import AuditLog
     from common.crypto.primitives import Identity
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
     from server.rounds.rounds import ReadyForRound
     from server.rounds.transport import Transport
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from common.errors import ProtocolError
 from common.privacy.mechanisms import dequantise
-from common.wire.messages import NoisedContribution, PlainContribution
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.sum_norm import mean_norm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from common.privacy.mechanisms import NoisePlan
-    from common.wire.messages import Contribution
+    from common.wire.replies import Contribution
     from server.rounds.optimizer import Precise
     from server.rounds.sum_norm import MeanNorm
 

@@ -26,6 +26,7 @@ from common.adapter.vector import write_vector
 from common.durable_files import write_atomically
 from server.rounds.reports import InstitutionLoss
 from server.run.directory import read_metrics
+from simulations.scenario.plain_steward import holdout_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -257,7 +258,7 @@ class MeasuredHoldout:
         for node, institution in enumerate(self.store.institutions):
             shard = self.store.holdout_of(node)
             if shard is not None:
-                loss = self.trainer.holdout_loss(shard, self.config.evaluation.draws)
+                loss = holdout_loss(self.trainer, shard, self.config.evaluation.draws)
                 rows.append(InstitutionLoss(node=node, institution=institution.name, loss=loss, pictures=len(shard)))
         return tuple(rows)
 

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from client.app import make_client_app
-from client.steward.membership import TrainingSide
-from client.training.private_update import PrivateUpdate
+from client.training.private_update import PrivateUpdate, TrainingSide
 from client.training.trainer import build_trainer
 from common.errors import ConfigError
 from common.secagg.messages import MaskedContribution, decode
-from common.wire.messages import MaskedAnswer, decode_reply, decode_request
+from common.wire.messages import MaskedAnswer, decode_request
+from common.wire.replies import decode_reply
 from server.run.directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess
 from simulations.experiments.run import Federation, open_scenario_base

@@ -31,6 +31,7 @@ from common.command_line import quiet_libraries
 from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
 from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
@@ -161,7 +162,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
 def mean_loss(trainer: Trainer, store: InstitutionStore, draws: int) -> float:
     """Mean over the institutions that hold pictures out of their hold-out losses, at the trainer's adapter."""
     shards = [store.holdout_of(node) for node in range(len(store.institutions))]
-    return float(np.mean([trainer.holdout_loss(shard, draws) for shard in shards if shard is not None]))
+    return float(np.mean([holdout_loss(trainer, shard, draws) for shard in shards if shard is not None]))
 
 
 _TRIAL: Final = Trial.__struct_fields__

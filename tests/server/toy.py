@@ -10,13 +10,8 @@ import numpy as np
 
 from client.app import make_client_app
 from common.config import PLAIN_WORDS, RunConfig
-from common.wire.messages import (
-    Contribute,
-    PlainContribution,
-    PlainEvaluation,
-    decode_request,
-    encode,
-)
+from common.wire.messages import Contribute, decode_request, encode
+from common.wire.replies import PlainContribution, PlainEvaluation
 from server.run.coordinator import Coordinator
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from common.crypto.identity_file import read_identity_file
 from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import ConfigError, LedgerCorrupt, ManifestError, RoundFailed
 from common.secagg.messages import MaskedContribution, RoundRequest, decode
-from common.wire.messages import ContributeMasked, MaskedAnswer, decode_reply, decode_request
+from common.wire.messages import ContributeMasked, MaskedAnswer, decode_request
+from common.wire.replies import decode_reply
 from server.run.directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import Fault, run_inprocess
 from simulations.experiments.run import Federation, RunPlan, make_federation, open_scenario_base, run_scenario

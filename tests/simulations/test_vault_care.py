@@ -24,7 +24,8 @@ from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import LedgerError, VaultError
 from common.manifest.manifest import open_manifest
-from common.wire.messages import Accepted, Propose, decode_reply, encode
+from common.wire.messages import Accepted, Propose, encode
+from common.wire.replies import decode_reply
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record
 
 if TYPE_CHECKING:

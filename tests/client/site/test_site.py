@@ -31,7 +31,8 @@ from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
 from common.provisioning import parse_request
 from common.secagg.messages import Step
-from common.wire.messages import Refusal, RefusalCode, decode_reply
+from common.wire.messages import Refusal, RefusalCode
+from common.wire.replies import decode_reply
 from common.wire.steward_link import Health
 from tests.client.governance.test_policy import COORDINATOR, TOML
 from tests.tiny_base import write_tiny_base

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 import torch
 
-from client.intake.imagefolder import read_imagefolder
-from client.training.latents import EncodingPlan, encode_folder
+from client.training.latents import EncodingPlan
 from client.training.loaded_base import EncodedRecords, LoadedBase
 from client.training.trainer import Trainer
 from common.adapter.model import Family, open_base
 from common.errors import NotRepeatable
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
 from tests.client.rings import make_ring
 from tests.client.sites import Site, write_folder
 from tests.tiny_base import write_tiny_base

@@ -11,7 +11,8 @@ import pytest
 from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import CheckpointError, RoundFailed
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, NoisedContribution, PlainContribution, Refusal, decode_request, encode
+from common.wire.messages import Contribute, Refusal, decode_request, encode
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.errors import SumTooLong
 from server.rounds.reports import Observers
 from server.rounds.sum_norm import longest_honest_sum

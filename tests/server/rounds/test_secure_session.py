@@ -53,9 +53,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from common.adapter.spec import AdapterSpec
     from common.manifest.manifest import Manifest
     from common.secagg.participant import Participant
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
 
 SPEC = ToySpec()
 DIGEST = "sha256:" + "0" * 64
@@ -107,7 +109,7 @@ class Site:
 
     def contribute(self, request: ContributeMasked) -> MaskedAnswer:
         state = self.state.handle_round_request(request.message)
-        words = np.full(SPEC.dimension, self.value, dtype=np.uint32)
+        words = np.full(self.manifest.dimension, self.value, dtype=np.uint32)
         cohort = len(state.context.cohort)
         summand = Summand(words=words, bits=state.context.bits, cohort=cohort)
         self.state, answer = state.create_contribution(summand, head=bytes([self.place % 256]) * 32)
@@ -160,7 +162,15 @@ class Ring:
 
 
 def make_ring(
-    directory: Path, count: int = 4, *, minimum: int = 3, rounds: int = 2, attempts: int = 5, **privacy: Any
+    directory: Path,
+    count: int = 4,
+    *,
+    minimum: int = 3,
+    rounds: int = 2,
+    attempts: int = 5,
+    spec: ToySpec | AdapterSpec = SPEC,
+    owner: Identity | None = None,
+    **privacy: Any,
 ) -> Ring:
     config = private_config(
         rounds,
@@ -169,12 +179,12 @@ def make_ring(
         server={"minimum_institutions": minimum, "attempts": attempts},
         privacy={"repeats": 8, **privacy},
     )
-    owner = identity(0xC0FFEE)
+    owner = owner or identity(0xC0FFEE)
     manifest = draft_manifest(
         config,
         base_digest=DIGEST,
-        adapter_digest=SPEC.digest,
-        dimension=SPEC.dimension,
+        adapter_digest=spec.digest,
+        dimension=spec.dimension,
         coordinator=owner.public,
         roster=[Member(name=f"site-{place:04d}", key=identity(place + 1).public.hex()) for place in range(count)],
         code_version=version("darkroom"),
