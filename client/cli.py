@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from client.commands.ingest import check, ingest, ingest_rules, pseudonym
+from client.commands.ingest import check, ingest, ingest_rules, pseudonym, receipt_app
 from client.commands.joining import install, join, request
 from client.commands.pictures import app as picture
 from client.commands.pictures import digest, generate
@@ -19,6 +19,7 @@ from common.command_line import log_commands, run_command_line
 app = typer.Typer(help="An institution's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(log_commands(place=0), name="log")
 app.add_typer(release, name="release")
+app.add_typer(receipt_app, name="receipt")
 app.add_typer(picture, name="picture")
 
 SITE = (init, request, preflight, install, join, units, steward, status)

@@ -271,7 +271,7 @@ def check_log(check: LogCheck) -> str:
 
     """
     witnessed = () if check.witness is None else tuple(witnessed_heads(check.witness, place=check.place))
-    verified = verify_log(check.path, _public_key(check.key), witnessed=witnessed)
+    verified = verify_log(check.path, parse_public_key(check.key), witnessed=witnessed)
     if not verified.entries:
         text = f"{check.path}: no entry yet, so nothing that could show whose log it is"
     else:
@@ -315,7 +315,8 @@ def _heads(value: object, place: int | None) -> Iterator[bytes]:
             yield bytes.fromhex(head)
 
 
-def _public_key(text: str) -> bytes:
+def parse_public_key(text: str) -> bytes:
+    """The 32 bytes of a key as people write it, 64 hexadecimal digits, or ConfigError."""
     try:
         key = bytes.fromhex(text)
     except ValueError:

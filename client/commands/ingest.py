@@ -1,4 +1,4 @@
-"""``ingest``, ``ingest-rules`` and ``pseudonym``."""
+"""``ingest``, ``ingest-rules``, ``pseudonym`` and ``receipt verify``."""
 
 from __future__ import annotations
 
@@ -105,6 +105,25 @@ def pseudonym(config: Site = Path("site.toml")) -> None:
     typer.echo(key.pseudonym(typer.prompt("PatientID, or IssuerOfPatientID/PatientID if objects name an issuer")))
 
 
+receipt_app = typer.Typer(help="Receipts of intakes.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@receipt_app.callback()
+def receipts() -> None:
+    """Receipts of intakes."""
+
+
+@receipt_app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="The receipt.")],
+    key: Annotated[str, typer.Option(help="Public key of the site that signed it, 64 hexadecimal digits.")],
+) -> None:
+    """Check that a receipt is this site's and was not altered, and say what it counts."""
+    from client.intake.receipt import check_receipt
+
+    typer.echo(check_receipt(path, key))
+
+
 def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
     import msgspec
 
@@ -200,7 +219,7 @@ def _table(found: IntakeReport, title: str) -> Table:
 
 
 def _sheet(found: IntakeReport, path: Path) -> None:
-    from client.intake.contact_sheet import write_contact_sheet
+    from client.intake.outcomes import write_contact_sheet
 
     write_contact_sheet(found, path, now=datetime.now(UTC))
     typer.echo(f"contact sheet: {path} (shows pictures as they came in: delete it after a look)")

@@ -63,7 +63,8 @@ def approve(
 def _size_reasons(site: OpenSite, manifest: Manifest) -> Iterator[str]:
     """Told here, where a person decides: the steward would only answer as if nobody had approved."""
     from client.governance.policy import check_size
-    from client.site.vault_access import count_units, today
+    from client.site.vault_access import count_units
+    from client.vault.records import today
     from common.errors import ConfigError, TooManyUnits, VaultError
 
     privacy = manifest.config.privacy

@@ -43,7 +43,7 @@ def erase(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = F
 
 def expire(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = False) -> None:
     """Forget what may no longer be used, by its date; a running steward does so by itself. Stop it first."""
-    from client.site.vault_access import today
+    from client.vault.records import today
 
     day = today()
     _forget(

@@ -35,8 +35,8 @@ from client.governance.ledger_store import (
     connection,
     create_store,
     read_rows,
-    transaction,
 )
+from client.vault.database import transaction
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError, UnknownEvent
 from common.privacy.accounting import Rounds, epsilon, epsilon_bound
 from common.secagg.messages import Step
@@ -203,7 +203,9 @@ class Ledger:
             _check_attempts(rows, account, run=run)
             spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
-            row, chain = append_row(store, _row(account.collection, run, step, event, now))
+            row, chain = append_row(
+                store, Row(account.collection, run, step.round, step.attempt, *_columns(event), charged_at=now)
+            )
         return Receipt(row=row, chain=chain, run=run, step=step, spent=spent)
 
     def head(self) -> Head:
@@ -311,22 +313,6 @@ def _check_budgets(account: Account, spent: Spent) -> None:
 
 def _columns(event: Event) -> tuple[str, float, float, float, float]:
     return event.relation, event.noise_multiplier, event.sampling_rate, event.slack, event.lost
-
-
-def _row(collection: str, run: str, step: Step, event: Event, now: float) -> Row:
-    relation, noise, rate, slack, lost = _columns(event)
-    return Row(
-        population=collection,
-        run=run,
-        round=step.round,
-        attempt=step.attempt,
-        relation=relation,
-        noise_multiplier=noise,
-        sampling_rate=rate,
-        slack=slack,
-        lost=lost,
-        charged_at=now,
-    )
 
 
 def _events(rows: Iterable[Row], extra: Event | None) -> list[Event]:

@@ -16,7 +16,8 @@ from client.governance.ledger_store import check_store
 from client.governance.policy import read_policy
 from client.governance.rollback import check_ledger, read_noted
 from client.operations.erasure import erase_noted
-from client.site.vault_access import open_noted, today
+from client.site.vault_access import open_noted
+from client.vault.records import today
 from common.errors import ConfigError, DarkroomError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.governance.rollback import VAULT, noted_in
 from client.intake.outcomes import SUFFIX, IntakeReport, LeftOut
-from client.intake.receipt import DRAFT_SUFFIX, Room, make_receipt, verify_receipt
+from client.intake.receipt import DRAFT_SUFFIX, INGESTED, Room, make_receipt, verify_receipt
 from client.intake.subjects import IntakeKey
 from client.site.vault_access import forget_passphrase, master_key, open_noted
 from client.steward.process import writing
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 INGESTING: Final = "ingesting"
 """Kind of the entry that names the vault's state before an intake."""
-INGESTED: Final = "ingested"
-"""Kind of the entry that names a receipt."""
 CUT_OFF: Final = ("accepted or converted", "in an intake that was cut off; what became of other files is not known")
 
 

@@ -12,10 +12,11 @@ from client.governance.policy import read_policy
 from client.governance.rollback import read_noted
 from client.site.open_site import link_to_steward
 from client.site.serving_policy import restart_words, serving_policy
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
 from client.steward.process import socket_place
 from client.steward.socket import is_held
 from client.training.loaded_base import MIB, check_memory, choose_device
+from client.vault.records import today
 from common.adapter.model import open_base
 from common.crypto.certificates import read_node_key
 from common.crypto.identity_file import read_identity_file

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 from client.governance.ledger_store import rows_in
 from client.site.open_site import link_to_steward
 from client.site.serving_policy import older_policy, restart_words
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
 from client.steward.process import socket_place
 from client.steward.socket import is_held
+from client.vault.records import today
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
 from common.provisioning import institution_fingerprint

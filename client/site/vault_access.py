@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from client.vault.records import VaultState
     from common.audit_log import AuditLog
     from common.privacy.statements import Unit
-
-
-def today() -> date:
-    """The date by which records expire: of where the site is, or of UTC if that is further on."""
-    now = datetime.now(UTC)
-    return max(now.date(), now.astimezone().date())
 
 
 def master_key(config: VaultConfig) -> MasterKey:

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from client.governance.rollback import PREPARED, VAULT, Use, check_use, noted_in
 from client.intake.pictures import DECODER_ERRORS
-from client.site.vault_access import count_units, open_vault, today
+from client.site.vault_access import count_units, open_vault
 from client.training.latents import (
     CaptionTable,
     EncodingPlan,
@@ -30,6 +30,7 @@ from client.training.latents import (
 )
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
+from client.vault.records import today
 from common.errors import BadImage, EmptyFolder
 from common.host.progress import bar
 from common.manifest.manifest import canonical_bytes, manifest_digest

@@ -11,7 +11,8 @@ from client.connection.supernode import steward_node_config
 from client.site.layout import SiteLayout
 from client.site.open_site import link_to_steward
 from client.site.settings import read_site
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
+from client.vault.records import today
 from common.errors import StewardUnavailable
 from simulations.pilot.processes import client, client_command
 from simulations.pilot.users import FIRST_UID, UnixUser, as_user, give

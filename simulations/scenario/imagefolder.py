@@ -22,7 +22,7 @@ from client.intake.folder import PICTURE_SUFFIXES, Rejected, list_folder, locate
 from client.intake.outcomes import Change, Reason, Refused
 from client.intake.pictures import decode_picture
 from client.intake.rules import FileRules, IntakeRules
-from client.site.vault_access import today
+from client.vault.records import today
 from common.errors import BadCaption, BadImage, DataError, EmptyFolder
 
 if TYPE_CHECKING:

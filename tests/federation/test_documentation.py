@@ -305,6 +305,8 @@ def forget_and_prove(life: Life) -> None:
     keys = {"SITE_KEY": public_key(life), "COORDINATOR_KEY": life.federation.identity().public.hex()}
     assert "heads" in page.run("darkroom-client log verify", **keys)
     assert "heads" in page.run("darkroom-server log verify", **keys)
+    (receipt,) = (life.root / "site" / "receipts").glob("*.json")
+    assert "not altered" in page.run("darkroom-client receipt verify", RECEIPT=receipt.stem, **keys)
 
 
 def public_key(life: Life) -> str:

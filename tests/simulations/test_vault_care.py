@@ -16,10 +16,11 @@ from client.operations import compose
 from client.operations.care import BooksCheck, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
 from client.training import vault_latents
 from client.training.vault_latents import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
+from client.vault.records import today
 from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import LedgerError, VaultError
@@ -124,7 +125,7 @@ def test_a_serving_steward_erases_what_expires_and_trains_on_without_it(
     assert kinds(sites).count("joined") == 2
     with open_vault(sites.settings(SITE).vault) as vault:
         assert len(vault.infos()) == 6
-        assert not vault.expired(tomorrow)
+        assert vault.plan_expiry(tomorrow).records == 0
 
 
 def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from client.operations.new_site import make_site
 from client.operations.preflight import steward_checks
 from client.site.open_site import open_site
 from client.site.settings import read_site
-from client.site.vault_access import count_units, hold_vault, open_vault, today
+from client.site.vault_access import count_units, hold_vault, open_vault
 from client.training.latents import EncodingPlan
 from client.training.loaded_base import MIB, LoadedBase, check_memory
 from client.training.vault_latents import encode_vault
 from client.vault.errors import WrongMasterKey
+from client.vault.records import today
 from common.adapter.model import Family, open_base
 from common.crypto.identity_file import read_identity_file
 from common.crypto.primitives import Identity

@@ -19,6 +19,7 @@ import pytest
 
 from client.governance import ledger_store
 from client.governance.ledger import Account, Budget, Event, Ledger, Spent
+from client.vault.database import scalar, transaction
 from common.errors import (
     AlreadyCharged,
     BudgetExceeded,
@@ -286,8 +287,8 @@ def test_nothing_is_charged_on_an_accountant_that_fails(tmp_path: Path, answer: 
 
 def test_settings_are_durable(ledger: Ledger) -> None:
     with ledger_store.connection(ledger.path, busy_seconds=1) as store:
-        assert ledger_store.scalar(store, "PRAGMA journal_mode") == "wal"
-        assert ledger_store.scalar(store, "PRAGMA synchronous") == 2
+        assert scalar(store, "PRAGMA journal_mode") == "wal"
+        assert scalar(store, "PRAGMA synchronous") == 2
     assert ledger.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -329,7 +330,7 @@ def test_a_connection_makes_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["text", "other database", "later version", "empty", "cut", "flipped"])
 def test_a_damaged_or_foreign_file_is_refused(ledger: Ledger, damage: str) -> None:
-    with ledger_store.connection(ledger.path, busy_seconds=1) as store, ledger_store.transaction(store):
+    with ledger_store.connection(ledger.path, busy_seconds=1) as store, transaction(store):
         for step in range(300):
             ledger_store.append_row(
                 store, ledger_store.Row("scans", RUN, step, 0, "add_remove_one", 10.0, 1.0, 0.0, 0.0, 0.0)
@@ -391,7 +392,7 @@ def test_a_full_disk_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
 
     def full(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
         store = real(path, busy_seconds=busy_seconds)
-        pages = ledger_store.scalar(store, "PRAGMA page_count")
+        pages = scalar(store, "PRAGMA page_count")
         store.execute(f"PRAGMA max_page_count = {pages}")
         return store
 

@@ -24,7 +24,8 @@ from client.operations.new_site import make_site, site_steps
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward, open_site
 from client.site.settings import read_site
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
+from client.vault.records import today
 from common.adapter.model import Family
 from common.audit_log import read_entries, verify_log
 from common.crypto.identity_file import read_identity_file
