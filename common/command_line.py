@@ -2,6 +2,8 @@
 
 A user's mistake gets one clear message and exit code 2; an interrupt gets a last line that says what is kept and how to
 go on, and exit code 130, or 143 after SIGTERM. None of them shows a stack trace.
+
+``log verify``, which both command lines have: a log is checked alike by whoever holds it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Final, Never, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Never, TypeVar
+
+import typer
 
 from common.durable_files import owner_only_files
 from common.errors import DarkroomError
@@ -26,6 +31,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+LogPath = Annotated[Path, typer.Argument(help="The audit log.")]
+LogKey = Annotated[
+    str, typer.Option(help="Public key of the log's owner, 64 hexadecimal digits: an institution's is in the roster.")
+]
+Witness = Annotated[Path | None, typer.Option(help="The other side's log, which holds heads of this one.")]
+Place = Annotated[
+    int | None, typer.Option(min=0, help="An institution's place in the run's roster, with the coordinator's log.")
+]
 TERMINATED: Final = 143
 """Exit code after SIGTERM, which is how systemd ends a service: no failure."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -154,3 +167,22 @@ def quiet_libraries() -> None:
     for name in ("client", "common", "server", "simulations"):
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def log_commands(*, place: int | None) -> typer.Typer:
+    """``log verify``; ``place`` is what holds unless it is given: None where the witness is an institution's log."""
+    app = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
+    default = place
+
+    @app.callback()
+    def commands() -> None:
+        """The audit log."""
+
+    @app.command("verify")
+    def verify_log(path: LogPath, key: LogKey, witness: Witness = None, place: Place = default) -> None:
+        """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
+        from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+
+        typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
+
+    return app

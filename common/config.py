@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -25,7 +26,6 @@ from common.field_words import not_wanted, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 
 Digest = Annotated[
@@ -330,7 +330,7 @@ def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # 
         faults.append(not_wanted(key, kind, value))
         return None
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_decoded)
     except msgspec.ValidationError:  # its own words are of Python's types
         faults.append(not_wanted(key, kind, value))
         return None
@@ -343,10 +343,17 @@ def _parse_list(value: list[Any], kind: Any, key: str, faults: list[str]) -> Any
     if len(faults) > before:
         return None
     try:
-        return msgspec.convert(entries, kind)
+        return msgspec.convert(entries, kind, dec_hook=_decoded)
     except msgspec.ValidationError:
         faults.append(not_wanted(key, kind, value))
         return None
+
+
+def _decoded(kind: Any, value: Any) -> Path:  # noqa: ANN401 - a type, and a TOML value
+    """A path, which TOML has as text; 4096 bytes are what the kernel takes."""
+    if kind is Path and isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value:
+        return Path(value)
+    raise ValueError(kind)
 
 
 def _bare(kind: Any) -> Any:  # noqa: ANN401 - a type annotation

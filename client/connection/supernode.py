@@ -1,6 +1,6 @@
-"""A site's way into a federation: its keys, its request, and the join file that it gets back.
+"""A site's way into a federation: its keys, its request, the join file that it gets back, and the bundle named there.
 
-The app bundle that a site's join file names, as a file from elsewhere and as Flower has installed it.
+The SuperNode runs that bundle and no other: it is installed read-only from the bytes that were hashed.
 """
 
 from __future__ import annotations
@@ -35,32 +35,6 @@ if TYPE_CHECKING:
     from client.site.layout import SiteLayout
     from client.site.settings import SiteConfig
     from common.crypto.primitives import Identity
-
-
-def read_named(path: Path, join: JoinFile) -> bytes:
-    """The bytes that the join file names.
-
-    Raises:
-        ProvisioningError: The file cannot be read, is too large, or holds others.
-
-    """
-    content = read_content(path)
-    if (got := bundle_digest(content)) != join.bundle:
-        raise ProvisioningError(f"{path}: its digest is {got}; the join file names {join.bundle}")
-    return content
-
-
-def holds_bundle(apps: Path, digest: str) -> bool:
-    """Whether Flower's folder of apps has the bundle with this digest, ``sha256:…``, in a folder that is no link.
-
-    Raises:
-        OSError: It cannot be looked at.
-
-    """
-    if apps.is_symlink():
-        return False
-    found = [path for path in apps.iterdir() if path.name.endswith(folder_ending(digest))]
-    return len(found) == 1 and not found[0].is_symlink() and (found[0] / PROJECT).is_file()
 
 
 _STEWARD: Final = re.compile(r'steward="(?P<target>unix:[^"]+)" token="(?P<token>[^"]+)"')
@@ -261,6 +235,32 @@ class SuperNode:
             # the bundle is the coordinator's code, and reads its environment
             inherits="ordinary",
         )
+
+
+def read_named(path: Path, join: JoinFile) -> bytes:
+    """The bytes that the join file names.
+
+    Raises:
+        ProvisioningError: The file cannot be read, is too large, or holds others.
+
+    """
+    content = read_content(path)
+    if (got := bundle_digest(content)) != join.bundle:
+        raise ProvisioningError(f"{path}: its digest is {got}; the join file names {join.bundle}")
+    return content
+
+
+def holds_bundle(apps: Path, digest: str) -> bool:
+    """Whether Flower's folder of apps has the bundle with this digest, ``sha256:…``, in a folder that is no link.
+
+    Raises:
+        OSError: It cannot be looked at.
+
+    """
+    if apps.is_symlink():
+        return False
+    found = [path for path in apps.iterdir() if path.name.endswith(folder_ending(digest))]
+    return len(found) == 1 and not found[0].is_symlink() and (found[0] / PROJECT).is_file()
 
 
 def _program_text() -> str:

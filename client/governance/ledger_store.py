@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 APPLICATION_ID: Final = 0x44524C47
 """Marks the file as a ledger ("DRLG")."""
 SCHEMA_VERSION: Final = 1
+BUSY_SECONDS: Final = 10.0
+"""How long whoever only looks waits for whoever writes."""
 
 _SCHEMA: Final = (
     """CREATE TABLE contributions (
@@ -46,6 +48,7 @@ class Row(NamedTuple):
     """One contribution."""
 
     population: str
+    """The site's collection, as the file has always called it."""
     run: str
     round: int
     attempt: int
@@ -80,7 +83,7 @@ def create_store(path: Path, *, busy_seconds: float) -> None:
         raise _translated(path, error) from error
 
 
-def check_store(path: Path, *, busy_seconds: float) -> None:
+def check_store(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Check that the file is a ledger and that every page of it is whole.
 
     Raises:
@@ -94,6 +97,12 @@ def check_store(path: Path, *, busy_seconds: float) -> None:
         if found := damage(store):
             raise LedgerCorrupt(f"{path}: damaged ({found}); restore it together with the audit log")
         read_rows(store)
+
+
+def rows_in(path: Path) -> list[Row]:
+    """Every row of a ledger's file, checked; raises as :func:`connection` and :func:`read_rows`."""
+    with connection(path) as store:
+        return read_rows(store)
 
 
 def read_rows(store: sqlite3.Connection) -> list[Row]:
@@ -143,7 +152,7 @@ def _link(previous: bytes, row: Row) -> bytes:
 
 
 @contextlib.contextmanager
-def connection(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Connection]:
+def connection(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> Iterator[sqlite3.Connection]:
     """A connection that never makes a file and waits at most so long for others.
 
     Raises:

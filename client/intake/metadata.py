@@ -257,7 +257,7 @@ def _parsed(data: bytes, where: str) -> Row | BadRow:
                 text.encode()  # half of a surrogate pair has no encoding
         return _row(found, where)
     except (ValueError, RecursionError) as error:  # msgspec's, JSON's and Unicode's are ValueErrors
-        return _bad(where, f"{error}; wanted {_EXAMPLE}", name)
+        return _bad(where, f"{error}; a row is like {_EXAMPLE}", name)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -8,25 +8,22 @@ deleted, since backups of the vault are opened by it: whoever wants them unreada
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.governance.rollback import VAULT, noted_in, open_log
+from client.governance.rollback import VAULT
 from client.site.settings import read_site
-from client.site.vault_access import master_key, open_vault
-from client.steward.process import socket_place
-from client.steward.socket import held
+from client.site.vault_access import master_key, open_noted, open_vault
+from client.steward.process import writing
 from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
-from common.audit_log import read_entries
-from common.crypto.identity_file import read_identity_file
 from common.durable_files import write_atomically
 from common.errors import ConfigError, DarkroomError, VaultError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site.settings import SiteConfig, VaultConfig
 
 _SOURCE: Final = re.compile(r"^\s*(key_file|passphrase_file|passphrase_env|keyring)\s*=.*$", re.MULTILINE)
@@ -47,11 +44,7 @@ def rotate_key(site_file: Path, line: str) -> None:
     """
     site = read_site(site_file)
     beside = site_file.with_suffix(".new.toml")
-    with ExitStack() as stack:
-        stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
-        noted = noted_in(read_entries(audit.path)).vault
-        vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
+    with writing(site) as audit, open_noted(site.vault, audit, access="write") as vault:
         try:
             new = _settings(site, site_file, beside, line)
             _make_key(new.vault)
@@ -80,7 +73,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
 def _make_key(source: VaultConfig) -> None:
     """A passphrase is a person's own."""
     if source.key_file is not None:
-        create_key_file(Path(source.key_file))
+        create_key_file(source.key_file)
     elif source.keyring is not None:
         create_keyring_key(source.keyring)
 

@@ -7,6 +7,7 @@ A folder is made elsewhere and moved into its place when it is whole, so that on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,16 +29,15 @@ from common.manifest.manifest import InstitutionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-KEY_FILE: Final = VaultConfig(key_file="vault.key")
+KEY_FILE: Final = VaultConfig(key_file=Path("vault.key"))
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
 
 _SITE: Final = """\
 # {name}: this institution's site. Relative paths are beside this file.
 name = "{name}"
 # What the vault's privacy units are called; the privacy budget is kept under this name.
-population = "{name}/subject"
+collection = "{name}/subject"
 # The base model: a diffusers directory. Its digest (darkroom-client digest BASE) goes into policy.toml.
 base = "base"
 identity = "identity.key"
@@ -192,7 +192,7 @@ def _refuse_present(steps: tuple[Step, ...]) -> None:
 
 def _key_line(key: VaultConfig) -> str:
     name, value = next((name, value) for name in _SOURCES if (value := getattr(key, name)) is not None)
-    return msgspec.toml.encode({name: value}).decode().strip()
+    return msgspec.toml.encode({name: str(value)}).decode().strip()
 
 
 def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
@@ -206,7 +206,7 @@ def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
 def _make_vault(folder: Path, key: VaultConfig) -> None:
     if key.keyring is not None:
         create_keyring_key(key.keyring)
-    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=str(folder / key.key_file))
+    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=folder / key.key_file)
     Vault.create(SiteLayout(folder).vault, master_key(placed)).close()
 
 

@@ -57,7 +57,7 @@ class SiteRecords:
     """What an institution decides by, and what it writes down.
 
     Attributes:
-        population: the site's name for the set of privacy units that it trains on; the ledger's account.
+        collection: the site's name for the set of privacy units that it trains on; the ledger's account.
         pricing: works out what an approved run costs.
 
     """
@@ -67,7 +67,7 @@ class SiteRecords:
     ledger: Ledger
     audit: AuditLog
     approvals: Approvals
-    population: str
+    collection: str
     pricing: Pricing = field(default_factory=PricedHere)
 
 

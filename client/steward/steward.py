@@ -172,7 +172,7 @@ class SecureSteward:
         cohort = len(state.context.cohort)
         if cohort != member.plan.institutions:
             raise ProtocolError(f"a cohort of {cohort}; the noise is sized for {member.plan.institutions}")
-        allowed = records.policy.account(records.population, private=member.plan.config.is_private)
+        allowed = records.policy.account(records.collection, private=member.plan.config.is_private)
         # a policy may allow more than this run promised: the coordinator gets what was promised
         account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)

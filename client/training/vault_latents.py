@@ -1,9 +1,8 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
 A record's numbers are its own, bit by bit (:mod:`client.training.latents`), whatever else was in the vault when it was
-encoded. Another device may differ in the last bit of a float.
-
-A site's vault as the source of what its steward trains on.
+encoded. Another device may differ in the last bit of a float. :class:`VaultRecords` gives a steward what is in its
+site's.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from client.training.latents import (
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
 from client.vault.records import today
-from common.audit_log import read_entries
 from common.errors import BadImage, EmptyFolder
 from common.host.progress import bar
 from common.manifest.manifest import canonical_bytes, manifest_digest
@@ -228,13 +226,13 @@ class VaultRecords:
 
     Args:
         config: The vault's.
-        population: Under which name its pictures are charged.
+        collection: Under which name its pictures are charged.
         audit: The site's log, which knows the vault's last state and is told of each run that uses it.
 
     """
 
     config: VaultConfig | HeldVault
-    population: str
+    collection: str
     audit: AuditLog
 
     def check(self, unit: str) -> None:
@@ -245,7 +243,7 @@ class VaultRecords:
             LedgerError: Its pictures were charged as something else.
 
         """
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, expected=noted.vault) as vault:
             check_use(noted, self._use(vault, unit))
 
@@ -256,8 +254,7 @@ class VaultRecords:
             VaultError: The vault cannot be opened, is damaged, or is an older copy.
 
         """
-        expected = noted_in(read_entries(self.audit.path)).vault
-        return count_units(self.config, unit, day=today(), expected=expected)
+        return count_units(self.config, unit, day=today(), expected=noted_in(self.audit.path).vault)
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """What has not expired, encoded; that this run uses it is written down first.
@@ -276,7 +273,7 @@ class VaultRecords:
         )
         run = manifest_digest(canonical_bytes(manifest)).hex()  # as the ledger names it
         unit = "image" if manifest.privacy is None else manifest.privacy.unit
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, access="write", expected=noted.vault) as vault:
             use = self._use(vault, unit)
             check_use(noted, use)
@@ -286,4 +283,4 @@ class VaultRecords:
         return EncodedRecords(shard=found.shard, units=found.subjects if unit == "subject" else found.images)
 
     def _use(self, vault: Vault, unit: str) -> Use:
-        return Use(vault=vault.state().vault.hex(), population=self.population, unit=unit)
+        return Use(vault=vault.state().vault.hex(), collection=self.collection, unit=unit)

@@ -114,7 +114,7 @@ class SimulatedFederation:
             ledger=open_ledger(path, PldAccountant()),
             audit=AuditLog(path=folder / _LOG, identity=identity),
             approvals=PolicyAlone(),
-            population=POPULATION,
+            collection=POPULATION,
         )
         return SecureSteward(rows.name, records, _Shared(self, index))
 

@@ -140,7 +140,7 @@ class Ring:
             ledger=opened,
             audit=self.log(place),
             approvals=self.desks[place],
-            population="ward",
+            collection="ward",
             pricing=self.pricing,
         )
         return SecureSteward(f"site-{place}", records, self)

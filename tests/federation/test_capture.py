@@ -18,7 +18,6 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,7 +28,7 @@ import torch
 from client.site.open_site import open_site
 from client.site.settings import read_site
 from client.site.vault_access import open_vault
-from client.training.loaded_base import TrainingRoom
+from client.training.loaded_base import LoadedBase
 from client.training.vault_latents import VaultRecords
 from common.adapter.spec import Family
 from common.audit_log import AuditLog
@@ -54,6 +53,7 @@ from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -183,9 +183,9 @@ def work_out(lab: Laboratory, planted: Planted) -> Truth:
     sides = []
     for name in PICTURES:
         site = open_site(lab.sites[name].root / "site.toml")
-        log = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-        vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=log)
-        room = TrainingRoom.of_site(site.config, vault)
+        log = AuditLog(path=site.config.audit_log, identity=site.identity)
+        vault = VaultRecords(config=site.config.vault, collection=site.config.collection, audit=log)
+        room = LoadedBase.of_site(site.config, vault)
         sides.append(room.prepare(manifest))
         for part in (sides[-1].shard.mean, sides[-1].shard.std, sides[-1].shard.captions.embeddings):
             for row in part.numpy():

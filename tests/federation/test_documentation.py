@@ -286,7 +286,7 @@ def look_after(life: Life) -> None:
     page.run("darkroom-server renew")
     page.run("darkroom-server revoke")
     digest = open_manifest((life.root / "trial.manifest").read_bytes())[1].hex()
-    life.pilot.run("darkroom-client revoke", answer="y\n", DIGEST=digest)
+    life.pilot.run("darkroom-client withdraw", answer="y\n", DIGEST=digest)
     life.end()
     life.running.clear()
 

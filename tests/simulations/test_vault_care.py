@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.operations import compose
-from client.operations.care import BooksCondition, Retention
+from client.operations.care import BooksCheck, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
 from client.site.vault_access import open_vault
@@ -138,7 +138,7 @@ def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_pat
         audit.append("ingested", {"vault": vault.state().text()})
     shutil.rmtree(site.config.vault.directory)
     shutil.copytree(tmp_path / "older", site.config.vault.directory)
-    records = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
+    records = VaultRecords(config=site.config.vault, collection=site.config.collection, audit=audit)
     with pytest.raises(VaultRolledBack):
         records.encoded(base_of(sites), open_manifest(sites.signed)[0], device="cpu")
     with pytest.raises(VaultRolledBack):
@@ -152,9 +152,9 @@ def test_a_run_uses_a_vault_under_its_own_name_alone(sites: VaultSites) -> None:
     audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
     manifest = open_manifest(sites.signed)[0]
     given = {"base": base_of(sites), "manifest": manifest, "device": "cpu"}
-    VaultRecords(config=site.config.vault, population="first", audit=audit).encoded(**given)
+    VaultRecords(config=site.config.vault, collection="first", audit=audit).encoded(**given)
     with pytest.raises(LedgerError, match="charged as first"):
-        VaultRecords(config=site.config.vault, population="second", audit=audit).encoded(**given)
+        VaultRecords(config=site.config.vault, collection="second", audit=audit).encoded(**given)
     assert kinds(sites) == ["prepared"]
 
 
@@ -221,8 +221,8 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
 @pytest.mark.parametrize("what", ["policy", "audit_log", "ledger"])
 def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) -> None:
     site, now = sites.open(SITE), [0.0]
-    AuditLog(path=Path(site.config.audit_log), identity=site.identity).append("started", {})
-    books = BooksCondition(site=site, every=60.0, clock=lambda: now[0])
+    AuditLog(path=site.config.audit_log, identity=site.identity).append("started", {})
+    books = BooksCheck(site=site, every=60.0, clock=lambda: now[0])
 
     def later() -> bool:
         now[0] += 61.0
@@ -247,7 +247,7 @@ def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) ->
 
 def test_status_reads_a_log_whose_last_line_is_being_written(sites: VaultSites) -> None:
     site = sites.open(SITE)
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     log = AuditLog(path=path, identity=site.identity)
     log.append("refused", {"code": "malformed"})
     log.append("refused", {"code": "replayed"})

@@ -54,7 +54,7 @@ def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward
         ledger=Ledger.create(folder / "ledger.sqlite", PldAccountant()),
         audit=AuditLog(path=folder / "audit.log", identity=site.identity),
         approvals=PolicyAlone(),
-        population="ward",
+        collection="ward",
     )
     return SecureSteward(name, kept, Provider())
 

@@ -98,7 +98,7 @@ def test_what_is_no_manifest_is_named_with_what_was_wanted(site: Path, tmp_path:
 
 
 def test_a_run_that_nobody_proposed_is_not_counted(site: Path) -> None:
-    assert said("revoke", "abcd", "--config", str(site / "site.toml")).startswith("no run here begins with abcd")
+    assert said("withdraw", "abcd", "--config", str(site / "site.toml")).startswith("no run here begins with abcd")
 
 
 def test_the_vaults_own_key_is_no_new_one(site: Path) -> None:

@@ -48,9 +48,9 @@ class Zcdp:
         return rho + 2 * math.sqrt(rho * math.log(1 / left)) if left > 0 else math.inf
 
 
-def account(lifetime: float = 100.0, per_run: float = 100.0, population: str = "scans") -> Account:
+def account(lifetime: float = 100.0, per_run: float = 100.0, collection: str = "scans") -> Account:
     return Account(
-        population=population,
+        collection=collection,
         lifetime=Budget(epsilon=lifetime, delta=1e-5),
         per_run=Budget(epsilon=per_run, delta=1e-6),
     )
@@ -183,9 +183,9 @@ def test_lifetime_spans_runs_and_run_budget_does_not(ledger: Ledger) -> None:
     assert two.spent.lifetime > one.spent.lifetime
 
 
-def test_populations_have_budgets_of_their_own(ledger: Ledger) -> None:
+def test_collections_have_budgets_of_their_own(ledger: Ledger) -> None:
     first = charge(ledger, (0, 0))
-    second = charge(ledger, (0, 1), account=account(population="slides"), run="bb" * 32)
+    second = charge(ledger, (0, 1), account=account(collection="slides"), run="bb" * 32)
     assert second.spent.lifetime == first.spent.lifetime
 
 
@@ -462,7 +462,7 @@ CHILD = """
             return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
     budget = Budget(epsilon=float(sys.argv[2]), delta=1e-5)
-    account = Account(population="scans", lifetime=budget, per_run=budget)
+    account = Account(collection="scans", lifetime=budget, per_run=budget)
     event = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0)
     ledger = Ledger(path=Path(sys.argv[1]), accountant=Zcdp())
 """
