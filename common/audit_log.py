@@ -2,12 +2,11 @@
 
 One JSON line per entry; its hash covers the line and so, through ``previous``, all lines before it. The hash of the
 last line is the *head*. An institution's travels with each contribution, the coordinator's comes with each request, and
-each side writes the other's down: whoever rewrites history must also change what the other side holds.
+each side writes the other's down: whoever rewrites history must also change what the other side holds, which
+:func:`check_log` compares.
 
 Entries say what happened (round, attempt, cohort, refusal, charged row). Nothing about an image, a caption or a count
 of records belongs in one.
-
-Checking an audit log by hand, and against what the other side wrote down of it.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from common.crypto.primitives import DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Label, digest, verify_signature
+from common.durable_files import sync
 from common.errors import AuditLogError, BadSignature, ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 
 MAX_LINE_BYTES: Final = 1 << 16
+COORDINATOR_HEAD: Final = "coordinator_head"
+"""Detail of an institution's entry: the coordinator's head that came with a request."""
+ADAPTER: Final = "adapter"
+"""Detail of an institution's entry ``charged``: SHA-256, in hex, of the adapter that came with the request."""
+HEADS: Final = "heads"
+"""Detail of a coordinator's entry: ``place:head`` of every institution that answered, separated by commas."""
 Detail: TypeAlias = str | int | float | bool
 HexDigest = Annotated[
     str, Meta(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}\Z", description=f"{2 * DIGEST_BYTES} hexadecimal digits")
@@ -64,54 +70,6 @@ class Verified:
 
     entries: int
     head: bytes
-
-
-def genesis(owner: bytes) -> bytes:
-    """The head of an empty log: 32 bytes that name its owner's public key."""
-    return digest(Label.AUDIT_GENESIS, owner)
-
-
-def verify_log(
-    path: Path,
-    owner: bytes,
-    *,
-    witnessed: Collection[bytes] = (),
-    unfinished: Literal["refuse", "leave"] = "refuse",
-) -> Verified:
-    """Check every line, signature and link.
-
-    Args:
-        path: The log.
-        owner: The institution's Ed25519 public key.
-        witnessed: Heads that the other side received; each must be in this history.
-        unfinished: Whether a last line without its end is damage, or another process's that writes just now.
-
-    Raises:
-        AuditLogError: A line is damaged, missing, out of order or not signed, or a witnessed head is not there.
-
-    """
-    head, entries, seen = genesis(owner), 0, {genesis(owner)}
-    for line in _lines(path, unfinished=unfinished):
-        head = _check_line(line, owner=owner, index=entries, previous=head)
-        entries += 1
-        seen.add(head)
-    if lost := [each for each in witnessed if each not in seen]:
-        raise AuditLogError(f"{path}: head {lost[0].hex()} was sent out but is not in this history; it was rewritten")
-    return Verified(entries=entries, head=head)
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The entries of a log that was verified; a last line that is being written is left out.
-
-    Raises:
-        AuditLogError: It cannot be read.
-
-    """
-    try:
-        for line in _lines(path, unfinished="leave"):
-            yield msgspec.json.decode(line, type=Entry)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise AuditLogError(f"{path}: cannot be read: {error}") from error
 
 
 @dataclass(kw_only=True, slots=True)
@@ -164,6 +122,131 @@ class AuditLog:
         return head
 
 
+def genesis(owner: bytes) -> bytes:
+    """The head of an empty log: 32 bytes that name its owner's public key."""
+    return digest(Label.AUDIT_GENESIS, owner)
+
+
+def verify_log(
+    path: Path,
+    owner: bytes,
+    *,
+    witnessed: Collection[bytes] = (),
+    unfinished: Literal["refuse", "leave"] = "refuse",
+) -> Verified:
+    """Check every line, signature and link.
+
+    Args:
+        path: The log.
+        owner: The institution's Ed25519 public key.
+        witnessed: Heads that the other side received; each must be in this history.
+        unfinished: Whether a last line without its end is damage, or another process's that writes just now.
+
+    Raises:
+        AuditLogError: A line is damaged, missing, out of order or not signed, or a witnessed head is not there.
+
+    """
+    head, entries, seen = genesis(owner), 0, {genesis(owner)}
+    for line in _lines(path, unfinished=unfinished):
+        head = _check_line(line, owner=owner, index=entries, previous=head)
+        entries += 1
+        seen.add(head)
+    if lost := [each for each in witnessed if each not in seen]:
+        raise AuditLogError(f"{path}: head {lost[0].hex()} was sent out but is not in this history; it was rewritten")
+    return Verified(entries=entries, head=head)
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The entries of a log that was verified; a last line that is being written is left out.
+
+    Raises:
+        AuditLogError: It cannot be read.
+
+    """
+    try:
+        for line in _lines(path, unfinished="leave"):
+            yield msgspec.json.decode(line, type=Entry)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuditLogError(f"{path}: cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogCheck:
+    """What is checked: a log, its owner's public key, and the other side's log with what it saw.
+
+    Attributes:
+        place: The owner's place in the roster, where the witness is a coordinator's log.
+
+    """
+
+    path: Path
+    key: str
+    witness: Path | None = None
+    place: int | None = None
+
+
+def check_log(check: LogCheck) -> str:
+    """Check every line, signature and link, and that every witnessed head is in this history; a sentence for people.
+
+    The witness's own signatures are for a check of that log, with its owner's key.
+
+    Raises:
+        ConfigError: The key is not 64 hexadecimal digits.
+        AuditLogError: What is wrong, and where.
+
+    """
+    witnessed = () if check.witness is None else tuple(witnessed_heads(check.witness, place=check.place))
+    verified = verify_log(check.path, parse_public_key(check.key), witnessed=witnessed)
+    if not verified.entries:
+        text = f"{check.path}: no entry yet, so nothing that could show whose log it is"
+    else:
+        text = f"{check.path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
+    if check.witness is None:
+        return text
+    if not witnessed:
+        raise AuditLogError(f"{check.witness}: holds no head of this log's owner; is it the other side's log?")
+    return f"{text}\n{check.witness}: {len(witnessed)} heads that it wrote down are all in this history"
+
+
+def witnessed_heads(path: Path, *, place: int | None = None) -> Iterator[bytes]:
+    """Heads of the other party that a log wrote down, in order.
+
+    Args:
+        path: An institution's log, or with ``place`` a coordinator's.
+        place: Whose heads to take from a coordinator's log.
+
+    Raises:
+        AuditLogError: A line cannot be read.
+
+    """
+    for number, line in enumerate(_lines(path, unfinished="refuse")):
+        try:
+            details = msgspec.json.decode(line, type=Entry).details
+            yield from _heads(details.get(HEADS) if place is not None else details.get(COORDINATOR_HEAD), place)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise AuditLogError(f"{path}: entry {number} cannot be read: {error}") from error
+
+
+def _heads(value: object, place: int | None) -> Iterator[bytes]:
+    if not isinstance(value, str) or not value:
+        return
+    for entry in value.split(","):
+        owner, colon, head = entry.rpartition(":")
+        if not colon or int(owner) == place:
+            yield bytes.fromhex(head)
+
+
+def parse_public_key(text: str) -> bytes:
+    """The 32 bytes of a key as people write it, 64 hexadecimal digits, or ConfigError."""
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != PUBLIC_KEY_BYTES:
+        raise ConfigError(f"wanted a public key of {2 * PUBLIC_KEY_BYTES} hexadecimal digits, got {text!r}")
+    return key
+
+
 def _check_line(line: bytes, *, owner: bytes, index: int, previous: bytes) -> bytes:
     """The head after this line."""
     if len(line) > MAX_LINE_BYTES:
@@ -214,7 +297,7 @@ def _cut_unfinished_line(path: Path) -> int:
             keep = start + tail.rfind(b"\n") + 1
             if keep < size and (start == 0 or b"\n" in tail):
                 file.truncate(keep)
-                os.fsync(file.fileno())
+                sync(file)
                 return size - keep
     except OSError as error:
         raise AuditLogError(f"{path}: cannot be opened ({error.strerror})") from error
@@ -232,94 +315,6 @@ def _append_line(path: Path, line: bytes, *, after: bytes, empty: bytes) -> None
             if (digest(Label.AUDIT_HASH, tail[-2]) if len(tail) > 1 else empty) != after:
                 raise AuditLogError(f"{path}: another process wrote to it; one steward per log")
             file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     except OSError as error:
         raise AuditLogError(f"{path}: cannot be written ({error.strerror}); nothing may be sent") from error
-
-
-COORDINATOR_HEAD: Final = "coordinator_head"
-"""Detail of an institution's entry: the coordinator's head that came with a request."""
-ADAPTER: Final = "adapter"
-"""Detail of an institution's entry ``charged``: SHA-256, in hex, of the adapter that came with the request."""
-HEADS: Final = "heads"
-"""Detail of a coordinator's entry: ``place:head`` of every institution that answered, separated by commas."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogCheck:
-    """What is checked: a log, its owner's public key, and the other side's log with what it saw.
-
-    Attributes:
-        place: the owner's place in the roster, where the witness is a coordinator's log.
-    """
-
-    path: Path
-    key: str
-    witness: Path | None = None
-    place: int | None = None
-
-
-def check_log(check: LogCheck) -> str:
-    """Check every line, signature and link, and that every witnessed head is in this history; a sentence for people.
-
-    The witness's own signatures are for a check of that log, with its owner's key.
-
-    Raises:
-        ConfigError: The key is not 64 hexadecimal digits.
-        AuditLogError: What is wrong, and where.
-
-    """
-    witnessed = () if check.witness is None else tuple(witnessed_heads(check.witness, place=check.place))
-    verified = verify_log(check.path, _public_key(check.key), witnessed=witnessed)
-    if not verified.entries:
-        text = f"{check.path}: no entry yet, so nothing that could show whose log it is"
-    else:
-        text = f"{check.path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
-    if check.witness is None:
-        return text
-    if not witnessed:
-        raise AuditLogError(f"{check.witness}: holds no head of this log's owner; is it the other side's log?")
-    return f"{text}\n{check.witness}: {len(witnessed)} heads that it wrote down are all in this history"
-
-
-def witnessed_heads(path: Path, *, place: int | None = None) -> Iterator[bytes]:
-    """Heads of the other party that a log wrote down, in order.
-
-    Args:
-        path: An institution's log, or with ``place`` a coordinator's.
-        place: Whose heads to take from a coordinator's log.
-
-    Raises:
-        AuditLogError: A line cannot be read.
-
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise AuditLogError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines):
-        try:
-            details = msgspec.json.decode(line, type=Entry).details
-            yield from _heads(details.get(HEADS) if place is not None else details.get(COORDINATOR_HEAD), place)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise AuditLogError(f"{path}: entry {number} cannot be read: {error}") from error
-
-
-def _heads(value: object, place: int | None) -> Iterator[bytes]:
-    if not isinstance(value, str) or not value:
-        return
-    for entry in value.split(","):
-        owner, colon, head = entry.rpartition(":")
-        if not colon or int(owner) == place:
-            yield bytes.fromhex(head)
-
-
-def _public_key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != PUBLIC_KEY_BYTES:
-        raise ConfigError(f"wanted a public key of {2 * PUBLIC_KEY_BYTES} hexadecimal digits, got {text!r}")
-    return key

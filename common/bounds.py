@@ -39,7 +39,6 @@ MaximumUnits: TypeAlias = Annotated[int, Meta(ge=1, le=10**9 * MAX_INSTITUTIONS)
 DrawsOfUnit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_DRAWS)]
 Colluders: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_INSTITUTIONS)]
 LostProbability: TypeAlias = Annotated[float, Meta(ge=0, le=0.5)]
-RingScale: TypeAlias = Annotated[float, Meta(ge=2.0**-60, le=2.0**60)]
 
 # rounds and institutions
 Rounds: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]

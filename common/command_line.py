@@ -3,7 +3,7 @@
 A user's mistake gets one clear message and exit code 2; an interrupt gets a last line that says what is kept and how to
 go on, and exit code 130, or 143 after SIGTERM. None of them shows a stack trace.
 
-``release verify``, which both command lines have: a release is checked alike by whoever holds it.
+``log verify``, which both command lines have: a log is checked alike by whoever holds it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import warnings
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Never, TypeVar
 
 import typer
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+LogPath = Annotated[Path, typer.Argument(help="The audit log.")]
+LogKey = Annotated[
+    str, typer.Option(help="Public key of the log's owner, 64 hexadecimal digits: an institution's is in the roster.")
+]
+Witness = Annotated[Path | None, typer.Option(help="The other side's log, which holds heads of this one.")]
+Place = Annotated[
+    int | None, typer.Option(min=0, help="An institution's place in the run's roster, with the coordinator's log.")
+]
 TERMINATED: Final = 143
 """Exit code after SIGTERM, which is how systemd ends a service: no failure."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -161,22 +169,20 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def verify(
-    folder: Annotated[Path, typer.Argument(help="The release's folder.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="The run's signed manifest; needed unless it is inside.")
-    ] = None,
-    coordinator: Annotated[str | None, typer.Option(help="The key that must have signed, 64 digits.")] = None,
-    signatures: Annotated[
-        int | None, typer.Option(min=0, help="Fewest sites that must have signed; absent: all.")
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="The base model's folder; needed to compare the factors that were never trained."),
-    ] = None,
-) -> None:
-    """Check every file, figure and signature of a release, and say each fault."""
-    from common.release.check import verify_release  # noqa: PLC0415 - torch takes seconds to load
+def log_commands(*, place: int | None) -> typer.Typer:
+    """``log verify``; ``place`` is what holds unless it is given: None where the witness is an institution's log."""
+    app = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
+    default = place
 
-    for line in verify_release(folder, manifest=manifest, coordinator=coordinator, signatures=signatures, base=base):
-        typer.echo(line)
+    @app.callback()
+    def commands() -> None:
+        """The audit log."""
+
+    @app.command("verify")
+    def verify_log(path: LogPath, key: LogKey, witness: Witness = None, place: Place = default) -> None:
+        """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
+        from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+
+        typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
+
+    return app

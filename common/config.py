@@ -1,11 +1,11 @@
-"""The run configuration: what coordinator and institutions must agree on before a run starts.
+"""The run configuration, and how a TOML file becomes a typed struct, here and wherever there are settings.
 
-Everything here is public. A site's own rules and paths are not part of it.
+A run's settings are what coordinator and institutions must agree on before it starts. All of it is public; a site's own
+rules and paths are not part of it.
 
-Read a TOML file into a typed struct and report every fault in it at once.
-
-msgspec stops at the first fault; somebody who mends a configuration wants the whole list. So each key is converted by
-itself, unknown keys are named with the nearest known one, and ``check`` methods add what types cannot say.
+:func:`parse_config` reports every fault of a file at once: msgspec stops at the first, and somebody who mends a file
+wants the whole list. So each key is converted by itself, unknown keys are named with the nearest known one, and
+``faults`` methods add what types cannot say.
 """
 
 from __future__ import annotations
@@ -13,18 +13,8 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    Protocol,
-    TypeVar,
-    get_args,
-    get_origin,
-    runtime_checkable,
-)
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -36,7 +26,6 @@ from common.field_words import not_wanted, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 
 Digest = Annotated[
@@ -54,6 +43,10 @@ PLAIN_WORDS: Final = "the coordinator sees every institution's update in the cle
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of configuration tables: immutable, no unknown keys."""
+
+    def faults(self) -> Iterator[str]:
+        """One sentence for each rule that is broken, of those that types cannot say."""
+        yield from ()
 
 
 class BaseModelConfig(Config, frozen=True, kw_only=True):
@@ -275,16 +268,7 @@ class RunConfig(Config, frozen=True, kw_only=True):
             yield 'server.subtract_noise: wanted with optimizer = "adam" only'
 
 
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """A struct with rules beyond its types."""
-
-    def faults(self) -> Iterator[str]:
-        """One sentence for each rule that is broken."""
-        ...
+T = TypeVar("T", bound=Config)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -331,10 +315,9 @@ def _parse(table: Mapping[str, Any], into: type[T], prefix: str, faults: list[st
             faults.append(f"{prefix}{key}: missing; wanted {wanted(field.type)}")
     if len(faults) > before:
         return None
-    made: object = into(**values)
-    if isinstance(made, Checked):  # a struct may lack rules
-        faults += [f"{prefix}{fault}" for fault in made.faults()]
-    return made if isinstance(made, into) else None
+    made = into(**values)
+    faults += [f"{prefix}{fault}" for fault in made.faults()]
+    return made
 
 
 def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # noqa: ANN401 - TOML values
@@ -347,7 +330,7 @@ def _parse_value(value: Any, kind: Any, key: str, faults: list[str]) -> Any:  # 
         faults.append(not_wanted(key, kind, value))
         return None
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_decoded)
     except msgspec.ValidationError:  # its own words are of Python's types
         faults.append(not_wanted(key, kind, value))
         return None
@@ -360,20 +343,27 @@ def _parse_list(value: list[Any], kind: Any, key: str, faults: list[str]) -> Any
     if len(faults) > before:
         return None
     try:
-        return msgspec.convert(entries, kind)
+        return msgspec.convert(entries, kind, dec_hook=_decoded)
     except msgspec.ValidationError:
         faults.append(not_wanted(key, kind, value))
         return None
+
+
+def _decoded(kind: Any, value: Any) -> Path:  # noqa: ANN401 - a type, and a TOML value
+    """A path, which TOML has as text; 4096 bytes are what the kernel takes."""
+    if kind is Path and isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value:
+        return Path(value)
+    raise ValueError(kind)
 
 
 def _bare(kind: Any) -> Any:  # noqa: ANN401 - a type annotation
     return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
 
 
-def _struct_in(kind: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type annotation
+def _struct_in(kind: Any) -> type[Config] | None:  # noqa: ANN401 - a type annotation
     """The struct type of an annotation ``S`` or ``S | …``, if there is exactly one."""
     options = [kind, *get_args(kind)] if get_origin(kind) is not tuple else []
-    structs = [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+    structs = [option for option in options if isinstance(option, type) and issubclass(option, Config)]
     return structs[0] if len(structs) == 1 else None
 
 

@@ -1,17 +1,21 @@
-"""Files that survive a crash, whole or not at all, and that are their user's alone unless somebody says otherwise.
+"""Files and folders that survive a crash, whole or not at all, and are their owner's alone unless somebody says else.
 
-A folder of keys and settings that is made whole or not at all.
+==========================  ============================================================================================
+:func:`open_new`            a new file, to be written piece by piece and, where it has to last, with :func:`sync`
+:func:`write_new`           a new file, such as a key: nothing that is there is ever overwritten
+:func:`write_atomically`    the old content or the new
+:func:`whole_folder`        a folder of files that belong together
+==========================  ============================================================================================
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 OWNER_ONLY: Final = 0o600
 PUBLIC: Final = 0o644
 """For what another user of the machine has to read, and nobody has to keep to himself."""
+UNFINISHED: Final = ".init-"
+"""How the names of what a killed process leaves begin. Its keys were never shown or used: it can go."""
 _NOT_FOR_OTHERS: Final = 0o077
 
 
@@ -37,18 +43,63 @@ def owner_only_files() -> Iterator[None]:
         os.umask(before)
 
 
+def open_new(path: Path, *, mode: int = OWNER_ONLY) -> int:
+    """Descriptor for writing of a new file, whose mode is ``mode`` whatever the umask.
+
+    Raises:
+        FileExistsError: There is something, be it a link that leads nowhere.
+        OSError: It cannot be made.
+
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def write_new(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:
+    """Make a file, and its folder if missing, that survives a power cut once this returns; if it fails, there is none.
+
+    Raises:
+        FileExistsError: There is something, and it is left as it is.
+        OSError: It cannot be made, or the disk does not take it.
+
+    """
+    _fill_new(path, data, mode)
+    sync_folder(path.parent)
+
+
 def write_atomically(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:
     """Replace the file's content so that a crash, or a power cut, leaves the old content or the new.
 
     Its mode is ``mode`` whatever the umask, and nobody has more rights at any moment in between. Of several writers at
-    once the last one's content stays, whole. A crash may leave a file beside it whose name begins with a dot and ends
-    in ``.partial``.
+    once the last one's content stays, whole. A link in its place is replaced and not followed. A crash may leave a file
+    beside it whose name begins with a dot and ends in ``.partial``.
     """
+    # a name of its own, and no file that is there already: another writer's must not be renamed half-written
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     with naming(path):
-        _write(path, data, mode)
+        _fill_new(temporary, data, mode)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
-@contextlib.contextmanager
+def _fill_new(path: Path, data: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = open_new(path, mode=mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            sync(file)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Have an ``OSError`` that names no file, as a full disk's does, name this one: somebody has to make room there."""
     try:
@@ -59,35 +110,29 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own, and no file that is there already: another writer's must not be renamed half-written
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+def sync(file: IO[Any]) -> None:
+    """Have on the disk what was written to an open file so far."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Make what was renamed or removed in it durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make what was made, renamed or removed in it durable."""
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make everything in a folder durable, so that its rename is never on the disk before its content."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    handle = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-UNFINISHED: Final = ".init-"
-"""How the names of what a killed process leaves begin. Its keys were never shown or used: it can go."""
 
 
 @contextmanager
@@ -108,6 +153,7 @@ def whole_folder(folder: Path, *, last: str) -> Iterator[Path]:
         made = Path(unfinished) / "made"
         made.mkdir(mode=0o700)
         yield made
+        sync_tree(made)
         if parent == folder:
             _move_into(folder, made, last)
         else:

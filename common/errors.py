@@ -50,8 +50,11 @@
     │   └── StewardRunning         another steward serves this site already
     ├── VaultError                 the encrypted store of pictures; its kinds stand in client/vault/errors.py
     ├── ReleaseError               a release that is incomplete, altered or not agreed to
-    ├── RoundFailed                an attempt that cannot count; its kinds stand in server/errors.py
+    ├── RoundFailed                an attempt that cannot count
+    │   ├── TooFewInstitutions     too few are there or take part; it was not begun
+    │   └── SumTooLong             a mean that no honest institutions make
     ├── CheckpointError            a checkpoint that is missing, corrupted or of another run
+    │   └── RunBusy                another process leads the run
     └── PrivacyError               something that would void or misstate a privacy guarantee
         ├── NotPrivate             repeatable noise or unclipped data where secret noise is due
         ├── ClippingError          a model or batch whose per-unit gradients cannot be had exactly
@@ -283,8 +286,31 @@ class RoundFailed(DarkroomError):
     """Too few institutions answered for a round to count, or their sum is none that can be used."""
 
 
+class TooFewInstitutions(RoundFailed):
+    """Fewer institutions are there, or take part, than a round needs; it was not begun, so it cost nothing."""
+
+
+class SumTooLong(RoundFailed):
+    """A decoded mean longer than noise and cap allow: some institution sent what no honest steward sends.
+
+    It ends the run's start, because a further attempt would cost every institution's budget and most likely meet the
+    same institution again; it can be resumed, with the round's next attempt.
+    """
+
+    def __init__(self, message: str, *, decoded: float, noise_expected: float | None, limit: float | None) -> None:
+        """Keep the Euclidean lengths for the run's books: of the mean, of its noise on average, and the longest."""
+        super().__init__(message)
+        self.decoded = decoded
+        self.noise_expected = noise_expected
+        self.limit = limit
+
+
 class CheckpointError(DarkroomError):
     """A checkpoint that is missing, corrupted or belongs to another run."""
+
+
+class RunBusy(CheckpointError):
+    """Another process leads the run in this directory."""
 
 
 class PrivacyError(DarkroomError):

@@ -12,15 +12,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.adapter.spec import AdapterSpec
 from common.audit_log import AuditLog
-from common.config import RunConfig, parse_config, read_toml
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError
 from common.manifest.manifest import open_manifest
-from server.rounds.session import SecureRun, check_log_belongs
+from server.rounds.secagg_session import SecureRun, check_log_belongs
 from server.rounds.transport import GridTransport, Transport
 from server.run.checkpoint import checkpoint_files
 from server.run.coordinator import CHECKPOINTS, Coordinator
-from server.run.directory import LOG_FILE, RunDirectory
+from server.run.directory import AUDIT_FILE, LOG_FILE, RunDirectory
 from server.run.leadership import leading
 from server.run.waiting import WaitsForInstitutions
 
@@ -31,20 +30,14 @@ if TYPE_CHECKING:
 
     from server.rounds.optimizer import Vector
 
-CONFIG_KEY: Final = "config"
-"""Run-config key: path of the run's TOML file."""
 SPEC_KEY: Final = "spec"
 """Run-config key: path of the adapter specification, as ``common.adapter.spec.encode_spec`` writes it."""
 DIRECTORY_KEY: Final = "directory"
 """Run-config key: the run's directory."""
 MANIFEST_KEY: Final = "manifest"
-"""Run-config key: path of the signed manifest, in place of a configuration, where sums are masked."""
+"""Run-config key: path of the signed manifest."""
 IDENTITY_KEY: Final = "identity"
-"""Run-config key: path of the coordinator's identity file; with a manifest."""
-AUDIT_FILE: Final = "audit.log"
-"""The coordinator's log in the run's directory."""
-RESUME_KEY: Final = "resume"
-"""Run-config key: true to insist on a checkpoint to go on from; false: to go on from the last one if there is one."""
+"""Run-config key: path of the coordinator's identity file."""
 
 
 def make_server_app(
@@ -61,7 +54,7 @@ def make_server_app(
 
 
 def run_deployed(transport: Transport, context: Context) -> None:
-    """Lead the run that Flower's run config names.
+    """Lead the run that Flower's run config names, from its last checkpoint if there is one.
 
     Raises:
         ConfigError: A key is missing, or a file that it names cannot be used.
@@ -77,8 +70,8 @@ def run_deployed(transport: Transport, context: Context) -> None:
 
 
 def _lead(transport: Transport, context: Context, directory: Path) -> None:
-    secure = _secure_run(context, directory) if context.run_config.get(MANIFEST_KEY) else None
-    config = _config(context) if secure is None else open_manifest(secure.manifest)[0].config
+    secure = _secure_run(context, directory)
+    config = open_manifest(secure.manifest)[0].config
     spec = read_spec(_path(context, SPEC_KEY))
     if spec.config != config.adapter:
         raise ConfigError(f"the adapter specification was made for {spec.config}; the run says {config.adapter}")
@@ -90,8 +83,8 @@ def _lead(transport: Transport, context: Context, directory: Path) -> None:
         observer=RunDirectory(directory),
         directory=directory,
         secure=secure,
-        patience=WaitsForInstitutions(directory),
-    ).run(resume=bool(context.run_config.get(RESUME_KEY, False) or checkpoint_files(directory / CHECKPOINTS)))
+        waiting=WaitsForInstitutions(directory),
+    ).run(resume=bool(checkpoint_files(directory / CHECKPOINTS)))
 
 
 def _initial(spec: AdapterSpec) -> Vector:
@@ -102,11 +95,6 @@ def _initial(spec: AdapterSpec) -> Vector:
     from common.adapter.vector import initial_vector  # noqa: PLC0415 - see above
 
     return initial_vector(spec)
-
-
-def _config(context: Context) -> RunConfig:
-    path = _path(context, CONFIG_KEY)
-    return parse_config(read_toml(path), RunConfig, source=str(path))
 
 
 def _secure_run(context: Context, directory: Path) -> SecureRun:

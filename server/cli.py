@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import run_command_line
+from common.command_line import log_commands, run_command_line
 from common.config import RunConfig, parse_config, read_toml
 from server.commands import manifest, release, run
 from server.commands.federation import approve, init, renew, revoke, up
 from server.commands.service import nginx, preflight, units
 
 app = typer.Typer(help="The coordinator's side of Darkroom.", no_args_is_help=True, pretty_exceptions_enable=False)
-log = typer.Typer(help="The audit log.", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(log, name="log")
+app.add_typer(log_commands(place=None), name="log")
 app.add_typer(manifest.app, name="manifest")
 app.add_typer(run.app, name="run")
 app.add_typer(release.app, name="release")
@@ -33,20 +32,6 @@ def check(config: Annotated[Path, typer.Argument(help="Run configuration, a TOML
     privacy = parsed.privacy
     said = "none" if privacy == "none" else f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, one {privacy.unit}"
     typer.echo(f"{config}: {parsed.name}, {parsed.rounds} rounds of {parsed.training.mode}, privacy {said}")
-
-
-@log.command()
-def verify(
-    path: Annotated[Path, typer.Argument(help="The audit log.")],
-    key: Annotated[str, typer.Option(help="Public key of the log's owner, 64 hexadecimal digits.")],
-    witness: Annotated[
-        Path | None, typer.Option(help="An institution's log, which holds the coordinator's heads.")
-    ] = None,
-) -> None:
-    """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
-    from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
-
-    typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=None)))
 
 
 for command in (init, approve, revoke, renew, preflight, up, units, nginx):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.command_line import last_words, run_command_line
-from common.errors import ConfigError
+from common.errors import ConfigError, EmptyFolder
+from common.host.file_lock import locked
 from simulations.scenario.scenario import load_scenario
 from simulations.sweep.trial import Axis
 
@@ -194,6 +194,28 @@ def wiretap(
 
 
 @app.command()
+def check(folder: Annotated[Path, typer.Argument(help="Image folder, with metadata.jsonl or without.")]) -> None:
+    """Check an image folder before a run: every picture and caption, all faults at once. Nothing is changed."""
+    with last_words(lambda: "stopped; nothing was changed, and nothing is kept of the check: start it again"):
+        from simulations.scenario.imagefolder import check_images, look_at  # noqa: PLC0415 - SciPy takes a second
+
+        found = look_at(folder)
+        check_images(folder, found.pictures)
+    if not found.pictures:
+        raise EmptyFolder(f"{folder}: no picture that may be used")
+    subjects = len({picture.subject_id for picture in found.pictures})
+    typer.echo(f"{folder}: {len(found.pictures)} pictures of {subjects} subjects can be used")
+    if without := sum(not picture.caption for picture in found.pictures):
+        typer.echo(f"{without} of them have no caption")
+    reasons = ("no consent or expired", "no row in the metadata", "no picture by its name")
+    for reason, names in zip(reasons, (found.left_out, found.unlisted, found.others), strict=True):
+        for name in names:
+            typer.echo(f"not used, {reason}: {name}")
+    for note in found.notes:
+        typer.echo(note)
+
+
+@app.command()
 def fetch(cache: Cache = Path(".cache")) -> None:
     """Fetch and build the demonstration's pictures, so that later commands need no network."""
     with last_words(lambda: f"stopped; what was fetched is kept in {cache}; {_same_command()}"):
@@ -228,13 +250,8 @@ def pilot(
 def _alone(directory: Path) -> Iterator[None]:
     """Keep a second command out: until the first round the directory looks free, and ``--again`` would remove it."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory"
-            ) from error
+    busy = ConfigError(f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory")
+    with locked(directory.parent / f".{directory.name}.lock", wait_s=0, busy=busy):
         yield
 
 

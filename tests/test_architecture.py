@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("client", "common", "server", "simulations")
@@ -27,6 +29,10 @@ FLOWER_ROOMS = {
     "simulations/bench/fleet.py",
     "simulations/bench/secagg.py",
 }
+
+
+# a file that has to last is made by one room; the vault's blobs force each to disk and their folder once a change
+DURABLE_ROOMS = {"common/durable_files.py", "client/vault/blobs.py"}
 
 
 def name_of(path: Path) -> str:
@@ -76,6 +82,12 @@ def test_flower_and_cryptography_keep_to_their_rooms(path: Path) -> None:
         assert not {module for module in imported if module.split(".")[0] == "cryptography"}
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_that_survive_a_crash_are_made_in_one_room(path: Path) -> None:
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & {"O_EXCL", "fsync", "fdatasync"} or name_of(path) in DURABLE_ROOMS
+
+
 def without_encoding(tree: ast.Module) -> list[str]:
     """Calls that read or write text in whatever encoding the machine happens to have."""
     return [
@@ -117,6 +129,45 @@ def test_every_pattern_of_a_field_ends_where_the_text_does(path: Path) -> None:
     """``$`` lets one newline follow: a second spelling of a key, a digest or a name, which signatures do not notice."""
     ends = [each for each in patterns(ast.parse(path.read_text())) if each != "pattern"]
     assert [each for each in ends if not each.rstrip("'\"").endswith(r"\\Z")] == []
+
+
+def entries(folder: Path) -> list[str]:
+    """Modules and folders, such as a person sees who opens this one."""
+    hidden = {"__init__.py", "__pycache__"}
+    return [
+        each.name for each in folder.iterdir() if each.name not in hidden and (each.is_dir() or each.suffix == ".py")
+    ]
+
+
+def test_a_stranger_meets_few_rooms_at_a_time() -> None:
+    assert sum(len(entries(ROOT / package)) for package in PACKAGES) <= 50
+    folders = {path.parent for path in SOURCES}
+    assert {name_of(folder): len(entries(folder)) for folder in folders if len(entries(folder)) > 16} == {}
+
+
+def imports() -> dict[str, set[str]]:
+    """What each module imports of our own: at its top, inside functions, or for its annotations alone."""
+    modules = {name_of(path)[:-3].replace("/", ".").removesuffix(".__init__"): path for path in SOURCES}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = set[str]()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[module] = (names & modules.keys()) - {module}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    order = TopologicalSorter(imports())
+    order.prepare()  # raises CycleError, which names one
+
+
+def test_no_layer_imports_one_above_it() -> None:
+    """The contracts of ``[tool.importlinter]``, which every package inside ``client`` has to have a place in."""
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
 def test_no_room_is_named_for_nothing_in_particular() -> None:

@@ -1,4 +1,4 @@
-"""``ingest``, ``ingest-rules`` and ``pseudonym``."""
+"""``ingest``, ``ingest-rules``, ``pseudonym`` and ``receipt verify``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from client.commands.options import Site
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from client.intake.rules import IntakeRules
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures, with metadata.jsonl, metadata.csv or neither.")]
-Site = Annotated[Path, typer.Option("--config", help="The site's settings. A dry run can do without.", dir_okay=False)]
 Commit = Annotated[bool, typer.Option("--commit/--dry-run", help="Add to the vault, or only look.")]
 RulesPath = Annotated[Path | None, typer.Option(help="ingest.toml; absent: the defaults, see ingest-rules.")]
 ReportPath = Annotated[Path | None, typer.Option(help="Contact sheet to write, before and after (dry run).")]
@@ -53,7 +54,7 @@ def ingest(
 ) -> None:
     """Take a folder of pictures into the vault, de-identified; without --commit only look. Stop the steward first.
 
-    Exit code 3: nothing was taken, or would be.
+    A dry run can do without the site's settings. Exit code 3: nothing was taken, or would be.
     """
     from client.intake.ingest import Intake
 
@@ -80,6 +81,12 @@ def ingest(
         raise typer.Exit(NOTHING)
 
 
+def check() -> None:
+    """Say which commands look at a folder now."""
+    typer.echo("to look at a folder of pictures: darkroom-client ingest FOLDER, or darkroom-sim check FOLDER", err=True)
+    raise typer.Exit(2)
+
+
 def ingest_rules() -> None:
     """Print ingest.toml: every rule of an intake, with its default and what it means."""
     from client.intake.rules import RULES_TOML
@@ -93,9 +100,28 @@ def pseudonym(config: Site = Path("site.toml")) -> None:
     from client.site.settings import read_site
     from common.crypto.identity_file import read_identity_file
 
-    key = IntakeKey.of(read_identity_file(Path(read_site(config).identity)))
+    key = IntakeKey.of(read_identity_file(read_site(config).identity))
     # asked for, since arguments show in the shell's history and to other users
     typer.echo(key.pseudonym(typer.prompt("PatientID, or IssuerOfPatientID/PatientID if objects name an issuer")))
+
+
+receipt_app = typer.Typer(help="Receipts of intakes.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@receipt_app.callback()
+def receipts() -> None:
+    """Receipts of intakes."""
+
+
+@receipt_app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="The receipt.")],
+    key: Annotated[str, typer.Option(help="Public key of the site that signed it, 64 hexadecimal digits.")],
+) -> None:
+    """Check that a receipt is this site's and was not altered, and say what it counts."""
+    from client.intake.receipt import check_receipt
+
+    typer.echo(check_receipt(path, key))
 
 
 def _rules(path: Path | None, accept_text: bool) -> IntakeRules:
@@ -135,13 +161,13 @@ def _against_vault(intake: Intake, config: Path) -> IntakeReport:
         typer.echo(f"no {config}: looking without a vault; who would be held out is drawn anew each time")
         return intake.run(IntakeKey(random_key()))
     site = read_site(config)
-    identity = read_identity_file(Path(site.identity))
-    noted = read_noted(Path(site.audit_log), identity.public)
-    if noted.vault is None and not Path(site.vault.directory).exists():
+    identity = read_identity_file(site.identity)
+    noted = read_noted(site.audit_log, identity.public)
+    if noted.vault is None and not site.vault.directory.exists():
         return intake.run(IntakeKey.of(identity))
     with open_vault(site.vault, expected=noted.vault) as vault:
         forget_passphrase(site.vault)
-        if unfinished(read_entries(Path(site.audit_log))) is not None:
+        if unfinished(read_entries(site.audit_log)) is not None:
             typer.echo("the last intake left no receipt; the next one with --commit writes it for what was added")
         return intake.run(IntakeKey.of(identity), vault)
 
@@ -150,16 +176,14 @@ def _add(intake: Intake, config: Path, receipt: Path | None) -> IntakeReport:
     from client.operations.intake_papers import Papers, add_to_vault
     from client.site.settings import read_site
     from common.command_line import TERMINATED, Terminated
-    from common.crypto.identity_file import read_identity_file
     from common.errors import ConfigError
 
     site = read_site(config)
-    identity = read_identity_file(Path(site.identity))
-    path = receipt or Path(site.vault.directory).parent / "receipts" / _file_name()
+    path = receipt or site.vault.directory.parent / "receipts" / _file_name()
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path}: exists; a receipt is not overwritten: give another path")
     try:
-        return add_to_vault(site, identity, intake, Papers(receipt=path, say=typer.echo))
+        return add_to_vault(site, intake, Papers(receipt=path, say=typer.echo))
     except KeyboardInterrupt as stopped:
         code = TERMINATED if isinstance(stopped, Terminated) else _INTERRUPTED
     # what was added, and how to go on, has been said: with the interrupt behind it, "stopped" would be said once more
@@ -195,7 +219,7 @@ def _table(found: IntakeReport, title: str) -> Table:
 
 
 def _sheet(found: IntakeReport, path: Path) -> None:
-    from client.intake.contact_sheet import write_contact_sheet
+    from client.intake.outcomes import write_contact_sheet
 
     write_contact_sheet(found, path, now=datetime.now(UTC))
     typer.echo(f"contact sheet: {path} (shows pictures as they came in: delete it after a look)")

@@ -1,4 +1,4 @@
-"""Commands that bring a site into a federation: request, join."""
+"""Commands that bring a site into a federation: request, install, join."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from client.commands.options import Bundle, Directory, Fingerprint, JoinPath, Port
 from client.connection.endings import until_mended
 from client.connection.handshake import CertificateRefused, check_clock, shake_hands
 from client.connection.presence import Connection
@@ -30,8 +31,6 @@ from common.host.preflight import NotAsWanted, PreflightLimits, Unreachable
 from common.host.supervision import Command, Supervisor, end_in_order
 from common.provisioning import JoinFile
 
-# the SuperNode's user may go through the site's directory and not list it
-Directory = Annotated[Path, typer.Option(help="The site's directory.", readable=False)]
 _log = logging.getLogger(__name__)
 
 
@@ -51,15 +50,15 @@ def request(
     site = read_site(layout.site_file)
     if name != site.name:
         raise ProvisioningError(f"--name: {layout.site_file} says that this is {site.name}; got {name}")
-    made, path = request_to_join(layout, name=name, contact=contact, identity_file=Path(site.identity))
+    made, path = request_to_join(layout, name=name, contact=contact, identity_file=site.identity)
     typer.echo(f"wrote {path}; send it to the coordinator. It holds nothing secret")
     typer.echo(f"fingerprint to read out by telephone: {made.fingerprint()}")
 
 
 def install(
-    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
-    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
-    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
+    join_file: JoinPath,
+    bundle: Bundle,
+    fingerprint: Fingerprint,
     directory: Directory = Path("site"),
 ) -> None:
     """Install the bundle read-only and start nothing; as root, so that the SuperNode's user cannot undo it."""
@@ -72,14 +71,14 @@ def install(
 
 
 def join(
-    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
-    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
-    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
+    join_file: JoinPath,
+    bundle: Bundle,
+    fingerprint: Fingerprint,
     directory: Directory = Path("site"),
     steward: Annotated[
         str | None, typer.Option(help="Where the steward is, as --node-config; absent: as site.toml there says.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    port: Port = 9094,
     allow_root: Annotated[
         bool, typer.Option("--allow-root", help="In a container: run as root, whom a read-only bundle does not bind.")
     ] = False,

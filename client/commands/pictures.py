@@ -1,4 +1,4 @@
-"""``picture key`` and ``picture verify``."""
+"""Commands about generated pictures: generate, the digest of a base, picture key, picture verify."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
+Base = Annotated[str, typer.Option(help="Base model: a diffusers directory, or with --download a hub id.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it is a hub id.")]
 PNG_BEGINS: Final = b"\x89PNG\r\n\x1a\n"
 
 app = typer.Typer(help="Signed pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -49,3 +51,54 @@ def verify(
     typer.echo(f"release {printable(found.release or 'none')}")
     if found.prompt is not None:
         typer.echo(f"prompt: {printable(found.prompt)}")
+
+
+def generate(
+    base: Base,
+    adapter: Annotated[Path, typer.Option(help="Directory of the adapter that a run left.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("pictures"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 25,
+    guidance: Annotated[float, typer.Option(min=0)] = 3.0,
+    resolution: Annotated[int | None, typer.Option(min=16, help="Pixels per side; absent: the base's own.")] = None,
+    download: Download = False,
+    sign_with: Annotated[
+        Path | None, typer.Option(help="Folder of the key for pictures, made with: darkroom-client picture key.")
+    ] = None,
+    label: Annotated[bool, typer.Option("--label", help='Write "AI-generated" below each picture.')] = False,
+    write_prompt: Annotated[
+        bool, typer.Option("--write-prompt", help="Write the prompt into each picture and its name.")
+    ] = False,
+) -> None:
+    """Draw pictures from prompts with a base model and an adapter; each says in its file that it is generated."""
+    from client.drawing.generation import GenerationRequest, generate_pictures
+    from common.command_line import last_words
+
+    request = GenerationRequest(
+        base=base,
+        adapter=adapter,
+        prompts=tuple(prompt),
+        out=out,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        resolution=resolution,
+        download=download,
+        picture_key=sign_with,
+        label=label,
+        write_prompt=write_prompt,
+    )
+    with last_words(lambda: f"stopped; what was drawn so far is in {out}, and the same command draws all of it again"):
+        for path in generate_pictures(request):
+            typer.echo(path)
+
+
+def digest(
+    base: Annotated[str, typer.Argument(help="Base model: a diffusers directory, or with --download a hub id.")],
+    download: Download = False,
+) -> None:
+    """Print the content digest that pins a base model in a run's configuration."""
+    from common.adapter.model import open_base
+
+    typer.echo(open_base(base, allow_download=download).digest)

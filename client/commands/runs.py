@@ -1,7 +1,4 @@
-"""``approve``, ``approvals`` and ``revoke``.
-
-``countersign`` and ``release verify``.
-"""
+"""Commands about runs and their releases: approve, approvals, withdraw, countersign, release verify."""
 
 from __future__ import annotations
 
@@ -11,17 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.command_line import verify
+from client.commands.options import Site, Yes, agree
+from common.release.command import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from client.site.open_site import OpenSite
     from common.manifest.manifest import Manifest
-
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def approve(
@@ -55,23 +49,22 @@ def approve(
     )
     briefing = work_out(told, opened, digest, site.policy)
     typer.echo(briefing.as_text())
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     typer.echo(budget_line(account, site.ledger.spent(account, run=digest.hex())))
     for line in _older_policy_words(site, opened):
         typer.echo(line)
     if not briefing.allowed:
         raise PolicyRefusal(opened.config.name, briefing.reasons)
-    if not yes and not typer.confirm("Take part in this run?", default=False):
-        typer.echo("nothing was approved")
-        raise typer.Exit(1)
+    agree("Take part in this run?", yes=yes, otherwise="nothing was approved")
     site.approvals.approve(signed)
-    typer.echo(f"approved {digest.hex()}; take it back with: darkroom-client revoke {digest.hex()[:16]}")
+    typer.echo(f"approved {digest.hex()}; take it back with: darkroom-client withdraw {digest.hex()[:16]}")
 
 
 def _size_reasons(site: OpenSite, manifest: Manifest) -> Iterator[str]:
     """Told here, where a person decides: the steward would only answer as if nobody had approved."""
     from client.governance.policy import check_size
-    from client.site.vault_access import count_units, today
+    from client.site.vault_access import count_units
+    from client.vault.records import today
     from common.errors import ConfigError, TooManyUnits, VaultError
 
     privacy = manifest.config.privacy
@@ -102,7 +95,7 @@ def _older_policy_words(site: OpenSite, manifest: Manifest) -> Iterator[str]:
 
 
 def approvals(config: Site = Path("site.toml")) -> None:
-    """List the runs that this site knows of: pending, with their institutions, approved, revoked."""
+    """List the runs that this site knows of: pending, with their institutions, approved, withdrawn."""
     from client.governance.briefing import roster_words
     from client.site.open_site import open_site
 
@@ -118,7 +111,7 @@ def approvals(config: Site = Path("site.toml")) -> None:
                 typer.echo(line if line.startswith("institutions =") else f"    {line}")
 
 
-def revoke(
+def withdraw(
     digest: Annotated[str, typer.Argument(help="The beginning of the run's digest.")],
     config: Site = Path("site.toml"),
     yes: Yes = False,
@@ -129,13 +122,17 @@ def revoke(
 
     site = open_site(config)
     opened, found = open_manifest(site.approvals.signed_manifest(digest))
-    if not yes and not typer.confirm(
-        f"Take no further part in {opened.config.name!r} ({found.hex()[:16]})?", default=False
-    ):
-        typer.echo("nothing was changed")
-        raise typer.Exit(1)
-    site.approvals.revoke(found)
-    typer.echo(f"revoked {found.hex()}")
+    asked = f"Take no further part in {opened.config.name!r} ({found.hex()[:16]})?"
+    agree(asked, yes=yes, otherwise="nothing was changed")
+    site.approvals.withdraw(found)
+    typer.echo(f"withdrawn {found.hex()}")
+
+
+def revoke() -> None:
+    """Is called withdraw now, and does nothing: what is revoked is a site, by the coordinator."""
+    from common.errors import ApprovalError
+
+    raise ApprovalError("revoke is called withdraw now, and nothing was done: darkroom-client withdraw DIGEST")
 
 
 app = typer.Typer(help="Releases of adapters.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -148,8 +145,8 @@ def commands() -> None:
 
 def countersign(
     folder: Annotated[Path, typer.Argument(help="The release's folder.")],
-    config: Annotated[Path, typer.Option(help="The site's settings.", dir_okay=False)] = Path("site.toml"),
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Site = Path("site.toml"),
+    yes: Yes = False,
 ) -> None:
     """Hold a release against this site's own books, ask, and write signatures/SITE.json; send that file back."""
     from client.operations.countersigning import countersign as sign
@@ -163,9 +160,8 @@ def countersign(
         found = examine(release, site)
     for line in found.lines():
         typer.echo(line)
-    if not found.faults and not yes and not typer.confirm("Sign this release?", default=False):
-        typer.echo("nothing was signed")
-        raise typer.Exit(1)
+    if not found.faults:
+        agree("Sign this release?", yes=yes, otherwise="nothing was signed")
     typer.echo(f"wrote {sign(release, site, found)}; send it to the coordinator")
 
 

@@ -1,9 +1,4 @@
-"""``init`` and ``status``.
-
-``preflight``.
-
-``units``.
-"""
+"""Commands about a site itself: init, status, preflight, units."""
 
 from __future__ import annotations
 
@@ -12,6 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from client.commands.options import (
+    Bundle,
+    Directory,
+    Fingerprint,
+    JoinPath,
+    Port,
+    Site,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +26,6 @@ if TYPE_CHECKING:
     from client.operations.status import SiteStatus, Spending
     from client.site.settings import VaultConfig
     from common.host.preflight import Check
-
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 
 
 def init(
@@ -107,8 +108,8 @@ def _tables(found: SiteStatus, vault: str) -> Group:
     budget.add_column("", overflow="fold", ratio=1)
     for heading in ("ε spent", "ε left", "limit", "δ", "charges", "round"):
         budget.add_column(heading, justify="right", no_wrap=True)
-    for each in found.populations:
-        budget.add_row(f"population {each.name}", *_figures(each))
+    for each in found.collections:
+        budget.add_row(f"collection {each.name}", *_figures(each))
     for each in found.runs:
         budget.add_row(f"run {each.name[:16]}", *_figures(each))
     return Group(budget, _facts(found, vault))
@@ -134,7 +135,7 @@ def _facts(found: SiteStatus, vault: str) -> Table:
     facts.add_row("steward", _health(found))
     facts.add_row("vault", vault)
     facts.add_row("this institution", found.fingerprint)
-    facts.add_row("policy", "\n".join([found.figure, *found.policy_faults]))
+    facts.add_row("policy", "\n".join(found.policy))
     facts.add_row("refusals", _counts(found.refusals))
     facts.add_row("turned away", _counts(found.turned_away))
     waiting = [f"{each.manifest.config.name} {each.digest.hex()[:16]}" for each in found.pending]
@@ -162,13 +163,13 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def preflight(
-    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
+    directory: Directory = Path("site"),
     join_file: Annotated[
         Path | None, typer.Option(help="The join file: look at the connection, too. With --bundle and --fingerprint.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The app bundle, a .fab file.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="The coordinator's, as heard by telephone.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    port: Port = 9094,
     connection_only: Annotated[
         bool, typer.Option("--connection-only", help="As the SuperNode's user, who cannot read the vault.")
     ] = False,
@@ -207,21 +208,21 @@ def _checks(
 
 
 def units(
-    join_file: Annotated[Path, typer.Argument(help="The join file that the coordinator sent.")],
-    bundle: Annotated[Path, typer.Option(help="The app bundle, a .fab file.")],
-    fingerprint: Annotated[str, typer.Option(prompt=True, help="The coordinator's, as heard by telephone.")],
-    directory: Annotated[Path, typer.Option(help="The site's directory.", readable=False)] = Path("site"),
-    out: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port of the SuperNode.")] = 9094,
+    join_file: JoinPath,
+    bundle: Bundle,
+    fingerprint: Fingerprint,
+    directory: Directory = Path("site"),
+    out: Annotated[Path, typer.Option(help="Folder for the service files.")] = Path("units"),
+    port: Port = 9094,
     steward_user: Annotated[str, typer.Option(help="Unix user of the steward.")] = "darkroom-steward",
     supernode_user: Annotated[str, typer.Option(help="Unix user of the SuperNode.")] = "darkroom-supernode",
 ) -> None:
-    """Write hardened systemd units and print what an administrator runs. Nothing is installed."""
+    """Write systemd service files, hardened, and print what an administrator runs. Nothing is installed."""
     from client.connection.supernode import SuperNode
     from client.operations.systemd import SiteServices, Users
     from client.site.layout import SiteLayout
     from client.site.settings import read_site
-    from common.host.systemd import Installation, write_units
+    from common.host.systemd import Installation, write_service_files
 
     layout = SiteLayout(directory.resolve())
     SuperNode(layout).open_join_file(join_file, fingerprint=fingerprint)
@@ -233,8 +234,8 @@ def units(
         fingerprint=fingerprint,
         port=port,
     )
-    for path in write_units(services.units(), out):
+    for path in write_service_files(services.service_files(), out):
         typer.echo(f"# wrote {path}")
     typer.echo("# read them, then run as root:")
-    for step in services.steps(units=out.resolve(), join_file=join_file.resolve(), bundle=bundle.resolve()):
+    for step in services.steps(files=out.resolve(), join_file=join_file.resolve(), bundle=bundle.resolve()):
         typer.echo(step)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
+from client.commands.options import Site
 
 
 def steward(config: Site = Path("site.toml")) -> None:
@@ -24,6 +21,6 @@ def steward(config: Site = Path("site.toml")) -> None:
     with until_mended(ConfigErrors, LedgerCorrupt, LedgerRolledBack, VaultRolledBack):
         site = open_site(config)
         if missing := site.policy.unfinished():
-            raise ConfigErrors(site.config.policy, missing)
+            raise ConfigErrors(str(site.config.policy), missing)
         with last_words(lambda: "stopped before it served; no request was answered, and nothing was charged"):
             run_until_signal(site.config.service, lambda: compose_steward(site))

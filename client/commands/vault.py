@@ -1,8 +1,6 @@
-"""``erase`` and ``expire``.
+"""Commands that write to a site's vault or books: erase, expire, rotate-key, accept-vault, accept-clock.
 
-``rotate-key``.
-
-``accept-vault`` and ``accept-clock``: an operator's word, after a disk was restored or a clock was wrong.
+The last two are an operator's word, after a disk was restored or a clock was wrong.
 """
 
 from __future__ import annotations
@@ -13,21 +11,18 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from client.commands.options import Site, Yes, agree
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from client.operations.erasure import UsedIn, Verb
     from client.site.open_site import OpenSite
-    from client.site.settings import SiteConfig
     from client.vault.access import Access
     from client.vault.records import Erased, ErasurePlan
     from client.vault.vault import Vault
-    from common.audit_log import AuditLog
 
-
-Site = Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)]
 Commit = Annotated[bool, typer.Option("--commit", help="Destroy; without it only tell what would be.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def erase(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = False) -> None:
@@ -48,7 +43,7 @@ def erase(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = F
 
 def expire(config: Site = Path("site.toml"), commit: Commit = False, yes: Yes = False) -> None:
     """Forget what may no longer be used, by its date; a running steward does so by itself. Stop it first."""
-    from client.site.vault_access import today
+    from client.vault.records import today
 
     day = today()
     _forget(
@@ -86,33 +81,25 @@ def _pseudonym(subject: str, site: OpenSite) -> str:
 
 def _forget(config: Path, wanted: _Forgetting, *, commit: bool, yes: bool) -> None:
     """With the steward's place held before anything is opened for writing: vault and audit log have one writer."""
-    from client.governance.rollback import open_log
     from client.operations.erasure import done_words, erase_noted, runs_of
     from client.site.open_site import open_site
-    from client.steward.process import socket_place
-    from client.steward.socket import held
+    from client.site.vault_access import open_vault
+    from client.steward.process import writing
     from common.command_line import last_words
 
     site = open_site(config)
     with ExitStack() as stack:
-        if commit:
-            stack.enter_context(held(socket_place(site.config.service)))
-        vault = stack.enter_context(_open(site, "write" if commit else "read"))
+        audit = stack.enter_context(writing(site.config)) if commit else None
+        access: Access = "write" if commit else "read"
+        vault = stack.enter_context(open_vault(site.config.vault, access=access, expected=site.noted.vault))
         plan = wanted.plan(vault, site)
         used = runs_of(plan, site)
-        if not _agreed(plan, used, commit=commit, yes=yes):
+        if not _agreed(plan, used, commit=commit, yes=yes) or audit is None:
             return
-        audit = open_log(Path(site.config.audit_log), site.identity)
         # also where nothing is left to destroy: an erasure that was broken off has no last entry yet
         with last_words(lambda: "stopped, maybe in part: give the same command again; it ends what is left"):
             erased = erase_noted(audit, wanted.verb, plan, lambda: wanted.act(vault, site), book=site.releases)
         typer.echo(f"{done_words(erased)}; signed entries are in {site.config.audit_log}")
-
-
-def _open(site: OpenSite, access: Access) -> Vault:
-    from client.site.vault_access import open_vault
-
-    return open_vault(site.config.vault, access=access, expected=site.noted.vault)
 
 
 def _agreed(plan: ErasurePlan, used: tuple[UsedIn, ...], *, commit: bool, yes: bool) -> bool:
@@ -126,14 +113,12 @@ def _agreed(plan: ErasurePlan, used: tuple[UsedIn, ...], *, commit: bool, yes: b
     if not commit:
         typer.echo("this was a dry run, and nothing was destroyed; do it with --commit")
         return False
-    if yes or typer.confirm("Destroy this? It cannot be undone.", default=False):
-        return True
-    typer.echo("nothing was destroyed")
-    raise typer.Exit(1)
+    agree("Destroy this? It cannot be undone.", yes=yes, otherwise="nothing was destroyed")
+    return True
 
 
 def rotate_key(
-    config: Annotated[Path, typer.Option("--config", help="The site's settings.", dir_okay=False)] = Path("site.toml"),
+    config: Site = Path("site.toml"),
     key_file: Annotated[str | None, typer.Option(help="A new key in this new file.")] = None,
     passphrase_env: Annotated[str | None, typer.Option(help="The passphrase in this environment variable.")] = None,
     keyring: Annotated[str | None, typer.Option(help="A new key of this name in the system's keyring.")] = None,
@@ -163,50 +148,31 @@ def accept_vault(config: Site = Path("site.toml"), yes: Yes = False) -> None:
     from client.governance.rollback import VAULT, VAULT_ACCEPTED, noted_in
     from client.site.settings import read_site
     from client.site.vault_access import open_vault
-    from common.audit_log import read_entries
+    from client.steward.process import writing
 
     site = read_site(config)
-    with ExitStack() as stack:
-        audit = _audit(site, stack)
-        state = stack.enter_context(open_vault(site.vault)).state().text()
-        noted = noted_in(read_entries(audit.path)).vault
+    with writing(site) as audit, open_vault(site.vault) as vault:
+        state, noted = vault.state().text(), noted_in(audit.path).vault
         typer.echo(f"the audit log says: {'no vault yet' if noted is None else noted.text()}")
         typer.echo(f"the vault here is:  {state}")
         if noted is not None and noted.text() == state:
             typer.echo("they agree: there is nothing to accept")
             return
         typer.echo("Whoever was erased, or added, after this copy was made is back, or gone: erase and ingest again.")
-        if yes or typer.confirm("Is this the vault to go on with?", default=False):
-            audit.append(VAULT_ACCEPTED, {VAULT: state})
-            typer.echo("accepted")
-        else:
-            typer.echo("nothing was changed")
-            raise typer.Exit(1)
+        agree("Is this the vault to go on with?", yes=yes, otherwise="nothing was changed")
+        audit.append(VAULT_ACCEPTED, {VAULT: state})
+        typer.echo("accepted")
 
 
 def accept_clock(config: Site = Path("site.toml"), yes: Yes = False) -> None:
     """Say that the clock is right now, and was wrong when the ledger's last entry was made. Stop the steward first."""
     from client.site.open_site import open_site
+    from client.steward.process import writing
 
     site = open_site(config)
-    with ExitStack() as stack:
-        audit = _audit(site.config, stack)
+    with writing(site.config) as audit:
         typer.echo(f"the clock says {site.ledger.now().isoformat(timespec='seconds')}")
-        if yes or typer.confirm("Is that right?", default=False):
-            site.ledger.accept_clock()
-            audit.append("clock_accepted", {})
-            typer.echo("accepted")
-        else:
-            typer.echo("nothing was changed")
-            raise typer.Exit(1)
-
-
-def _audit(site: SiteConfig, stack: ExitStack) -> AuditLog:
-    """The site's log, with the steward's place held, because it has one writer."""
-    from client.governance.rollback import open_log
-    from client.steward.process import socket_place
-    from client.steward.socket import held
-    from common.crypto.identity_file import read_identity_file
-
-    stack.enter_context(held(socket_place(site.service)))
-    return open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
+        agree("Is that right?", yes=yes, otherwise="nothing was changed")
+        site.ledger.accept_clock()
+        audit.append("clock_accepted", {})
+        typer.echo("accepted")

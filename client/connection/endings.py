@@ -1,8 +1,8 @@
 """How a site's services end where starting them again mends nothing, so that systemd leaves them ended.
 
-A unit that restarts whatever ends would have a revoked site ask the coordinator for ever, and hide behind restarts what
-a person has to mend. What may pass by itself (a coordinator that is away, a clock before NTP, a full disk, a folder
-that is not mounted yet) ends with another code, and is started again.
+A service that restarts whatever ends would have a revoked site ask the coordinator for ever, and hide behind restarts
+what a person has to mend. What may pass by itself (a coordinator that is away, a clock before NTP, a full disk, a
+folder that is not mounted yet) ends with another code, and is started again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UNFIT: Final = 78
 """Exit code: settings or files that somebody has to mend first; EX_CONFIG of ``sysexits.h``."""
 NOT_RESTARTED: Final = (REFUSED, UNFIT)
-"""For ``RestartPreventExitStatus=`` of both units."""
+"""For ``RestartPreventExitStatus=`` of both services."""
 
 
 class SiteRefused(ProvisioningError):

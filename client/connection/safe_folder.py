@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from common.durable_files import write_atomically
 from common.errors import ProvisioningError
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ class SafeFolder:
         """
         _refuse_link(path)
         with _told(path):
-            path.unlink(missing_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), mode)  # whatever this process's umask is
-                file.write(text)
+            write_atomically(path, text.encode(), mode=mode)
 
     def _cleared(self, name: str) -> Path:
         path = self.path / name

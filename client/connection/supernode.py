@@ -1,12 +1,11 @@
-"""A site's way into a federation: its keys, its request, and the join file that it gets back.
+"""A site's way into a federation: its keys, its request, the join file that it gets back, and the bundle named there.
 
-The app bundle that a site's join file names, as a file from elsewhere and as Flower has installed it.
+The SuperNode runs that bundle and no other: it is installed read-only from the bytes that were hashed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shlex
@@ -23,6 +22,7 @@ from common.crypto.identity_file import create_identity_file, read_identity_file
 from common.durable_files import PUBLIC, write_atomically
 from common.errors import ProvisioningError, StewardUnavailable
 from common.host.app_bundle import PROJECT, bundle_digest, folder_ending, parse_bundle, read_content
+from common.host.file_lock import is_locked, locked
 from common.host.flower_commands import ENVIRONMENT, program
 from common.host.preflight import NotAsWanted, unused_port
 from common.host.supervision import Command, ordinary_environment
@@ -35,32 +35,6 @@ if TYPE_CHECKING:
     from client.site.layout import SiteLayout
     from client.site.settings import SiteConfig
     from common.crypto.primitives import Identity
-
-
-def read_named(path: Path, join: JoinFile) -> bytes:
-    """The bytes that the join file names.
-
-    Raises:
-        ProvisioningError: The file cannot be read, is too large, or holds others.
-
-    """
-    content = read_content(path)
-    if (got := bundle_digest(content)) != join.bundle:
-        raise ProvisioningError(f"{path}: its digest is {got}; the join file names {join.bundle}")
-    return content
-
-
-def holds_bundle(apps: Path, digest: str) -> bool:
-    """Whether Flower's folder of apps has the bundle with this digest, ``sha256:…``, in a folder that is no link.
-
-    Raises:
-        OSError: It cannot be looked at.
-
-    """
-    if apps.is_symlink():
-        return False
-    found = [path for path in apps.iterdir() if path.name.endswith(folder_ending(digest))]
-    return len(found) == 1 and not found[0].is_symlink() and (found[0] / PROJECT).is_file()
 
 
 _STEWARD: Final = re.compile(r'steward="(?P<target>unix:[^"]+)" token="(?P<token>[^"]+)"')
@@ -110,15 +84,11 @@ def held_connection(site: SiteLayout, port: int) -> Iterator[None]:
     """
     lock = site.join_lock
     lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ProvisioningError(
-                f"{site.root}: this site's connection runs already; stop that first (Ctrl-C there, or systemctl stop "
-                "darkroom-supernode)"
-            ) from error
+    busy = ProvisioningError(
+        f"{site.root}: this site's connection runs already; stop that first (Ctrl-C there, or systemctl stop "
+        "darkroom-supernode)"
+    )
+    with locked(lock, wait_s=0, busy=busy) as descriptor:
         os.truncate(descriptor, 0)
         os.write(descriptor, str(port).encode())
         try:
@@ -129,22 +99,15 @@ def held_connection(site: SiteLayout, port: int) -> Iterator[None]:
                 "there (ss -ltnp shows it), or give another with --port"
             ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def own_port(site: SiteLayout, port: int) -> str | None:
     """In words, that this site's own SuperNode runs on this port; None: it does not, or cannot be told."""
     try:
-        descriptor = os.open(site.join_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        is_ours = is_locked(site.join_lock) and site.join_lock.read_bytes() == str(port).encode()
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "this site's own SuperNode runs there" if file.read(8) == str(port).encode() else None
-    return None
+    return "this site's own SuperNode runs there" if is_ours else None
 
 
 def steward_missing(node_config: str) -> str | None:
@@ -272,6 +235,32 @@ class SuperNode:
             # the bundle is the coordinator's code, and reads its environment
             inherits="ordinary",
         )
+
+
+def read_named(path: Path, join: JoinFile) -> bytes:
+    """The bytes that the join file names.
+
+    Raises:
+        ProvisioningError: The file cannot be read, is too large, or holds others.
+
+    """
+    content = read_content(path)
+    if (got := bundle_digest(content)) != join.bundle:
+        raise ProvisioningError(f"{path}: its digest is {got}; the join file names {join.bundle}")
+    return content
+
+
+def holds_bundle(apps: Path, digest: str) -> bool:
+    """Whether Flower's folder of apps has the bundle with this digest, ``sha256:…``, in a folder that is no link.
+
+    Raises:
+        OSError: It cannot be looked at.
+
+    """
+    if apps.is_symlink():
+        return False
+    found = [path for path in apps.iterdir() if path.name.endswith(folder_ending(digest))]
+    return len(found) == 1 and not found[0].is_symlink() and (found[0] / PROJECT).is_file()
 
 
 def _program_text() -> str:

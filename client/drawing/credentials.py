@@ -52,6 +52,7 @@ class Credentials:
     Attributes:
         signer: ``trusted``: from the authority that was given; ``unknown``: from somebody.
         institution: as it calls itself.
+
     """
 
     signer: Literal["trusted", "unknown"]

@@ -40,6 +40,7 @@ class Origin:
         base: digest of the base model.
         release: the release's digest, where the adapter came in one.
         prompt: to be written into the picture; None: it stays private.
+
     """
 
     version: str

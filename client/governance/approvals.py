@@ -1,10 +1,11 @@
 """Which runs this site's people agreed to: one signed word a run, in a folder that the steward only reads.
 
 Proposals arrive over the wire and are kept for people to read; a proposal starts nothing. The word ``approved`` or
-``revoked`` is signed with the site's identity, so a file that somebody else drops into the folder approves nothing.
+``revoked``, which is what a word that takes an approval back has always said in its bytes, is signed with the site's
+identity, so a file that somebody else drops into the folder approves nothing.
 
 Guarantee: :meth:`ApprovalStore.is_approved` is true only while the last word in the folder about that digest is
-``approved`` and signed by this identity. Whoever can put back an older copy of the folder can undo a revocation.
+``approved`` and signed by this identity. Whoever can put back an older copy of the folder can undo a withdrawal.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ class Proposal:
 
     @property
     def state(self) -> str:
-        """``pending``, ``approved`` or ``revoked``."""
-        return "pending" if self.word is None else self.word.decision
+        """``pending``, ``approved`` or ``withdrawn``."""
+        if self.word is None:
+            return "pending"
+        return "approved" if self.word.decision == "approved" else "withdrawn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,7 @@ class ApprovalStore:
         manifest.place_of(self.identity.public)
         return self._decide(signed, manifest, digest, "approved")
 
-    def revoke(self, digest: bytes) -> Proposal:
+    def withdraw(self, digest: bytes) -> Proposal:
         """Write down that the site takes no further part in this run.
 
         Raises:

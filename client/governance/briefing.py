@@ -32,7 +32,7 @@ class Briefing:
     terms: tuple[str, ...]
     roster: tuple[str, ...]
     privacy: str
-    standing: str
+    figure: str
     """Which of the figures this site may count on."""
     changes: tuple[str, ...] | None
     """Since the last approved manifest; None if there is none."""
@@ -46,7 +46,7 @@ class Briefing:
 
     def as_text(self) -> str:
         """All of it."""
-        parts = (self.terms, self.roster, (self.privacy, self.standing), self._changes(), self._verdict())
+        parts = (self.terms, self.roster, (self.privacy, self.figure), self._changes(), self._verdict())
         return "\n\n".join("\n".join(part) for part in parts)
 
     def _changes(self) -> list[str]:
@@ -88,7 +88,7 @@ def brief(  # noqa: PLR0913 - what a person decides by
         terms=tuple(terms_words(manifest, digest)),
         roster=tuple(roster_words(manifest, policy, own=own)),
         privacy=privacy_words(manifest),
-        standing=_standing(manifest, policy),
+        figure=_figure(manifest, policy),
         changes=None if last is None else describe_changes(last, manifest),
         reasons=(*refusal_reasons(manifest, policy, accountant=accountant), *_contradictions(manifest), *more),
     )
@@ -114,7 +114,7 @@ def roster_words(manifest: Manifest, policy: SitePolicy, *, own: bytes) -> Itera
 _MARKS: Final = {True: "named in the policy", False: "NOT NAMED in the policy"}
 
 
-def _standing(manifest: Manifest, policy: SitePolicy) -> str:
+def _figure(manifest: Manifest, policy: SitePolicy) -> str:
     words = f"At this site {policy.figure_that_holds()}."
     try:
         plan = private_plan(manifest.config)
@@ -130,10 +130,10 @@ def _standing(manifest: Manifest, policy: SitePolicy) -> str:
 
 
 def budget_line(account: Account, spent: Spent) -> str:
-    """What the population has spent and has left."""
+    """What the collection has spent and has left."""
     left = account.lifetime.epsilon - spent.lifetime
     return (
-        f"Budget of {account.population}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
+        f"Budget of {account.collection}: ε = {spent.lifetime:.4g} of {account.lifetime.epsilon:.4g} spent at "
         f"δ = {account.lifetime.delta:.3g}; {left:.4g} left. ε of runs do not simply add up; the ledger composes them."
     )
 

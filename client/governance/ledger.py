@@ -4,15 +4,14 @@ The ledger belongs to the site and outlives runs, projects and restarts. It stor
 count) and not ε, because ε values of different rounds do not add up; a :class:`BudgetAccountant` composes the events
 anew each time. An aborted attempt stays charged: its vector may have been read.
 
-Guarantee: when :meth:`Ledger.charge` has returned, the row is on disk; the composition of all rows of its population
+Guarantee: when :meth:`Ledger.charge` has returned, the row is on disk; the composition of all rows of its collection
 is within the lifetime budget that was given, and that of all rows of its run within the run's. Assumes that the disk
 keeps what it confirmed (SQLite in WAL mode with ``synchronous=FULL``), that the file is on a local file system, and
 that nobody puts an older copy of it in its place (:mod:`client.governance.rollback` compares it with the audit log).
 
-The accountant behind the ledger: charged contributions composed by their privacy loss distributions.
-
-A composition takes some tenths of a second on the fine grid and some hundredths on a coarser one, whose answer is as
-valid and hardly larger. Each distinct one is computed once in a process.
+:class:`PldAccountant` composes what is charged by its privacy loss distributions. A composition takes some tenths of a
+second on the fine grid and some hundredths on a coarser one, whose answer is as valid and hardly larger. Each distinct
+one is computed once in a process.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from client.governance.ledger_store import (
     connection,
     create_store,
     read_rows,
-    transaction,
 )
+from client.vault.database import transaction
 from common.errors import AlreadyCharged, BudgetExceeded, ClockWentBack, LedgerError, UnknownEvent
 from common.privacy.accounting import Rounds, epsilon, epsilon_bound
 from common.secagg.messages import Step
@@ -48,8 +47,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_KNOWN: Final = "add_remove_one"
+"""The one relation that the accountant knows."""
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 BUSY_SECONDS: Final = 60.0
+"""How long a charge waits for another."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +101,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class Account:
     """Whose records are used, and what the site allows for them."""
 
-    population: str
+    collection: str
     """The site's name for one set of privacy units, e.g. ``ct-archive/subject``."""
     lifetime: Budget
     per_run: Budget
@@ -201,7 +203,9 @@ class Ledger:
             _check_attempts(rows, account, run=run)
             spent = self._compose(rows, account, run=run, extra=event)
             _check_budgets(account, spent)
-            row, chain = append_row(store, _row(account.population, run, step, event, now))
+            row, chain = append_row(
+                store, Row(account.collection, run, step.round, step.attempt, *_columns(event), charged_at=now)
+            )
         return Receipt(row=row, chain=chain, run=run, step=step, spent=spent)
 
     def head(self) -> Head:
@@ -226,7 +230,7 @@ class Ledger:
             store.execute("INSERT INTO clock VALUES (?, ?)", (self.now().timestamp(), len(read_rows(store))))
 
     def _compose(self, rows: list[Row], account: Account, *, run: str, extra: Event | None = None) -> Spent:
-        lifetime = _events((row for row in rows if row.population == account.population), extra)
+        lifetime = _events((row for row in rows if row.population == account.collection), extra)
         of_run = _events((row for row in rows if row.run == run), extra)
         price = self._charged if extra else self._epsilon
         return Spent(lifetime=price(lifetime, account.lifetime), run=price(of_run, account.per_run))
@@ -297,7 +301,7 @@ def _check_attempts(rows: list[Row], account: Account, *, run: str) -> None:
 
 def _check_budgets(account: Account, spent: Spent) -> None:
     for name, got, allowed in (
-        (f"lifetime budget of {account.population!r}", spent.lifetime, account.lifetime),
+        (f"lifetime budget of {account.collection!r}", spent.lifetime, account.lifetime),
         ("budget of this run", spent.run, account.per_run),
     ):
         if got > allowed.epsilon:
@@ -309,22 +313,6 @@ def _check_budgets(account: Account, spent: Spent) -> None:
 
 def _columns(event: Event) -> tuple[str, float, float, float, float]:
     return event.relation, event.noise_multiplier, event.sampling_rate, event.slack, event.lost
-
-
-def _row(population: str, run: str, step: Step, event: Event, now: float) -> Row:
-    relation, noise, rate, slack, lost = _columns(event)
-    return Row(
-        population=population,
-        run=run,
-        round=step.round,
-        attempt=step.attempt,
-        relation=relation,
-        noise_multiplier=noise,
-        sampling_rate=rate,
-        slack=slack,
-        lost=lost,
-        charged_at=now,
-    )
 
 
 def _events(rows: Iterable[Row], extra: Event | None) -> list[Event]:
@@ -342,18 +330,15 @@ def _last_step(rows: list[Row], run: str) -> Step | None:
     return max((Step(row.round, row.attempt) for row in rows if row.run == run), default=None)
 
 
-_KNOWN: Final = "add_remove_one"
-
-
 class PldAccountant:
-    """A :class:`client.governance.ledger.BudgetAccountant` for Poisson-sampled Gaussian sums.
+    """A :class:`BudgetAccountant` for Poisson-sampled Gaussian sums.
 
     Guarantee: what it answers is at least the ε of all events together at this δ, their slacks and losses included; it
     refuses whatever it does not know.
     """
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
-        """See :class:`client.governance.ledger.BudgetAccountant`.
+        """See :class:`BudgetAccountant`.
 
         Raises:
             UnknownEvent: A relation other than adding or removing one unit.
@@ -363,7 +348,7 @@ class PldAccountant:
         return _composed(tuple(events), delta, epsilon)
 
     def bound(self, events: Sequence[Event], *, delta: float) -> float:
-        """See :class:`client.governance.ledger.QuickAccountant`; raises as :meth:`epsilon`."""
+        """See :class:`QuickAccountant`; raises as :meth:`epsilon`."""
         return _composed(tuple(events), delta, epsilon_bound)
 
 

@@ -1,4 +1,4 @@
-"""The ledger's file: schema, durable transactions, and SQLite's failures in our own words.
+"""The ledger's file: its schema, its rows and their chain, and SQLite's failures in our own words.
 
 SQLite checks its structure and not its content, so each row also holds a hash over itself and the row before: a flipped
 bit in a noise multiplier is found before anything is composed from it.
@@ -7,12 +7,12 @@ bit in a noise multiplier is found before anything is composed from it.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from client.vault.database import Fault, connect, created, damage, fault_of, marks, scalar
 from common.crypto.primitives import Label, digest
 from common.errors import LedgerCorrupt, LedgerError, LedgerUnavailable
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 APPLICATION_ID: Final = 0x44524C47
 """Marks the file as a ledger ("DRLG")."""
 SCHEMA_VERSION: Final = 1
+BUSY_SECONDS: Final = 10.0
+"""How long whoever only looks waits for whoever writes."""
 
 _SCHEMA: Final = (
     """CREATE TABLE contributions (
@@ -46,6 +48,7 @@ class Row(NamedTuple):
     """One contribution."""
 
     population: str
+    """The site's collection, as the file has always called it."""
     run: str
     round: int
     attempt: int
@@ -70,17 +73,17 @@ def create_store(path: Path, *, busy_seconds: float) -> None:
 
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with created(path, _SCHEMA, busy_seconds=busy_seconds):
+            pass
     except FileExistsError as error:
         raise LedgerError(f"{path}: exists; a new ledger would forget what the old one spent") from error
     except OSError as error:
         raise LedgerUnavailable(f"{path}: cannot be created ({error.strerror})") from error
-    with connection(path, busy_seconds=busy_seconds) as store, transaction(store):
-        for statement in _SCHEMA:
-            store.execute(statement)
+    except sqlite3.Error as error:
+        raise _translated(path, error) from error
 
 
-def check_store(path: Path, *, busy_seconds: float) -> None:
+def check_store(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Check that the file is a ledger and that every page of it is whole.
 
     Raises:
@@ -89,12 +92,17 @@ def check_store(path: Path, *, busy_seconds: float) -> None:
 
     """
     with connection(path, busy_seconds=busy_seconds) as store:
-        marks = (scalar(store, "PRAGMA application_id"), scalar(store, "PRAGMA user_version"))
-        if marks != (APPLICATION_ID, SCHEMA_VERSION):
+        if marks(store) != (APPLICATION_ID, SCHEMA_VERSION):
             raise LedgerCorrupt(f"{path}: not a ledger of version {SCHEMA_VERSION}")
-        if (found := scalar(store, "PRAGMA integrity_check")) != "ok":
+        if found := damage(store):
             raise LedgerCorrupt(f"{path}: damaged ({found}); restore it together with the audit log")
         read_rows(store)
+
+
+def rows_in(path: Path) -> list[Row]:
+    """Every row of a ledger's file, checked; raises as :func:`connection` and :func:`read_rows`."""
+    with connection(path) as store:
+        return read_rows(store)
 
 
 def read_rows(store: sqlite3.Connection) -> list[Row]:
@@ -144,7 +152,7 @@ def _link(previous: bytes, row: Row) -> bytes:
 
 
 @contextlib.contextmanager
-def connection(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Connection]:
+def connection(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> Iterator[sqlite3.Connection]:
     """A connection that never makes a file and waits at most so long for others.
 
     Raises:
@@ -161,36 +169,9 @@ def connection(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Connectio
         raise _translated(path, error) from error
 
 
-def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
-    """SQLite's own connection, set to be durable."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    store = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None)
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "trusted_schema = OFF"):
-        store.execute(f"PRAGMA {setting}")
-    return store
-
-
-@contextlib.contextmanager
-def transaction(store: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and alone: IMMEDIATE keeps others from reading the old sum while this one is added to."""
-    store.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        store.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # the first error says more; closing ends the transaction anyway
-            store.execute("ROLLBACK")
-        raise
-
-
-def scalar(store: sqlite3.Connection, query: str) -> object:
-    """The first column of the first row."""
-    return store.execute(query).fetchone()[0]
-
-
 def _translated(path: Path, error: sqlite3.Error) -> LedgerError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
+    fault = fault_of(error)
+    if fault is Fault.DAMAGED:
         return LedgerCorrupt(f"{path}: damaged or not a ledger ({error}); restore it together with the audit log")
-    reason = {sqlite3.SQLITE_FULL: "the disk is full", sqlite3.SQLITE_BUSY: "another process holds it"}.get(code)
+    reason = {Fault.FULL: "the disk is full", Fault.BUSY: "another process holds it"}.get(fault)
     return LedgerUnavailable(f"{path}: {reason or error}; nothing was charged, so nothing may be sent")

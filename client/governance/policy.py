@@ -46,7 +46,7 @@ class PrivacyLimits(Config, frozen=True, kw_only=True):
     epsilon_per_run: bounds.EpsilonLimit
     delta_per_run: bounds.Delta
     epsilon_lifetime: bounds.EpsilonLimit
-    """Over all runs that ever use the same population."""
+    """Over all runs that ever use the same collection."""
     delta_lifetime: bounds.Delta
     units: Annotated[tuple[Literal["image", "subject"], ...], Meta(min_length=1)]
     """What counts as one unit: one of them, not ``image`` where a person has several pictures."""
@@ -125,13 +125,13 @@ class SitePolicy(Config, frozen=True, kw_only=True):
             empty.append(_NOBODY_NAMED)
         return tuple(empty)
 
-    def account(self, population: str, *, private: bool) -> Account:
-        """The ledger limits of one population; without limit for runs that are allowed to have no secret noise."""
+    def account(self, collection: str, *, private: bool) -> Account:
+        """The ledger limits of one collection; without limit for runs that are allowed to have no secret noise."""
         limits = self.privacy
         allowed = self.non_private == PLAIN_WORDS or self.repeatable == REPEATABLE_WORDS
         unlimited = not private and allowed
         return Account(
-            population=population,
+            collection=collection,
             lifetime=Budget(epsilon=math.inf if unlimited else limits.epsilon_lifetime, delta=limits.delta_lifetime),
             per_run=Budget(epsilon=math.inf if unlimited else limits.epsilon_per_run, delta=limits.delta_per_run),
         )

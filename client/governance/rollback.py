@@ -7,7 +7,7 @@ An older copy of the log itself shows in the coordinator's log alone: ``darkroom
 Guarantee: a ledger that lacks the last contribution that the log says was charged, or holds another in its place or
 before it, is refused.
 Guarantee: a vault that was never in the last state that the log names is refused, and so is another vault.
-Guarantee: a vault whose pictures were used under one population's name is not used under another, and a population
+Guarantee: a vault whose pictures were used under one collection's name is not used under another, and a collection
 whose budget was kept for pictures is not taken for one of subjects: either would forget what was spent.
 
 Assumes that the log was verified (:func:`common.audit_log.verify_log`).
@@ -18,16 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from client.governance.ledger_store import chain_of, connection, read_rows
+from client.governance.ledger_store import chain_of, rows_in
 from client.vault.records import VaultState
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import AuditLogError, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-    from common.audit_log import Detail, Entry
+    from common.audit_log import Detail
     from common.crypto.primitives import Identity
 
 CHARGED: Final = "charged"
@@ -39,9 +38,10 @@ VAULT: Final = "vault"
 """Detail of an entry, of whatever kind, that names a state of the vault."""
 PREPARED: Final = "prepared"
 """Kind of the entry that says in which run the vault's pictures are about to be used."""
+_COLLECTION: Final = "population"
+"""Detail of that entry: the site's collection, as logs have always called it."""
 VAULT_ACCEPTED: Final = "vault_accepted"
 """Kind of an operator's entry: from here on, this vault is the one."""
-_BUSY_SECONDS: Final = 10.0
 
 
 class LedgerRolledBack(LedgerError):
@@ -54,12 +54,12 @@ class Use:
 
     vault: str
     """The vault's id, in hexadecimal."""
-    population: str
+    collection: str
     unit: str
 
     def details(self) -> dict[str, Detail]:
         """For the entry :data:`PREPARED`, beside the vault's state, which names the vault."""
-        return {"population": self.population, "unit": self.unit}
+        return {_COLLECTION: self.collection, "unit": self.unit}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,18 +96,18 @@ def read_noted(path: Path, owner: bytes, *, unfinished: Literal["refuse", "leave
 
     """
     verify_log(path, owner, unfinished=unfinished)
-    return noted_in(read_entries(path))
+    return noted_in(path)
 
 
-def noted_in(entries: Iterable[Entry]) -> Noted:
-    """What these entries, from the first on, say.
+def noted_in(path: Path) -> Noted:
+    """What the entries of a verified log say.
 
     Raises:
         VaultError: An entry names a vault's state in words of another version.
 
     """
     row, chain, vault, uses = 0, b"", None, set[Use]()
-    for entry in entries:
+    for entry in read_entries(path):
         details = entry.details
         number, link, state = details.get(CHARGED_ROW), details.get(CHARGED_CHAIN), details.get(VAULT)
         if entry.kind == CHARGED and isinstance(number, int) and isinstance(link, str):
@@ -115,8 +115,8 @@ def noted_in(entries: Iterable[Entry]) -> Noted:
         if isinstance(state, str):
             vault = VaultState.parse(state)
             if entry.kind == PREPARED:
-                population, unit = str(details.get("population")), str(details.get("unit"))
-                uses.add(Use(vault=vault.vault.hex(), population=population, unit=unit))
+                collection, unit = str(details.get(_COLLECTION)), str(details.get("unit"))
+                uses.add(Use(vault=vault.vault.hex(), collection=collection, unit=unit))
     return Noted(row=row, chain=chain, vault=vault, uses=frozenset(uses))
 
 
@@ -128,8 +128,7 @@ def check_ledger(path: Path, noted: Noted) -> None:
         LedgerError: It cannot be read.
 
     """
-    with connection(path, busy_seconds=_BUSY_SECONDS) as store:
-        rows = read_rows(store)
+    rows = rows_in(path)
     if len(rows) < noted.row:
         raise LedgerRolledBack(
             f"{path}: holds {len(rows)} contributions, and the audit log says that {noted.row} were charged: an older "
@@ -146,16 +145,16 @@ def check_use(noted: Noted, use: Use) -> None:
     """Refuse to charge a vault's pictures as something else than before.
 
     Raises:
-        LedgerError: Another population, or its budget was kept for pictures.
+        LedgerError: Another collection, or its budget was kept for pictures.
 
     """
-    if names := sorted({each.population for each in noted.uses if each.vault == use.vault} - {use.population}):
+    if names := sorted({each.collection for each in noted.uses if each.vault == use.vault} - {use.collection}):
         raise LedgerError(
-            f"population: this vault's pictures were charged as {', '.join(names)}, and {use.population!r} has a "
-            f'budget of its own, which would forget what was spent; write population = "{names[0]}" in site.toml'
+            f"collection: this vault's pictures were charged as {', '.join(names)}, and {use.collection!r} has a "
+            f'budget of its own, which would forget what was spent; write collection = "{names[0]}" in site.toml'
         )
-    if use.unit == "subject" and any((each.population, each.unit) == (use.population, "image") for each in noted.uses):
+    if use.unit == "subject" and any((each.collection, each.unit) == (use.collection, "image") for each in noted.uses):
         raise LedgerError(
-            f"population {use.population!r}: its budget was kept for single pictures, and a subject of several spends "
+            f"collection {use.collection!r}: its budget was kept for single pictures, and a subject of several spends "
             'more; go on with units = ["image"] in policy.toml, or begin a new site'
         )

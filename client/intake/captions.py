@@ -2,21 +2,18 @@
 
 Rules find what has a form: mail and web addresses, numbers, dates. They do not find a name that is not in the list, a
 place, or a diagnosis so rare that it names its patient; names in scripts that put no spaces between words are not
-found either. A person must look at the contact sheet. Too much is removed rather than too little: any seven digits in a
-row of digits and separators go, but for a range of two numbers before a unit of measure.
+found either. Microsoft Presidio finds some of these, if a site wants and installs it. A person must look at the contact
+sheet. Too much is removed rather than too little: any seven digits in a row of digits and separators go, but for a
+range of two numbers before a unit of measure.
+
+:data:`PATTERNS` are looked for in their order, and written so that none takes more than about linear time: no repeated
+group may begin with what it may end with. Dates follow HIPAA's Safe Harbor (45 CFR 164.514(b)(2)): a year alone may
+stay, and ages from 90 on may not.
 
 Guarantee:
     With the built-in rules: the result is valid Unicode in NFKC, of at most ``max_characters``, without control, format
     (zero-width, bidirectional), surrogate, private or unassigned characters; scrubbing it again changes nothing; and no
     rule matches it outside a placeholder.
-
-Microsoft Presidio as a second finder of names and places in captions, if a site wants and installs it.
-
-The forms by which identifying numbers, addresses and dates are found in captions, in the order they are looked for.
-
-They err on the side of removal, and are written so that none takes more than about linear time: no repeated group may
-begin with what it may end with. Dates follow HIPAA's Safe Harbor (45 CFR 164.514(b)(2)): a year alone may stay, and
-ages from 90 on may not.
 """
 
 from __future__ import annotations
@@ -27,20 +24,18 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
 
 VERSION: Final = 3
 """Goes into receipts; count it up with every change of a pattern."""
-
+MAX_RAW_CHARACTERS: Final = 20_000
+"""A longer text is no caption; it is refused and not searched, so that no text takes long to search."""
 PLACEHOLDER: Final = re.compile(r"(\[[a-z][a-z ]{0,39}\])")
-
 _MONTHS: Final = (
     "jan(?:uary|uar|vier|eiro)?|feb(?:ruary|ruar)?|f[eé]v(?:rier|ereiro)?|m[aä]r(?:ch|z|s|zo|ço)?|apr(?:il|ile)?|avr(?:il)?"
     "|abr(?:il)?|ma[iy]|maggio|mayo|maio|jun[ei]?|juin|giugno|junio|junho|jul[iy]?|juil(?:let)?|luglio|julio|julho"
@@ -54,13 +49,11 @@ _WORDS_BEFORE_NUMBERS: Final = (
     "|acct|policy|insurance|licen[sc]e|passport|nhs|ssn|social security|serial|device|chart|file|ref|reference"
     "|id|dob|born"
 )
-
 _MEASURED: Final = (
     r"(?!\d{1,4}(?:\.\d{1,2})?-\d{1,4}(?:\.\d{1,2})? ?"
     r"(?:[\u03bcunmck]m|px|[\u03bcunm]s|[km]?hz|kvp?|ke?v|mev|[\u03bcum]g|kg|m?mol|[\u03bcm]l|hu|dpi|ppm|mmhg|bpm)(?!\w))"
 )
 """Not where a range of measures begins, such as ``500-1000 µm``: a unit of two letters tells it from a number."""
-
 PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("address", re.compile(r"(?:https?|ftp|file|s3|sftp)://[^\s\[]+|\bwww\.[^\s\[]+", re.IGNORECASE)),
     ("email", re.compile(r"[^\s@\[\]<>()]{1,64} ?@ ?[^\s@\[\]<>()]{1,255}")),
@@ -115,10 +108,6 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ),
     ("number", re.compile(rf"{_MEASURED}\d(?:[\s()./_,:+-]{{0,3}}\d){{6,}}", re.IGNORECASE)),
 )
-
-
-MAX_RAW_CHARACTERS: Final = 20_000
-"""A longer text is no caption; it is refused and not searched, so that no text takes long to search."""
 _MARKS: Final = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _WORD: Final = re.compile(rf"\d+|[^\W\d_](?:[^\W\d_]|[{_MARKS}])*")
 """Letters with their accents, or digits: a name that runs into a number is still one."""
@@ -135,19 +124,13 @@ _BLANK: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Letters and marks that show nothing (Unicode's default ignorable ones), such as selectors of a glyph's variant."""
-_MAX_LIST_BYTES: Final = 64 << 20
+KINDS: Final = ("PERSON", "LOCATION", "NRP", "MEDICAL_LICENSE")
+"""What the built-in rules have no form for; ``DATE_TIME`` and the rest they find themselves."""
+_THRESHOLD: Final = 0.4
 
 
 class CaptionTooLong(ValueError):
     """A text that is too long to be a caption."""
-
-
-class SpanFinder(Protocol):
-    """Another finder of what identifies people, such as Presidio's analyser."""
-
-    def find(self, text: str) -> Sequence[tuple[int, int, str]]:
-        """Start, end and kind of each finding; the kind is one lower-case word."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,45 +142,13 @@ class ScrubbedCaption:
     is_cut: bool = False
 
 
-class Names:
-    """A site's list of names, matched word by word whatever the case, accents or what stands between.
-
-    A name of several words is found backwards and written as one, and one with umlauts (or Danish vowels) in either
-    spelling.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        """One entry a name of one or more words; single letters are left out, since they would hit everything."""
-        words = {spelling for name in names for spelling in _spellings(name)}
-        self._by_first: dict[str, list[tuple[str, ...]]] = {}
-        for entry in sorted(words, key=len, reverse=True):
-            if sum(map(len, entry)) > 1:
-                self._by_first.setdefault(entry[0], []).append(entry)
-
-    def find(self, text: str) -> Iterator[tuple[int, int]]:
-        """Spans that do not overlap, longest entry first."""
-        words = [(match.start(), match.end(), folded(match.group())) for match in _WORD.finditer(text)]
-        index = 0
-        while index < len(words):
-            size = self._match(words, index)
-            if size:
-                yield words[index][0], words[index + size - 1][1]
-            index += size or 1
-
-    def _match(self, words: list[tuple[int, int, str]], index: int) -> int:
-        for entry in self._by_first.get(words[index][2], ()):
-            if entry == tuple(word for _, _, word in words[index : index + len(entry)]):
-                return len(entry)
-        return 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class CaptionScrubber:
     """The rules of one intake."""
 
     names: Names = field(default_factory=lambda: Names(()))
     max_characters: int = 1000
-    finder: SpanFinder | None = None
+    finder: PresidioFinder | None = None
 
     def scrub(self, raw: str) -> ScrubbedCaption:
         """Normalise, replace what identifies by placeholders such as ``[name]``, and shorten.
@@ -241,6 +192,25 @@ class CaptionScrubber:
         return part
 
 
+def _outside_placeholders(text: str, change: Callable[[str], str]) -> str:
+    parts = PLACEHOLDER.split(text)  # the odd ones are placeholders
+    return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
+
+
+def _replace(part: str, *, rule: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
+    replaced, count = pattern.subn(f"[{rule}]", part)
+    if count:
+        counts[rule] += count
+    return replaced
+
+
+def _shortened(text: str, limit: int) -> str:
+    """At most ``limit`` characters, cut between words if there is a blank in the last quarter."""
+    head = text[: limit + 1]
+    blank = head.rfind(" ")
+    return head[:blank] if blank >= limit * 3 // 4 else text[:limit].rstrip()
+
+
 def clean_text(text: str) -> str:
     """NFKC, one blank for each run of white space, and no character that is invisible or means nothing.
 
@@ -266,6 +236,38 @@ def folded(word: str) -> str:
     return "".join(char for char in decomposed if unicodedata.category(char) not in _ACCENTS).translate(_UNDECOMPOSED)
 
 
+class Names:
+    """A site's list of names, matched word by word whatever the case, accents or what stands between.
+
+    A name of several words is found backwards and written as one, and one with umlauts (or Danish vowels) in either
+    spelling.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """One entry a name of one or more words; single letters are left out, since they would hit everything."""
+        words = {spelling for name in names for spelling in _spellings(name)}
+        self._by_first: dict[str, list[tuple[str, ...]]] = {}
+        for entry in sorted(words, key=len, reverse=True):
+            if sum(map(len, entry)) > 1:
+                self._by_first.setdefault(entry[0], []).append(entry)
+
+    def find(self, text: str) -> Iterator[tuple[int, int]]:
+        """Spans that do not overlap, longest entry first."""
+        words = [(match.start(), match.end(), folded(match.group())) for match in _WORD.finditer(text)]
+        index = 0
+        while index < len(words):
+            size = self._match(words, index)
+            if size:
+                yield words[index][0], words[index + size - 1][1]
+            index += size or 1
+
+    def _match(self, words: list[tuple[int, int, str]], index: int) -> int:
+        for entry in self._by_first.get(words[index][2], ()):
+            if entry == tuple(word for _, _, word in words[index : index + len(entry)]):
+                return len(entry)
+        return 0
+
+
 def _spellings(name: str) -> Iterator[tuple[str, ...]]:
     """The forms that a name is looked for in, each as its words."""
     clean = clean_text(name)
@@ -281,50 +283,6 @@ def _spellings(name: str) -> Iterator[tuple[str, ...]]:
         yield ("".join(words),)
 
 
-def read_list(path: Path) -> tuple[str, ...]:
-    """Entries of a text file, one a line; blank lines and those that begin with ``#`` do not count.
-
-    Raises:
-        ConfigError: Missing, larger than 64 MiB, or not UTF-8.
-
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_LIST_BYTES + 1)
-        if len(data) > _MAX_LIST_BYTES:
-            raise ConfigError(f"{path}: wanted a list of at most {_MAX_LIST_BYTES >> 20} MiB")
-        lines = data.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise ConfigError(f'{path}: cannot be read ({error.strerror}); mend the path or set it to ""') from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
-
-
-def _outside_placeholders(text: str, change: Callable[[str], str]) -> str:
-    parts = PLACEHOLDER.split(text)  # the odd ones are placeholders
-    return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
-
-
-def _replace(part: str, *, rule: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
-    replaced, count = pattern.subn(f"[{rule}]", part)
-    if count:
-        counts[rule] += count
-    return replaced
-
-
-def _shortened(text: str, limit: int) -> str:
-    """At most ``limit`` characters, cut between words if there is a blank in the last quarter."""
-    head = text[: limit + 1]
-    blank = head.rfind(" ")
-    return head[:blank] if blank >= limit * 3 // 4 else text[:limit].rstrip()
-
-
-KINDS: Final = ("PERSON", "LOCATION", "NRP", "MEDICAL_LICENSE")
-"""What the built-in rules have no form for; ``DATE_TIME`` and the rest they find themselves."""
-_THRESHOLD: Final = 0.4
-
-
 @dataclass(frozen=True, slots=True)
 class PresidioFinder:
     """Presidio's analyser with one language's model."""
@@ -333,7 +291,7 @@ class PresidioFinder:
     language: str
 
     def find(self, text: str) -> Sequence[tuple[int, int, str]]:
-        """Spans that do not overlap, the surer ones first."""
+        """Start, end and kind of each finding, one word; they do not overlap, and the surer ones come first."""
         found = self.analyzer.analyze(
             text=text, language=self.language, entities=list(KINDS), score_threshold=_THRESHOLD
         )

@@ -1,11 +1,8 @@
 """One file to clean pictures: read, decode, cover faces, look for text, hash, encode anew.
 
 Runs in a worker process that holds no key (:mod:`client.intake.workers`), since decoders are where a hostile file would
-take hold. Everything that comes back was made here from pixels; no byte of the file is passed on.
-
-Keep decoders from talking: what they log, warn or print quotes the files that they read.
-
-Python's own streams are not enough: libtiff, OpenJPEG and GDCM write to the process's file descriptors.
+take hold. Everything that comes back was made here from pixels; no byte of the file is passed on. Nor do decoders talk
+meanwhile: what they log, warn or print quotes the files that they read.
 """
 
 from __future__ import annotations
@@ -38,55 +35,9 @@ if TYPE_CHECKING:
 
     from client.intake.rules import IntakeRules
 
-
-_TALKERS: Final = ("PIL", "pydicom", "dicomanonymizer")
-
-
-@contextlib.contextmanager
-def quiet_decoders() -> Iterator[None]:
-    """Whatever level a site logs at, nothing of a file is logged, warned of or printed in here.
-
-    For a process that does nothing else meanwhile: other threads are silenced, too.
-    """
-    loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        _nowhere(1),
-        _nowhere(2),
-    ):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _nowhere(descriptor: int) -> Iterator[None]:
-    """What is written to the descriptor in here is lost, and only that: it is what it was afterwards."""
-    try:
-        kept = os.dup(descriptor)
-    except OSError:  # it was closed: there is nothing to keep from talking
-        yield
-        return
-    try:
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, descriptor)
-        os.close(null)
-        yield
-    finally:
-        os.dup2(kept, descriptor)
-        os.close(kept)
-
-
 PREVIEW_SIDE: Final = 160
 _DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
+_TALKERS: Final = ("PIL", "pydicom", "dicomanonymizer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,27 +88,22 @@ def clean_file(path: Path, rules: IntakeRules, *, previews: bool) -> Cleaned:
         ConfigError: The rules ask for something that is not installed.
 
     """
-    data = _read(path, rules)
+    data = read_file(path, rules)
     if isinstance(data, Refused):
         return data
     with quiet_decoders():
-        return _clean_data(data, path.suffix.lower(), rules, previews=previews)
+        source = _decode(data, path.suffix.lower(), rules)
+        if isinstance(source, Refused):
+            return source
+        return CleanFile(
+            pictures=tuple(_clean(frame, source, rules, previews=previews) for frame in source.frames),
+            file_digest=hashlib.sha256(data).digest(),
+            patient=source.patient,
+            caption=source.caption,
+        )
 
 
-def _clean_data(data: bytes, suffix: str, rules: IntakeRules, *, previews: bool) -> Cleaned:
-    source = _decode(data, suffix, rules)
-    if isinstance(source, Refused):
-        return source
-    pictures = tuple(_clean(frame, source, rules, previews=previews) for frame in source.frames)
-    return CleanFile(
-        pictures=pictures,
-        file_digest=hashlib.sha256(data).digest(),
-        patient=source.patient,
-        caption=source.caption,
-    )
-
-
-def _read(path: Path, rules: IntakeRules) -> bytes | Refused:
+def read_file(path: Path, rules: IntakeRules) -> bytes | Refused:
     """Open without following a link or waiting for a pipe: the file may have been exchanged since it was listed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -220,3 +166,47 @@ def _preview(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Whatever level a site logs at, nothing of a file is logged, warned of or printed in here.
+
+    Python's own streams are not enough: libtiff, OpenJPEG and GDCM write to the process's file descriptors. For a
+    process that does nothing else meanwhile: other threads are silenced, too.
+    """
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [logger.level for logger in loggers]
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        _nowhere(1),
+        _nowhere(2),
+    ):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _nowhere(descriptor: int) -> Iterator[None]:
+    """What is written to the descriptor in here is lost, and only that: it is what it was afterwards."""
+    try:
+        kept = os.dup(descriptor)
+    except OSError:  # it was closed: there is nothing to keep from talking
+        yield
+        return
+    try:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, descriptor)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)

@@ -16,8 +16,6 @@ Two pictures of one subject must be closer than two of different ones to count a
 whole, however many pictures it has, but not a picture that is there under two subjects. Of the slices of a head, 1 mm
 apart, six in ten are within 0.01 of an earlier one and one in thirty within 0.001; of photographs saved as JPEG at
 quality 60, nine in ten are within 0.001 of their original.
-
-What the vault already holds, for the search for duplicates.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.ingest import IntakeVault
     from client.intake.rules import PixelRules
     from client.vault.records import RecordId
-
+    from client.vault.vault import Vault
 
 VERSION: Final = 3
 THUMBNAIL: Final = 32
@@ -49,64 +46,8 @@ Owner: TypeAlias = int | str
 """Whose a picture is: a subject's number in the vault, or the id of one who is not there yet."""
 _MAX_COMPARED: Final = 64
 """Thumbnails compared for one picture, nearest hashes first; bounds the work on folders of much alike pictures."""
-
 MAX_PUSHED_OUT: Final = 64
 """Near-duplicates that one kept picture pushes out in one intake; the next one stays, and stands for those after it."""
-
-
-def exact_hash(pixels: NDArray[np.uint8]) -> bytes:
-    """32 bytes that stand for the pixels and their shape. Whoever has the picture can compute it: keep it sealed."""
-    shape = b"".join(size.to_bytes(8, "big") for size in pixels.shape)
-    return digest(Label.INTAKE_PICTURE, shape, np.ascontiguousarray(pixels).data.cast("B"))
-
-
-def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
-    """64-bit pHash of RGB uint8 [height, width, 3]."""
-    import imagehash  # noqa: PLC0415 - only an intake needs this extra
-
-    return int(str(imagehash.phash(Image.fromarray(pixels))), 16)
-
-
-def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Brightness and two colours (YCbCr), uint8 [:data:`THUMBNAIL`, :data:`THUMBNAIL`, 3]."""
-    image = Image.fromarray(pixels).convert("YCbCr")
-    return np.array(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-
-
-def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Of shape: 1 minus the correlation; 0 for pictures that differ in brightness and contrast only, 1 for unrelated.
-
-    Pictures of one shade have no correlation: by how much their brightness differs, as a share, if both are; else 1.
-    """
-    first, second = (each[..., 0].astype(np.float64) for each in (one, other))
-    a, b = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    if scale == 0:
-        return 1.0 if a.any() or b.any() else abs(float(first.mean() - second.mean())) / 255
-    return 1.0 - float((a * b).sum()) / scale
-
-
-def colour_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Root mean square of both colours together, as a share: a JPEG copy is within 0.011, red from blue about 0.5."""
-    gap = one[..., 1:].astype(np.float64) - other[..., 1:]
-    return float(np.sqrt((gap * gap).sum(axis=-1).mean())) / 255
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A picture that was kept."""
-
-    name: str
-    owner: Owner
-    thumbnail: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]
-    pushed_out: list[NDArray[np.uint8]] = field(default_factory=list)
-    """Thumbnails of its near-duplicates."""
-
-    def seen(self) -> NDArray[np.uint8]:
-        """The thumbnail, made when it is first wanted."""
-        if callable(self.thumbnail):
-            self.thumbnail = self.thumbnail()
-        return self.thumbnail
 
 
 class DuplicateSearch:
@@ -175,7 +116,24 @@ class DuplicateSearch:
         )
 
 
-def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSearch:
+@dataclass(slots=True)
+class _Kept:
+    """A picture that was kept."""
+
+    name: str
+    owner: Owner
+    thumbnail: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]
+    pushed_out: list[NDArray[np.uint8]] = field(default_factory=list)
+    """Thumbnails of its near-duplicates."""
+
+    def seen(self) -> NDArray[np.uint8]:
+        """The thumbnail, made when it is first wanted."""
+        if callable(self.thumbnail):
+            self.thumbnail = self.thumbnail()
+        return self.thumbnail
+
+
+def search_of_vault(vault: Vault | None, rules: PixelRules) -> DuplicateSearch:
     """A search that knows the vault's pictures; one of them is only opened when a hash comes near its own."""
     search = DuplicateSearch(rules)
     if vault is None:
@@ -186,6 +144,44 @@ def search_of_vault(vault: IntakeVault | None, rules: PixelRules) -> DuplicateSe
     return search
 
 
-def _stored_thumbnail(vault: IntakeVault, record_id: RecordId) -> NDArray[np.uint8]:
+def _stored_thumbnail(vault: Vault, record_id: RecordId) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(vault.read(record_id).image), formats=("PNG",)) as image:
         return thumbnail(np.array(image.convert("RGB")))
+
+
+def exact_hash(pixels: NDArray[np.uint8]) -> bytes:
+    """32 bytes that stand for the pixels and their shape. Whoever has the picture can compute it: keep it sealed."""
+    shape = b"".join(size.to_bytes(8, "big") for size in pixels.shape)
+    return digest(Label.INTAKE_PICTURE, shape, np.ascontiguousarray(pixels).data.cast("B"))
+
+
+def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
+    """64-bit pHash of RGB uint8 [height, width, 3]."""
+    import imagehash  # noqa: PLC0415 - only an intake needs this extra
+
+    return int(str(imagehash.phash(Image.fromarray(pixels))), 16)
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness and two colours (YCbCr), uint8 [:data:`THUMBNAIL`, :data:`THUMBNAIL`, 3]."""
+    image = Image.fromarray(pixels).convert("YCbCr")
+    return np.array(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
+def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Of shape: 1 minus the correlation; 0 for pictures that differ in brightness and contrast only, 1 for unrelated.
+
+    Pictures of one shade have no correlation: by how much their brightness differs, as a share, if both are; else 1.
+    """
+    first, second = (each[..., 0].astype(np.float64) for each in (one, other))
+    a, b = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    if scale == 0:
+        return 1.0 if a.any() or b.any() else abs(float(first.mean() - second.mean())) / 255
+    return 1.0 - float((a * b).sum()) / scale
+
+
+def colour_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Root mean square of both colours together, as a share: a JPEG copy is within 0.011, red from blue about 0.5."""
+    gap = one[..., 1:].astype(np.float64) - other[..., 1:]
+    return float(np.sqrt((gap * gap).sum(axis=-1).mean())) / 255

@@ -34,23 +34,16 @@ _SAME_FACE: Final = 0.4
 _STRIDE: Final = 4
 _OUTPUTS: Final = ("537", "538", "539", "540")
 """Names of the network's heat map, log sizes, offsets and landmarks."""
-
-
-def check_faces_extra() -> None:
-    """Find out before an intake starts whether faces can be covered.
-
-    Raises:
-        ConfigError: OpenCV or the detector is not installed.
-
-    """
-    _detector()
+_MISSING: Final = (
+    'pixels.faces = "blur" needs OpenCV and the detector: pip install "darkroom[faces]", or set it to "keep"'
+)
 
 
 def cover_faces(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
     """RGB uint8 [height, width, 3] with a mosaic over each face, and how many there were.
 
     Raises:
-        ConfigError: As for :func:`check_faces_extra`.
+        ConfigError: OpenCV or the detector is not installed.
 
     """
     boxes = find_faces(pixels)
@@ -116,8 +109,3 @@ def _detector() -> tuple[Any, Any]:
     if not models:
         raise ConfigError(_MISSING)
     return cv2, cv2.dnn.readNetFromONNX(str(models[0]))
-
-
-_MISSING: Final = (
-    'pixels.faces = "blur" needs OpenCV and the detector: pip install "darkroom[faces]", or set it to "keep"'
-)

@@ -11,22 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from client.intake.captions import CaptionScrubber, Names, load_presidio, read_list
-from client.intake.contact_sheet import LookedAt
+from client.intake.captions import CaptionScrubber, Names, load_presidio
 from client.intake.duplicates import search_of_vault
 from client.intake.folder import Candidate, Rejected, list_folder
 from client.intake.judge import Judge, KnownSubjects, Verdict, same_person
-from client.intake.outcomes import IntakeReport, Kept, Reason, Refused
+from client.intake.outcomes import IntakeReport, Reason, Refused
+from client.intake.rules import LookedAt, read_list
 from client.intake.subjects import OptOut
 from client.intake.workers import WorkerPool
-from client.site.vault_access import today as day_of_expiry
+from client.vault.records import today as day_of_expiry
 from common.errors import ConfigError
 from common.host.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from datetime import date
 
     from client.intake.deidentify import Cleaned
@@ -34,43 +34,12 @@ if TYPE_CHECKING:
     from client.intake.outcomes import Example
     from client.intake.rules import IntakeRules
     from client.intake.subjects import IntakeKey
-    from client.vault.records import NewRecord, RecordHashes, RecordId, RecordInfo, StoredRecord, Subject, VaultState
+    from client.vault.records import NewRecord
+    from client.vault.vault import Vault
 
 BATCH_RECORDS = 64
 BATCH_BYTES = 32 << 20
 """A batch is one transaction: what a kill may cost, and what is held in memory."""
-
-
-class IntakeVault(Protocol):
-    """What an intake needs of :class:`client.vault.vault.Vault`."""
-
-    def state(self) -> VaultState:
-        """Before and after, for the receipt."""
-        ...
-
-    def add(self, records: Sequence[NewRecord]) -> tuple[RecordId, ...]:
-        """All or none, durably."""
-        ...
-
-    def infos(self) -> tuple[RecordInfo, ...]:
-        """Of every record."""
-        ...
-
-    def read(self, record_id: RecordId) -> StoredRecord:
-        """A record, to compare a near-duplicate with."""
-        ...
-
-    def hashes(self) -> Iterator[RecordHashes]:
-        """Of every record."""
-        ...
-
-    def find_subject(self, subject_id: str) -> Subject | None:
-        """The subject's number."""
-        ...
-
-    def subject_ids(self) -> tuple[str, ...]:
-        """Everybody's, to compare with an opt-out list."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +56,7 @@ class Intake:
     on_file: Callable[[Example], None] | None = None
     """Told of each file's outcome at once."""
 
-    def run(self, key: IntakeKey, vault: IntakeVault | None = None, report: IntakeReport | None = None) -> IntakeReport:
+    def run(self, key: IntakeKey, vault: Vault | None = None, report: IntakeReport | None = None) -> IntakeReport:
         """Do it, or without ``commit`` see what would be done; without a vault there is nothing to add to.
 
         A ``report`` that is handed in tells what was done up to then if this is cut off.
@@ -111,16 +80,9 @@ class Intake:
             report.note(verdict.example)
             if self.on_file is not None:
                 self.on_file(verdict.example)
-            if verdict.record is not None:
-                report.hold(
-                    Kept(
-                        outcome=verdict.example.outcome,
-                        split=verdict.record.split,
-                        subject=verdict.record.subject_id,
-                        caption_rules=verdict.caption_rules,
-                    )
-                )
-                batch.append(verdict.record)
+            if verdict.kept is not None:
+                report.hold(verdict.kept)
+                batch.append(verdict.kept.record)
             if len(batch) >= BATCH_RECORDS or sum(len(record.image) for record in batch) >= BATCH_BYTES:
                 self._add(batch, vault, report)
         self._add(batch, vault, report)
@@ -128,15 +90,13 @@ class Intake:
         report.state_after = vault.state().text() if vault is not None else ""
         return report
 
-    def _add(self, batch: list[NewRecord], vault: IntakeVault | None, report: IntakeReport) -> None:
+    def _add(self, batch: list[NewRecord], vault: Vault | None, report: IntakeReport) -> None:
         if self.commit and vault is not None and batch:
             vault.add(tuple(batch))
         report.added()
         batch.clear()
 
-    def _check_opt_out(
-        self, entries: tuple[Listed, ...], judge: Judge, key: IntakeKey, vault: IntakeVault | None
-    ) -> None:
+    def _check_opt_out(self, entries: tuple[Listed, ...], judge: Judge, key: IntakeKey, vault: Vault | None) -> None:
         """Before anything is added: a list that matches nobody may be of another place, or written another way."""
         if not self.commit or not self.rules.subjects.opt_out or self.opt_out_may_match_nobody or judge.opt_out.met:
             return
@@ -172,7 +132,7 @@ class Intake:
                 "here), drawn at random, however many pictures each has; with 0, nobody new is held out"
             )
 
-    def _judge(self, listed: tuple[Listed, ...], key: IntakeKey, vault: IntakeVault | None) -> Judge:
+    def _judge(self, listed: tuple[Listed, ...], key: IntakeKey, vault: Vault | None) -> Judge:
         captions, subjects, pixels = self.rules.captions, self.rules.subjects, self.rules.pixels
         names = read_list(Path(captions.names)) if captions.names else ()
         finder = load_presidio(captions.presidio) if captions.presidio != "off" else None
@@ -208,7 +168,7 @@ class Intake:
                 advance(1)
 
 
-def _opted_out(listed: OptOut, key: IntakeKey, vault: IntakeVault) -> int:
+def _opted_out(listed: OptOut, key: IntakeKey, vault: Vault) -> int:
     """Subjects on the list, as ids or as patients' numbers, that the vault holds."""
     if not listed.entries:
         return 0

@@ -10,7 +10,7 @@ import numpy as np
 from client.intake.captions import CaptionScrubber, CaptionTooLong, ScrubbedCaption
 from client.intake.duplicates import THUMBNAIL, DuplicateSearch
 from client.intake.folder import Candidate, Rejected
-from client.intake.outcomes import Accepted, Change, Converted, Example, Reason, Refused
+from client.intake.outcomes import Accepted, Change, Converted, Example, Kept, Reason, Refused
 from client.vault.records import NewRecord, normal_subject_id
 from common.errors import DataError
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.contact_sheet import LookedAt
     from client.intake.deidentify import Cleaned, CleanFile, CleanPicture
     from client.intake.duplicates import Owner
     from client.intake.folder import Listed
-    from client.intake.ingest import IntakeVault
     from client.intake.outcomes import Outcome
-    from client.intake.rules import IntakeRules
+    from client.intake.rules import IntakeRules, LookedAt
     from client.intake.subjects import IntakeKey, OptOut
     from client.vault.records import Split, Subject
+    from client.vault.vault import Vault
 
 MAX_LABEL: Final = 200
 _NAME_SUBJECT: Final = (
@@ -38,23 +37,22 @@ _NAME_SUBJECT: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of a picture, and the record to add if it is kept."""
+    """What became of a picture, and what to add if it is kept."""
 
     example: Example
-    record: NewRecord | None = None
-    caption_rules: tuple[tuple[str, int], ...] = ()
+    kept: Kept | None = None
 
 
 @dataclass(slots=True)
 class KnownSubjects:
     """Which subjects the vault holds, and on which side of the split each is."""
 
-    vault: IntakeVault | None
+    vault: Vault | None
     _sides: dict[Subject, Split] = field(default_factory=dict)
     _owners: dict[str, Owner] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vault: IntakeVault | None) -> KnownSubjects:
+    def of(cls, vault: Vault | None) -> KnownSubjects:
         """Look it up once; subjects are looked up as they come."""
         infos = vault.infos() if vault is not None else ()
         return cls(vault, {info.subject: info.split for info in infos})
@@ -201,7 +199,8 @@ class Judge:
             return self.refusal(candidate, Refused(Reason.BAD_ROW, str(error)))
         thumbnail = _thumbnail(picture)
         self.search.add(name, owner=owner, exact=picture.exact, perceptual=picture.perceptual, thumbnail=thumbnail)
-        return Verdict(example=example, record=record, caption_rules=(*caption.counts, *label.counts))
+        kept = Kept(outcome=outcome, record=record, caption_rules=(*caption.counts, *label.counts))
+        return Verdict(example=example, kept=kept)
 
     def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption, owner: Owner) -> Outcome:
         found = self.search.find(

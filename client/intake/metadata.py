@@ -1,24 +1,19 @@
-"""Rows of ``metadata.jsonl``, ``.json`` and ``.csv``: one that cannot be used becomes a refusal and never stops others.
+"""What the metadata of a folder says of its pictures, and the captions that lie beside them.
 
-Lines are read one at a time and have a largest length, so that neither a huge line nor deep nesting fills the memory; a
-``.json`` file, which holds one list, has a largest size.
+Files: ``metadata.jsonl``, ``.json`` or ``.csv``, in whatever letter case, at the top or in any folder below; each
+speaks of the pictures below its own folder. A file that may be metadata and is not read could hold somebody's "no", so
+it stops the intake: one that is named like it, one that is a link, one with a key that speaks of consent, such as
+``0001.json`` beside ``0001.png``, and, where there is no metadata, any table.
 
-What is said of consent counts only if it is said exactly: whatever is not a known yes is a no or a refusal, and so is
-an empty cell under ``consent``.
+Rows: one that cannot be used becomes a refusal and never stops others. Lines are read one at a time and have a largest
+length, so that neither a huge line nor deep nesting fills the memory; a ``.json`` file, which holds one list, has a
+largest size. What is said of consent counts only if it is said exactly: whatever is not a known yes is a no or a
+refusal, and so is an empty cell under ``consent``.
 
-Which keys of a metadata row count, and which only look as if they did.
-
-A key that nobody reads is how a "no" gets lost: ``Consent``, ``consent `` or ``opt-out`` with ``false`` beside them
+Keys: one that nobody reads is how a "no" gets lost. ``Consent``, ``consent `` or ``opt-out`` with ``false`` beside them
 would leave the picture as if nothing had been said. So a key near one that counts is refused, and others are told of.
 
-Which files of a folder are its metadata.
-
-``metadata.jsonl``, ``.json`` or ``.csv``, in whatever letter case, at the top or in any folder below: each speaks of
-the pictures below its own folder. A file that may be metadata and is not read could hold somebody's "no", so it stops
-the intake: one that is named like it, one that is a link, one with a key that speaks of consent, such as ``0001.json``
-beside ``0001.png``, and, where there is no metadata, any table.
-
-Captions that lie beside pictures: ``a.txt``, ``a.caption`` or ``a.png.txt`` for ``a.png``, in any letter case.
+Captions beside pictures: ``a.txt``, ``a.caption`` or ``a.png.txt`` for ``a.png``, in any letter case.
 """
 
 from __future__ import annotations
@@ -32,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -43,11 +38,32 @@ from client.intake.subjects import clean_subject_id
 from common.errors import DataError
 
 if TYPE_CHECKING:
+    from _csv import Reader
     from collections.abc import Collection, Iterable, Iterator
     from io import TextIOWrapper
     from pathlib import Path
 
-
+MAX_LINE_BYTES: Final = 1 << 20
+MAX_LIST_BYTES: Final = 256 << 20
+_MAX_CAPTION_BYTES: Final = 4 * MAX_RAW_CHARACTERS
+_MOST_LOOKED_AT: Final = 256 << 20
+_BOM: Final = b"\xef\xbb\xbf"
+_STEM: Final = "metadata"
+_TABLE_SUFFIXES: Final = frozenset({".jsonl", ".json", ".csv"})
+"""Of metadata; beside these, a text is no caption."""
+_CAPTION_SUFFIXES: Final = frozenset({".txt", ".caption"})
+_TABLES: Final = frozenset(
+    {".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather"}
+)
+_TEXTS: Final = _TABLES | {".json", ".txt", ".yaml", ".yml", ".xml", ".bak", ".old", ".tmp", ""}
+_KEYED: Final = frozenset({".json", ".yaml", ".yml", ".xml", ".xmp", ".toml", ".ini"})
+"""Texts with keys, of which datasets put one beside each picture or one over all."""
+_CONSENT_KEY: Final = re.compile(
+    rb"(?:consent|opt(?:ed)?[ _-]?(?:out|in)|withdr[ae]w|revok|einwillig)[\w -]*[\"']?\s*[:=>]", re.IGNORECASE
+)
+"""A key of JSON, YAML, TOML or XML; not the same words in a text."""
+_SPEAK: Final = ("metadata", "consent", "optout", "optedout")
+_WAY_OUT: Final = "name it metadata.jsonl, .json or .csv if it speaks of the pictures, or take it out of the folder"
 KEYS: Final = ("file_name", "text", "caption", "subject_id", "label", "consent", "expires")
 _SQUEEZED: Final = {key.replace("_", ""): key for key in KEYS}
 _LISTED: Final = 10
@@ -64,49 +80,6 @@ _SPEAKS_OF: Final = (
         ),
     ),
 )
-
-
-def unused_keys(keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys that are not read, none of which could be meant as one that is.
-
-    Raises:
-        ValueError: A key is given twice, or is near one that counts.
-
-    """
-    given = Counter(key for key in keys if key)  # a spreadsheet's empty columns have none
-    faults = [f"{key[:80]!r} is given {number} times; keep one" for key, number in given.items() if number > 1]
-    meant = {key: _meant(key) for key in given if key not in KEYS}
-    faults += [f"unknown key {key[:80]!r}, did you mean {near!r}?" for key, near in meant.items() if near]
-    if faults:
-        raise ValueError(f"{'; '.join(faults[:_LISTED])}; rename such a key, or take it out")
-    return tuple(meant)
-
-
-def has_key(cells: Collection[str], key: str) -> bool:
-    """Whether a table's header names the key, in whatever spelling."""
-    return any(_squeezed(cell) == key.replace("_", "") for cell in cells)
-
-
-def _meant(key: str) -> str | None:
-    squeezed = _squeezed(key)
-    if squeezed in _SQUEEZED:
-        return _SQUEEZED[squeezed]
-    for meant, pattern in _SPEAKS_OF:
-        if pattern.fullmatch(squeezed) if meant == "subject_id" else pattern.search(squeezed):
-            return meant
-    near = difflib.get_close_matches(squeezed, _SQUEEZED, n=1, cutoff=_NEAR)
-    return _SQUEEZED[near[0]] if near else None
-
-
-def _squeezed(key: str) -> str:
-    """Letters and digits alone, in small letters and without accents."""
-    folded = unicodedata.normalize("NFKD", key).casefold()
-    return "".join(char for char in folded if char.isalnum())
-
-
-MAX_LINE_BYTES: Final = 1 << 20
-MAX_LIST_BYTES: Final = 256 << 20
-_BOM: Final = b"\xef\xbb\xbf"
 _YES: Final = frozenset({"true", "yes", "y", "1"})
 _NO: Final = frozenset({"false", "no", "n", "0", "", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"})
 _UNTIL: Final = re.compile(r"(?:until )?(\d{4}-\d{2}-\d{2})")
@@ -155,12 +128,66 @@ class _Fields(msgspec.Struct, frozen=True):
     expires: str | None = None
 
 
-class _Table(Protocol):
-    """What :func:`csv.reader` makes."""
+def find_metadata(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the folder's file names that are to be read, at most one in each folder.
 
-    @property
-    def line_num(self) -> int: ...
-    def __next__(self) -> list[str]: ...
+    Raises:
+        DataError: One that may be metadata cannot be read.
+
+    """
+    names = tuple(names)
+    found = tuple(name for name in names if _is_metadata(PurePosixPath(name)))
+    for name in names:
+        unread = _seems(PurePosixPath(name)) or (not found and _suffix(name) in _TABLES)
+        if name not in found and (unread or _has_consent_key(folder / name)):
+            raise DataError(f"{folder / name}: may say who consents, and is not read; {_WAY_OUT}")
+    folders: dict[PurePosixPath, str] = {}
+    for name in found:
+        if other := folders.setdefault(PurePosixPath(name).parent, name).removeprefix(name):
+            raise DataError(f"{folder}: both {other} and {name}; keep one")
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise DataError(f"{folder / name}: is no file but a link or something else; copy the file into the folder")
+    return found
+
+
+def above(folder: Path) -> Path | None:
+    """A metadata file in the folder above, which is not read."""
+    try:
+        names = sorted(path for path in folder.resolve().parent.iterdir() if path.is_file())
+    except OSError:
+        return None
+    return next((path for path in names if _is_metadata(PurePosixPath(path.name))), None)
+
+
+def _is_metadata(name: PurePosixPath) -> bool:
+    return name.stem.casefold() == _STEM and _suffix(name) in _TABLE_SUFFIXES
+
+
+def _seems(name: PurePosixPath) -> bool:
+    """Whether it is named as if it were metadata, or spoke of consent, and is no picture by its suffix."""
+    if _suffix(name) not in _TEXTS:
+        return False
+    squeezed = _squeezed(name.name)
+    if any(word in squeezed for word in _SPEAK):
+        return True
+    is_table = _suffix(name) in _TABLES
+    return is_table and bool(difflib.get_close_matches(name.stem.casefold(), [_STEM], cutoff=_NEAR))
+
+
+def _has_consent_key(path: Path) -> bool:
+    """Whether a text with keys has one that speaks of consent, or cannot be looked at."""
+    if _suffix(path.name) not in _KEYED or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_LOOKED_AT + 1)
+    except OSError:
+        return True
+    return len(text) > _MOST_LOOKED_AT or _CONSENT_KEY.search(text) is not None
+
+
+def _suffix(name: str | PurePosixPath) -> str:
+    return PurePosixPath(name).suffix.casefold()
 
 
 def read_rows(path: Path, shown: str) -> Iterator[Row | BadRow]:
@@ -185,6 +212,21 @@ def _read_jsonl(path: Path, shown: str) -> Iterator[Row | BadRow]:
             yield _bad(where, f"longer than {MAX_LINE_BYTES} bytes")
         elif line.strip():
             yield _parsed(line, where)
+
+
+def _lines(path: Path) -> Iterator[bytes | None]:
+    """Lines without their ends; None for one that is too long. Only a line feed ends a line."""
+    with path.open("rb") as file:
+        start = file.read(len(_BOM))
+        if start != _BOM:
+            file.seek(0)
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+                yield line
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            yield None
 
 
 def _read_list(path: Path, shown: str) -> Iterator[Row | BadRow]:
@@ -215,7 +257,7 @@ def _parsed(data: bytes, where: str) -> Row | BadRow:
                 text.encode()  # half of a surrogate pair has no encoding
         return _row(found, where)
     except (ValueError, RecursionError) as error:  # msgspec's, JSON's and Unicode's are ValueErrors
-        return _bad(where, f"{error}; wanted {_EXAMPLE}", name)
+        return _bad(where, f"{error}; a row is like {_EXAMPLE}", name)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -255,7 +297,7 @@ def _read_csv(path: Path, shown: str) -> Iterator[Row | BadRow]:
                 yield _bad(where, reason, name)
 
 
-def _header(file: TextIOWrapper, path: Path) -> tuple[_Table, list[str]]:
+def _header(file: TextIOWrapper, path: Path) -> tuple[Reader, list[str]]:
     first = file.readline(MAX_LINE_BYTES)
     file.seek(0)
     separators = [each for each in _SEPARATORS if has_key(next(csv.reader([first], delimiter=each), []), "file_name")]
@@ -268,21 +310,6 @@ def _header(file: TextIOWrapper, path: Path) -> tuple[_Table, list[str]]:
     if "file_name" not in header:
         raise DataError(f"{path}: its first line names no file_name; wanted columns such as file_name,text,subject_id")
     return reader, header
-
-
-def _lines(path: Path) -> Iterator[bytes | None]:
-    """Lines without their ends; None for one that is too long. Only a line feed ends a line."""
-    with path.open("rb") as file:
-        start = file.read(len(_BOM))
-        if start != _BOM:
-            file.seek(0)
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-                yield line
-                continue
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE_BYTES)
-            yield None
 
 
 def _row(found: dict[str, object], where: str) -> Row:
@@ -333,89 +360,42 @@ def _bad(where: str, detail: str, file_name: str | None = None) -> BadRow:
     return BadRow(where, Refused(Reason.BAD_ROW, detail[:300]), file_name)
 
 
-_STEM: Final = "metadata"
-_TABLE_SUFFIXES: Final = frozenset({".jsonl", ".json", ".csv"})
-_TABLES: Final = frozenset(
-    {".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather"}
-)
-_TEXTS: Final = _TABLES | {".json", ".txt", ".yaml", ".yml", ".xml", ".bak", ".old", ".tmp", ""}
-_KEYED: Final = frozenset({".json", ".yaml", ".yml", ".xml", ".xmp", ".toml", ".ini"})
-"""Texts with keys, of which datasets put one beside each picture or one over all."""
-_CONSENT_KEY: Final = re.compile(
-    rb"(?:consent|opt(?:ed)?[ _-]?(?:out|in)|withdr[ae]w|revok|einwillig)[\w -]*[\"']?\s*[:=>]", re.IGNORECASE
-)
-"""A key of JSON, YAML, TOML or XML; not the same words in a text."""
-_MOST_LOOKED_AT: Final = 256 << 20
-_SPEAK: Final = ("metadata", "consent", "optout", "optedout")
-_WAY_OUT: Final = "name it metadata.jsonl, .json or .csv if it speaks of the pictures, or take it out of the folder"
-
-
-def find_metadata(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the folder's file names that are to be read, at most one in each folder.
+def unused_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys that are not read, none of which could be meant as one that is.
 
     Raises:
-        DataError: One that may be metadata cannot be read.
+        ValueError: A key is given twice, or is near one that counts.
 
     """
-    names = tuple(names)
-    found = tuple(name for name in names if _is_metadata(PurePosixPath(name)))
-    for name in names:
-        unread = _seems(PurePosixPath(name)) or (not found and _suffix(name) in _TABLES)
-        if name not in found and (unread or _has_consent_key(folder / name)):
-            raise DataError(f"{folder / name}: may say who consents, and is not read; {_WAY_OUT}")
-    folders: dict[PurePosixPath, str] = {}
-    for name in found:
-        if other := folders.setdefault(PurePosixPath(name).parent, name).removeprefix(name):
-            raise DataError(f"{folder}: both {other} and {name}; keep one")
-        if (folder / name).is_symlink() or not (folder / name).is_file():
-            raise DataError(f"{folder / name}: is no file but a link or something else; copy the file into the folder")
-    return found
+    given = Counter(key for key in keys if key)  # a spreadsheet's empty columns have none
+    faults = [f"{key[:80]!r} is given {number} times; keep one" for key, number in given.items() if number > 1]
+    meant = {key: _meant(key) for key in given if key not in KEYS}
+    faults += [f"unknown key {key[:80]!r}, did you mean {near!r}?" for key, near in meant.items() if near]
+    if faults:
+        raise ValueError(f"{'; '.join(faults[:_LISTED])}; rename such a key, or take it out")
+    return tuple(meant)
 
 
-def above(folder: Path) -> Path | None:
-    """A metadata file in the folder above, which is not read."""
-    try:
-        names = sorted(path for path in folder.resolve().parent.iterdir() if path.is_file())
-    except OSError:
-        return None
-    return next((path for path in names if _is_metadata(PurePosixPath(path.name))), None)
+def has_key(cells: Collection[str], key: str) -> bool:
+    """Whether a table's header names the key, in whatever spelling."""
+    return any(_squeezed(cell) == key.replace("_", "") for cell in cells)
 
 
-def _is_metadata(name: PurePosixPath) -> bool:
-    return name.stem.casefold() == _STEM and _suffix(name) in _TABLE_SUFFIXES
+def _meant(key: str) -> str | None:
+    squeezed = _squeezed(key)
+    if squeezed in _SQUEEZED:
+        return _SQUEEZED[squeezed]
+    for meant, pattern in _SPEAKS_OF:
+        if pattern.fullmatch(squeezed) if meant == "subject_id" else pattern.search(squeezed):
+            return meant
+    near = difflib.get_close_matches(squeezed, _SQUEEZED, n=1, cutoff=_NEAR)
+    return _SQUEEZED[near[0]] if near else None
 
 
-def _seems(name: PurePosixPath) -> bool:
-    """Whether it is named as if it were metadata, or spoke of consent, and is no picture by its suffix."""
-    if _suffix(name) not in _TEXTS:
-        return False
-    squeezed = "".join(char for char in name.name.casefold() if char.isalnum())
-    if any(word in squeezed for word in _SPEAK):
-        return True
-    is_table = _suffix(name) in _TABLES
-    return is_table and bool(difflib.get_close_matches(name.stem.casefold(), [_STEM], cutoff=0.8))
-
-
-def _has_consent_key(path: Path) -> bool:
-    """Whether a text with keys has one that speaks of consent, or cannot be looked at."""
-    if _suffix(path.name) not in _KEYED or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_LOOKED_AT + 1)
-    except OSError:
-        return True
-    return len(text) > _MOST_LOOKED_AT or _CONSENT_KEY.search(text) is not None
-
-
-def _suffix(name: str | PurePosixPath) -> str:
-    return PurePosixPath(name).suffix.casefold()
-
-
-_TEXT_SUFFIXES: Final = frozenset({".txt", ".caption"})
-
-"""Beside these, a text is no caption."""
-_MAX_BYTES: Final = 4 * MAX_RAW_CHARACTERS
+def _squeezed(key: str) -> str:
+    """Letters and digits alone, in small letters and without accents."""
+    folded = unicodedata.normalize("NFKD", key).casefold()
+    return "".join(char for char in folded if char.isalnum())
 
 
 class Sidecars:
@@ -427,7 +407,7 @@ class Sidecars:
         texts, keys = set[str](), set[str]()
         for name in names:
             stem, suffix = _split(name)
-            if suffix in _TEXT_SUFFIXES:
+            if suffix in _CAPTION_SUFFIXES:
                 texts.add(name)
                 self._exact.setdefault(stem, []).append(name)
                 self._loose.setdefault(_folded(stem), []).append(name)
@@ -446,7 +426,7 @@ class Sidecars:
 
     def read(self, folder: Path, name: str) -> str | Refused:
         """The caption beside a picture; empty if there is none."""
-        texts = {each: _read(folder / each) for each in self.beside(name)}
+        texts = {each: _read_caption(folder / each) for each in self.beside(name)}
         for text in texts.values():
             if isinstance(text, Refused):
                 return text
@@ -455,13 +435,13 @@ class Sidecars:
         return str(next(iter(texts.values()), ""))
 
 
-def _read(path: Path) -> str | Refused:
+def _read_caption(path: Path) -> str | Refused:
     if path.is_symlink() or not path.is_file():
         return Refused(Reason.BAD_CAPTION, f"{path.name}: is no file but a link or something else; copy the file")
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
+            data = file.read(_MAX_CAPTION_BYTES + 1)
+        if len(data) > _MAX_CAPTION_BYTES:
             return Refused(Reason.BAD_CAPTION, f"{path.name}: more than {MAX_RAW_CHARACTERS} characters")
         return data.decode("utf-8-sig")
     except OSError as error:

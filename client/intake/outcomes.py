@@ -1,30 +1,40 @@
-"""What became of each file that was offered to the vault: accepted, converted, refused, or a duplicate.
+"""What became of each file offered to the vault (accepted, converted, refused, a duplicate), and how it is told.
 
 Reasons and changes are closed lists, so that they can be counted in a receipt without a word of any file's content.
-
-What one intake did, or would do: counts for anybody, and examples for the institution's own people.
-
-A list of the files that an intake left out, one a line, for the institution's own people.
-
-It names files, whose names may say who somebody is: it is its owner's alone, stays beside the vault, and no receipt and
-no log holds a word of it. Lines are written as files are judged, so that an intake that is cut off leaves its list.
+Everything else is for the institution's own people: an example of each outcome, the list of files that were left out,
+and the contact sheet, on which a person looks at them.
 """
 
 from __future__ import annotations
 
+import base64
 import enum
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Final, Self, TextIO, TypeAlias
 
 from common.command_line import spelt_out
+from common.durable_files import open_new, write_atomically
 from common.errors import DataError
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
-    from client.vault.records import Split
+    from client.vault.records import NewRecord
+
+SHEET_PICTURES: Final = 400
+"""Previews on the contact sheet for each kind of outcome; the rest is counted."""
+SUFFIX: Final = ".left-out.txt"
+_TEMPLATE: Final = "contact_sheet.html"
+_TITLES: Final = (
+    ("refused", "Refused"),
+    ("duplicate", "Duplicates"),
+    ("converted", "Converted"),
+    ("accepted", "Accepted"),
+)
 
 
 class Reason(enum.StrEnum):
@@ -135,10 +145,6 @@ def detail(outcome: Outcome) -> str:
             return ""
 
 
-SHEET_PICTURES: Final = 400
-"""Previews on the contact sheet for each kind of outcome; the rest is counted."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One file, for the contact sheet."""
@@ -156,8 +162,7 @@ class Kept:
     """A picture that goes into the vault with the next batch."""
 
     outcome: Outcome
-    split: Split
-    subject: str = field(repr=False)
+    record: NewRecord
     caption_rules: tuple[tuple[str, int], ...]
 
 
@@ -192,8 +197,8 @@ class IntakeReport:
     def hold(self, kept: Kept) -> None:
         """Count a picture's record, which is not in the vault yet."""
         self._held.append(kept)
-        self.splits[kept.split] += 1
-        self.subjects.setdefault(kept.split, set()).add(kept.subject)
+        self.splits[kept.record.split] += 1
+        self.subjects.setdefault(kept.record.split, set()).add(kept.record.subject_id)
         self.caption_rules.update(dict(kept.caption_rules))
 
     def added(self) -> None:
@@ -207,7 +212,7 @@ class IntakeReport:
         for kept in self._held:
             self.outcomes[describe(kept.outcome)] -= 1
             self._shown[type(kept.outcome)] -= 1
-            self.splits[kept.split] -= 1
+            self.splits[kept.record.split] -= 1
             self.caption_rules.subtract(dict(kept.caption_rules))
         self._held.clear()
         for counts in (self.outcomes, self.splits, self.caption_rules):
@@ -229,12 +234,14 @@ class IntakeReport:
         return self.number(Refused) + self.number(Duplicate)
 
 
-SUFFIX: Final = ".left-out.txt"
-
-
 @dataclass(slots=True)
 class LeftOut:
-    """The list, open for writing; a context manager."""
+    """A list of the files that an intake left out, one a line, open for writing; a context manager.
+
+    It names files, whose names may say who somebody is: it is its owner's alone, stays beside the vault, and no receipt
+    and no log holds a word of it. Lines are written as files are judged, so that an intake that is cut off leaves its
+    list.
+    """
 
     path: Path
     _file: TextIO
@@ -249,7 +256,7 @@ class LeftOut:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            descriptor = open_new(path)
         except OSError as error:
             raise DataError(
                 f"{path}: the list of files cannot be made ({error.strerror}); give another path"
@@ -284,3 +291,43 @@ def line(example: Example) -> str:
     told = detail(example.outcome)
     more = f" ({told})" if told else ""
     return spelt_out(f"{outcome}: {why}: {example.name}{more}")
+
+
+def write_contact_sheet(report: IntakeReport, path: Path, *, now: datetime) -> None:
+    """Write or replace the page of before and after: a link in its place is replaced and not followed.
+
+    It holds what must not leave: previews and captions as they came in. So it is one file, readable by its owner alone,
+    that loads nothing and runs no script.
+    """
+    write_atomically(path, render_contact_sheet(report, now=now).encode(errors="backslashreplace"))
+
+
+def render_contact_sheet(report: IntakeReport, *, now: datetime) -> str:
+    """The page's HTML; everything from files is escaped."""
+    import jinja2  # noqa: PLC0415 - only a dry run needs this extra
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(resources.files("client.intake").joinpath(_TEMPLATE).read_text("utf-8"))
+    shown = [_shown(example) for example in report.examples]
+    sections = [(title, [each for each in shown if each["outcome"] == kind]) for kind, title in _TITLES]
+    return template.render(
+        time=now.isoformat(timespec="seconds"),
+        mode="dry run, nothing was added",
+        counts=sorted(report.outcomes.items()),
+        sections=[(title, examples) for title, examples in sections if examples],
+        limit=SHEET_PICTURES,
+    )
+
+
+def _shown(example: Example) -> dict[str, str]:
+    outcome, why = describe(example.outcome)
+    return {
+        "name": example.name,
+        "outcome": outcome,
+        "why": why,
+        "detail": detail(example.outcome),
+        "caption_before": example.caption_before,
+        "caption_after": example.caption_after,
+        "before": base64.b64encode(example.before).decode(),
+        "after": base64.b64encode(example.after).decode(),
+    }

@@ -7,6 +7,7 @@ what is kept is a new PNG made from the pixels. What the decoders say of a file 
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from client.intake.imagefolder import DECODER_ERRORS, FORMATS
 from client.intake.outcomes import Change, Reason, Refused
 
 if TYPE_CHECKING:
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 
     from client.intake.rules import FileRules
 
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+"""Decoders that may run; Pillow's others (EPS starts Ghostscript) would only widen what a hostile file can reach."""
+DECODER_ERRORS: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on damaged files."""
 PNG_COMPRESSION: Final = 1
 """zlib's quickest, with run lengths alone: a fifth less time for three per cent more bytes than its own matching, which
 at level 6 takes four times as long for a tenth fewer."""

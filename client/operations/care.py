@@ -1,10 +1,8 @@
-"""Erasing what has expired while a steward serves: on its first look of each day.
+"""What a serving steward looks after now and then: records that have expired, and whether its books are in order.
 
-Guarantee: from that look on, nothing that had expired by then is trained on, even if erasing it fails or the vault
-cannot be opened: the steward forgets its run first, and gets its pictures anew, without expired ones, when the run is
-proposed again.
-
-Whether a serving steward's policy, ledger and audit log are still as they should be, looked at now and then.
+Guarantee: from the first look of a day on, nothing that had expired by then is trained on, even if erasing it fails or
+the vault cannot be opened: the steward forgets its run first, and gets its pictures anew, without expired ones, when
+the run is proposed again.
 """
 
 from __future__ import annotations
@@ -12,15 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.governance.ledger_store import check_store
 from client.governance.policy import read_policy
-from client.governance.rollback import check_ledger, noted_in, read_noted
+from client.governance.rollback import check_ledger, read_noted
 from client.operations.erasure import erase_noted
-from client.site.vault_access import open_vault, today
-from common.audit_log import read_entries
+from client.site.vault_access import open_noted
+from client.vault.records import today
 from common.errors import ConfigError, DarkroomError
 
 if TYPE_CHECKING:
@@ -33,13 +30,14 @@ if TYPE_CHECKING:
     from client.site.vault_access import HeldVault
     from common.audit_log import AuditLog
 
-
 _log: Final = logging.getLogger(__name__)
+LOOK_SECONDS: Final = 600.0
+"""Between looks at the books: checking every signature of a long log takes seconds."""
 
 
 @dataclass(kw_only=True)
 class Retention:
-    """One site's.
+    """Erasing what has expired, once a day.
 
     Args:
         vault: Where the records are.
@@ -75,8 +73,7 @@ class Retention:
         self._done = day
 
     def _erase(self, day: date) -> None:
-        expected = noted_in(read_entries(self.audit.path)).vault
-        with open_vault(self.vault, access="write", expected=expected) as vault:
+        with open_noted(self.vault, self.audit, access="write") as vault:
             plan = vault.plan_expiry(day)
             if plan.records:
                 self.forget()
@@ -84,14 +81,9 @@ class Retention:
                 _log.info("records that had expired by %s are erased", day)
 
 
-LOOK_SECONDS: Final = 600.0
-"""Checking every signature of a long log takes seconds."""
-_BUSY_SECONDS: Final = 10.0
-
-
 @dataclass(kw_only=True)
-class BooksCondition:
-    """What was found at the last look; they were in order when the site was opened."""
+class BooksCheck:
+    """Whether policy, ledger and log are in order, as found at the last look; they were when the site was opened."""
 
     site: OpenSite
     every: float = LOOK_SECONDS
@@ -118,9 +110,9 @@ class BooksCondition:
 
     def _check(self) -> None:
         config = self.site.config
-        if read_policy(Path(config.policy)) != self.site.policy:
+        if read_policy(config.policy) != self.site.policy:
             raise ConfigError(f"{config.policy}: was changed; restart the steward, which still goes by the old one")
-        check_store(Path(config.ledger), busy_seconds=_BUSY_SECONDS)
-        # looked at from inside the turnstile, as the log is written to: a line without its end is damage
-        noted = read_noted(Path(config.audit_log), self.site.identity.public, unfinished="refuse")
-        check_ledger(Path(config.ledger), noted)
+        check_store(config.ledger)
+        # looked at from inside the admission, as the log is written to: a line without its end is damage
+        noted = read_noted(config.audit_log, self.site.identity.public, unfinished="refuse")
+        check_ledger(config.ledger, noted)

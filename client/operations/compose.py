@@ -1,19 +1,18 @@
-"""A site's steward put together: records, training room, and the process that serves them."""
+"""A site's steward put together: records, loaded base, and the process that serves them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.governance.pricing import PricedAside
 from client.governance.rollback import open_log
-from client.operations.care import BooksCondition, Retention
+from client.operations.care import BooksCheck, Retention
 from client.site.serving_policy import note_policy
 from client.site.vault_access import hold_vault
 from client.steward.membership import SiteRecords
 from client.steward.process import StewardProcess
 from client.steward.steward import SecureSteward
-from client.training.loaded_base import TrainingRoom
+from client.training.loaded_base import LoadedBase
 from client.training.vault_latents import VaultRecords
 
 if TYPE_CHECKING:
@@ -31,11 +30,11 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         LedgerError: The vault's pictures were charged under another name.
 
     """
-    audit = open_log(Path(site.config.audit_log), site.identity)
+    audit = open_log(site.config.audit_log, site.identity)
     vault = hold_vault(site.config.vault) if records is None else site.config.vault
-    of_vault = VaultRecords(config=vault, population=site.config.population, audit=audit)
-    room = TrainingRoom.of_site(site.config, records or of_vault)
-    room.open_base()
+    of_vault = VaultRecords(config=vault, collection=site.config.collection, audit=audit)
+    loaded = LoadedBase.of_site(site.config, records or of_vault)
+    loaded.open_base()
     if records is None:
         of_vault.check(site.policy.privacy.units[0])
     kept = SiteRecords(
@@ -44,16 +43,16 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         ledger=site.ledger,
         audit=audit,
         approvals=site.approvals,
-        population=site.config.population,
+        collection=site.config.collection,
         pricing=PricedAside(),
     )
     note_policy(site)
-    steward = SecureSteward(site.config.name, kept, room)
-    books = BooksCondition(site=site)
+    steward = SecureSteward(site.config.name, kept, loaded)
+    books = BooksCheck(site=site)
 
     def forget() -> None:
         steward.forget()
-        room.forget()
+        loaded.forget()
 
     retention = Retention(vault=vault, audit=audit, releases=site.releases, forget=forget)
 
@@ -66,6 +65,6 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
         steward=steward,
         audit=audit,
         settings=site.config.service,
-        condition=lambda: (room.loaded, books.in_order),
+        condition=lambda: (loaded.loaded, books.in_order),
         care=care,
     )

@@ -11,12 +11,11 @@ from __future__ import annotations
 import datetime as dt
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.governance.ledger_store import connection, read_rows
+from client.governance.ledger_store import rows_in
 from client.governance.rollback import CHARGED
 from common.audit_log import ADAPTER, read_entries, verify_log
 from common.errors import ApprovalError, AuditLogError
@@ -29,6 +28,7 @@ from common.release.statement import MAX_WORD_BYTES, ReleaseError, SiteWord, fil
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from client.site.open_site import OpenSite
     from common.audit_log import Entry
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from common.release.folder import ReleaseFolder
     from common.release.statement import Release
 
-_BUSY_SECONDS: Final = 10.0
 _TOLERANCE: Final = 1e-4
 """Share by which the ledger's accounting, which adds up what was charged, may pass the statement's."""
 
@@ -99,9 +98,9 @@ def examine(folder: ReleaseFolder, site: OpenSite) -> Examination:
     signed = _own_manifest(site, release)
     manifest, digest = open_manifest(signed)
     place = manifest.place_of(site.identity.public)
-    checked = check_release(folder, Expected(manifest=signed, signatures=0, base=Path(site.config.base)))
+    checked = check_release(folder, Expected(manifest=signed, signatures=0, base=site.config.base))
     books = _read_books(site, release)
-    faults = (*checked.faults, *_standing_faults(site, release, digest), *_book_faults(books, site, release, place))
+    faults = (*checked.faults, *_approval_faults(site, release, digest), *_book_faults(books, site, release, place))
     seen = _seen_adapter(books, release)
     notes = []
     if seen is None or manifest.config.server.average:
@@ -178,7 +177,7 @@ def _own_manifest(site: OpenSite, release: Release) -> bytes:
         ) from error
 
 
-def _standing_faults(site: OpenSite, release: Release, digest: bytes) -> Iterator[str]:
+def _approval_faults(site: OpenSite, release: Release, digest: bytes) -> Iterator[str]:
     if not site.approvals.is_approved(digest):
         yield f"run {digest.hex()} is not approved at this site, or no longer"
     if release.coordinator not in site.policy.coordinators:
@@ -186,12 +185,11 @@ def _standing_faults(site: OpenSite, release: Release, digest: bytes) -> Iterato
 
 
 def _read_books(site: OpenSite, release: Release) -> _Books:
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     verify_log(path, site.identity.public, unfinished="leave")  # a steward may be writing just now
     entries = tuple(each for each in read_entries(path) if each.details.get("run") == release.manifest)
-    with connection(Path(site.config.ledger), busy_seconds=_BUSY_SECONDS) as store:
-        rows = [row for row in read_rows(store) if row.run == release.manifest]
-    account = site.policy.account(site.config.population, private=True)
+    rows = [row for row in rows_in(site.config.ledger) if row.run == release.manifest]
+    account = site.policy.account(site.config.collection, private=True)
     at_delta = replace(account, per_run=msgspec.structs.replace(account.per_run, delta=release.privacy.delta))
     return _Books(
         contributions=len(rows),
@@ -235,7 +233,7 @@ def _head_faults(site: OpenSite, release: Release, place: int) -> Iterator[str]:
     """The head that the coordinator holds must be in this log: else one of the two has another history."""
     heads = [bytes.fromhex(each.head) for each in release.logs if each.place == place]
     try:
-        verify_log(Path(site.config.audit_log), site.identity.public, witnessed=heads, unfinished="leave")
+        verify_log(site.config.audit_log, site.identity.public, witnessed=heads, unfinished="leave")
     except AuditLogError as error:
         yield f"logs: {error}"
 

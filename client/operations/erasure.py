@@ -46,7 +46,7 @@ class UsedIn:
 
 def runs_of(plan: ErasurePlan, site: OpenSite) -> tuple[UsedIn, ...]:
     """The plan's runs with this site's own ε, from its ledger, and the releases that it signed."""
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     return tuple(
         _with_releases(
             UsedIn(run=run, epsilon=site.ledger.spent(account, run=run).run, delta=account.per_run.delta), site

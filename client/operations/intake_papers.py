@@ -16,16 +16,14 @@ import signal
 import threading
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.governance.rollback import VAULT, noted_in, open_log
+from client.governance.rollback import VAULT, noted_in
 from client.intake.outcomes import SUFFIX, IntakeReport, LeftOut
-from client.intake.receipt import DRAFT_SUFFIX, Room, make_receipt, verify_receipt
+from client.intake.receipt import DRAFT_SUFFIX, INGESTED, Room, make_receipt, verify_receipt
 from client.intake.subjects import IntakeKey
-from client.site.vault_access import forget_passphrase, master_key, open_vault
-from client.steward.process import socket_place
-from client.steward.socket import held
+from client.site.vault_access import forget_passphrase, master_key, open_noted
+from client.steward.process import writing
 from client.vault.errors import ForeignVault, VaultRolledBack
 from client.vault.records import VaultState
 from client.vault.vault import Vault
@@ -34,17 +32,15 @@ from common.errors import BadSignature, ConfigError, DarkroomError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from client.intake.ingest import Intake
     from client.intake.receipt import Receipt
     from client.site.settings import SiteConfig
     from common.audit_log import AuditLog, Entry
-    from common.crypto.primitives import Identity
 
 INGESTING: Final = "ingesting"
 """Kind of the entry that names the vault's state before an intake."""
-INGESTED: Final = "ingested"
-"""Kind of the entry that names a receipt."""
 CUT_OFF: Final = ("accepted or converted", "in an intake that was cut off; what became of other files is not known")
 
 
@@ -61,7 +57,7 @@ class Papers:
         return self.receipt.with_name(self.receipt.stem + SUFFIX)
 
 
-def add_to_vault(site: SiteConfig, identity: Identity, intake: Intake, papers: Papers) -> IntakeReport:
+def add_to_vault(site: SiteConfig, intake: Intake, papers: Papers) -> IntakeReport:
     """Take the folder in, with the steward's place held, because the audit log has one writer.
 
     Raises:
@@ -70,11 +66,10 @@ def add_to_vault(site: SiteConfig, identity: Identity, intake: Intake, papers: P
 
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), identity)
-        vault = stack.enter_context(_vault(site, noted_in(read_entries(audit.path)).vault))
+        audit = stack.enter_context(writing(site))
+        vault = stack.enter_context(_vault(site, audit))
         forget_passphrase(site.vault)
-        desk = _Desk(identity, audit, vault, papers)
+        desk = _Desk(audit, vault, papers)
         desk.finish_earlier()
         room = _room(papers.receipt)
         try:
@@ -99,7 +94,6 @@ def unfinished(entries: Iterable[Entry]) -> VaultState | None:
 class _Desk:
     """Where one intake's papers are written."""
 
-    identity: Identity
     audit: AuditLog
     vault: Vault
     papers: Papers
@@ -109,13 +103,13 @@ class _Desk:
         report, before = IntakeReport(), self.vault.state()
         self.audit.append(INGESTING, {VAULT: before.text()})
         try:
-            replace(intake, on_file=listed.note).run(IntakeKey.of(self.identity), self.vault, report)
+            replace(intake, on_file=listed.note).run(IntakeKey.of(self.audit.identity), self.vault, report)
         except BaseException:
             with _undisturbed():
                 self._cut_off(intake, report, before, room)
             raise
         with _undisturbed():
-            self._finish(make_receipt(report, intake.rules, self.identity, now=datetime.now(UTC)), room)
+            self._finish(make_receipt(report, intake.rules, self.audit.identity, now=datetime.now(UTC)), room)
         self.papers.say(f"receipt: {self.papers.receipt}")
         self._say_left_out(report)
         return report
@@ -144,7 +138,7 @@ class _Desk:
             report = IntakeReport(state_before=before.text(), state_after=self.vault.state().text())
             report.outcomes[CUT_OFF] = len(added)
             report.splits.update(info.split for info in added)
-            self._finish(make_receipt(report, None, self.identity, now=now), _room(path))
+            self._finish(make_receipt(report, None, self.audit.identity, now=now), _room(path))
             self.papers.say(f"an earlier intake was cut off after {len(added)} pictures; their receipt: {path}")
         else:
             self._note(receipt)
@@ -153,7 +147,7 @@ class _Desk:
         """A receipt that was written, though the log was not told of it."""
         for path in sorted(self.papers.receipt.parent.glob("*.json")):
             try:
-                receipt = verify_receipt(path.read_bytes(), self.identity.public)
+                receipt = verify_receipt(path.read_bytes(), self.audit.identity.public)
             except (DataError, BadSignature, OSError):
                 continue
             if receipt.vault_before == before.text():
@@ -169,7 +163,7 @@ class _Desk:
             if not number:
                 self.papers.say("stopped: nothing was added")
                 return
-            self._finish(make_receipt(report, intake.rules, self.identity, now=datetime.now(UTC)), room)
+            self._finish(make_receipt(report, intake.rules, self.audit.identity, now=datetime.now(UTC)), room)
         except (DarkroomError, OSError) as error:
             self.papers.say(
                 f"stopped, and the receipt could not be written ({error}): the next ingest --commit writes it first"
@@ -203,11 +197,11 @@ def _room(path: Path) -> Room:
         raise ConfigError(f"{path}: no receipt can be written ({error.strerror}), so nothing was added") from error
 
 
-def _vault(site: SiteConfig, noted: VaultState | None) -> Vault:
+def _vault(site: SiteConfig, audit: AuditLog) -> Vault:
     """The site's vault for writing; its first intake makes it."""
-    if noted is None and not Path(site.vault.directory).exists():
-        return Vault.create(Path(site.vault.directory), master_key(site.vault))
-    return open_vault(site.vault, access="write", expected=noted)
+    if noted_in(audit.path).vault is None and not site.vault.directory.exists():
+        return Vault.create(site.vault.directory, master_key(site.vault))
+    return open_noted(site.vault, audit, access="write")
 
 
 @contextlib.contextmanager

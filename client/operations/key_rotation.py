@@ -7,26 +7,23 @@ deleted, since backups of the vault are opened by it: whoever wants them unreada
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from client.governance.rollback import VAULT, noted_in, open_log
+from client.governance.rollback import VAULT
 from client.site.settings import read_site
-from client.site.vault_access import master_key, open_vault
-from client.steward.process import socket_place
-from client.steward.socket import held
+from client.site.vault_access import master_key, open_noted, open_vault
+from client.steward.process import writing
 from client.vault.errors import VaultBusy
 from client.vault.master_key import create_key_file, create_keyring_key
-from common.audit_log import read_entries
-from common.crypto.identity_file import read_identity_file
+from common.durable_files import write_atomically
 from common.errors import ConfigError, DarkroomError, VaultError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site.settings import SiteConfig, VaultConfig
 
 _SOURCE: Final = re.compile(r"^\s*(key_file|passphrase_file|passphrase_env|keyring)\s*=.*$", re.MULTILINE)
@@ -47,11 +44,7 @@ def rotate_key(site_file: Path, line: str) -> None:
     """
     site = read_site(site_file)
     beside = site_file.with_suffix(".new.toml")
-    with ExitStack() as stack:
-        stack.enter_context(held(socket_place(site.service)))
-        audit = open_log(Path(site.audit_log), read_identity_file(Path(site.identity)))
-        noted = noted_in(read_entries(audit.path)).vault
-        vault = stack.enter_context(open_vault(site.vault, access="write", expected=noted))
+    with writing(site) as audit, open_noted(site.vault, audit, access="write") as vault:
         try:
             new = _settings(site, site_file, beside, line)
             _make_key(new.vault)
@@ -70,11 +63,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
     text = site_file.read_text(encoding="utf-8")
     if len(_SOURCE.findall(text)) != 1:
         raise ConfigError(f"{site_file}: wanted the source of the vault's key on one line of its own")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(_SOURCE.sub(lambda _: line, text))
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(beside, _SOURCE.sub(lambda _: line, text).encode())
     new = read_site(beside)
     if new.vault == site.vault or msgspec.structs.replace(new, vault=site.vault) != site:
         raise ConfigError(f"{line}: is where the vault's key comes from already; give another")
@@ -84,7 +73,7 @@ def _settings(site: SiteConfig, site_file: Path, beside: Path, line: str) -> Sit
 def _make_key(source: VaultConfig) -> None:
     """A passphrase is a person's own."""
     if source.key_file is not None:
-        create_key_file(Path(source.key_file))
+        create_key_file(source.key_file)
     elif source.keyring is not None:
         create_keyring_key(source.keyring)
 

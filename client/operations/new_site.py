@@ -6,8 +6,8 @@ A folder is made elsewhere and moved into its place when it is whole, so that on
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,23 +22,22 @@ from client.vault.master_key import create_key_file, create_keyring_key
 from client.vault.vault import Vault
 from common.audit_log import AuditLog
 from common.crypto.identity_file import create_identity_file, read_identity_file
-from common.durable_files import whole_folder
+from common.durable_files import whole_folder, write_new
 from common.errors import ConfigError
 from common.field_words import not_wanted
 from common.manifest.manifest import InstitutionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-KEY_FILE: Final = VaultConfig(key_file="vault.key")
+KEY_FILE: Final = VaultConfig(key_file=Path("vault.key"))
 _SOURCES: Final = ("key_file", "passphrase_file", "passphrase_env", "keyring")
 
 _SITE: Final = """\
 # {name}: this institution's site. Relative paths are beside this file.
 name = "{name}"
 # What the vault's privacy units are called; the privacy budget is kept under this name.
-population = "{name}/subject"
+collection = "{name}/subject"
 # The base model: a diffusers directory. Its digest (darkroom-client digest BASE) goes into policy.toml.
 base = "base"
 identity = "identity.key"
@@ -134,12 +133,12 @@ def site_steps(folder: Path, name: str, key: VaultConfig = KEY_FILE) -> tuple[St
         Step(
             path=layout.site_file,
             what="settings",
-            make=lambda: _write(layout.site_file, _SITE.format(name=name, key=_key_line(key))),
+            make=lambda: write_new(layout.site_file, _SITE.format(name=name, key=_key_line(key)).encode()),
         ),
         Step(
             path=layout.policy_file,
             what="this site's own rules",
-            make=lambda: _write(layout.policy_file, _POLICY),
+            make=lambda: write_new(layout.policy_file, _POLICY.encode()),
         ),
         Step(path=identity, what="long-term signing key", make=lambda: create_identity_file(identity)),
         *_key_steps(folder, key),
@@ -191,17 +190,9 @@ def _refuse_present(steps: tuple[Step, ...]) -> None:
         raise ConfigError(f"exists, and is not overwritten: {', '.join(there)}; give a new folder")
 
 
-def _write(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _key_line(key: VaultConfig) -> str:
     name, value = next((name, value) for name in _SOURCES if (value := getattr(key, name)) is not None)
-    return msgspec.toml.encode({name: value}).decode().strip()
+    return msgspec.toml.encode({name: str(value)}).decode().strip()
 
 
 def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
@@ -215,7 +206,7 @@ def _key_steps(folder: Path, key: VaultConfig) -> tuple[Step, ...]:
 def _make_vault(folder: Path, key: VaultConfig) -> None:
     if key.keyring is not None:
         create_keyring_key(key.keyring)
-    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=str(folder / key.key_file))
+    placed = key if key.key_file is None else msgspec.structs.replace(key, key_file=folder / key.key_file)
     Vault.create(SiteLayout(folder).vault, master_key(placed)).close()
 
 

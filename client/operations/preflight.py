@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.connection.handshake import check_clock, shake_hands
@@ -13,10 +12,11 @@ from client.governance.policy import read_policy
 from client.governance.rollback import read_noted
 from client.site.open_site import link_to_steward
 from client.site.serving_policy import restart_words, serving_policy
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
 from client.steward.process import socket_place
 from client.steward.socket import is_held
 from client.training.loaded_base import MIB, check_memory, choose_device
+from client.vault.records import today
 from common.adapter.model import open_base
 from common.crypto.certificates import read_node_key
 from common.crypto.identity_file import read_identity_file
@@ -33,6 +33,7 @@ from common.host.preflight import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from client.connection.handshake import Handshake
     from client.site.layout import SiteLayout
@@ -45,12 +46,12 @@ if TYPE_CHECKING:
 def steward_checks(site: SiteConfig) -> Iterator[Check]:
     """What the steward's user looks at."""
     yield from version_checks()
-    yield private_file_check(Path(site.identity), "identity's file")
-    yield private_file_check(Path(site.service.token), "token's file", group=bool(site.service.group))
+    yield private_file_check(site.identity, "identity's file")
+    yield private_file_check(site.service.token, "token's file", group=bool(site.service.group))
     if site.vault.key_file is not None:
-        yield private_file_check(Path(site.vault.key_file), "vault key's file")
+        yield private_file_check(site.vault.key_file, "vault key's file")
     if site.vault.passphrase_file is not None:
-        yield private_file_check(Path(site.vault.passphrase_file), "passphrase's file")
+        yield private_file_check(site.vault.passphrase_file, "passphrase's file")
     yield Check(
         name="policy",
         wanted="readable, with coordinators, base digests and institutions",
@@ -87,7 +88,7 @@ def steward_checks(site: SiteConfig) -> Iterator[Check]:
         remedy="mend [vault] in site.toml, or take pictures in: darkroom-client ingest",
         look=lambda: _vault(site),
     )
-    yield disk_check(Path(site.ledger).parent, site.preflight)
+    yield disk_check(site.ledger.parent, site.preflight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def _after(shown: Callable[[], Handshake]) -> Callable[[], Handshake]:
 
 
 def _policy(site: SiteConfig) -> str:
-    policy = read_policy(Path(site.policy))
+    policy = read_policy(site.policy)
     if missing := policy.unfinished():
         raise NotAsWanted("; ".join(missing))
     return (
@@ -191,14 +192,14 @@ def _running(site: SiteConfig) -> str:
     serving = serving_policy(site)
     if serving is None:
         return "none"
-    if serving.policy != read_policy(Path(site.policy)):
+    if serving.policy != read_policy(site.policy):
         raise NotAsWanted(restart_words(serving))
     return f"goes by this policy since {serving.since}"
 
 
 def _base(site: SiteConfig) -> str:
-    digest = open_base(site.base).digest
-    if digest not in read_policy(Path(site.policy)).base_digests:
+    digest = open_base(str(site.base)).digest
+    if digest not in read_policy(site.policy).base_digests:
         raise NotAsWanted(f"{site.base}: {digest}, which base_digests in the policy does not name")
     return digest
 
@@ -229,7 +230,7 @@ def _memory(site: SiteConfig) -> str:
     device = choose_device(site.device)
     limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
     try:
-        base = open_base(site.base)
+        base = open_base(str(site.base))
     except BadModelDirectory as error:
         raise NotLookedAt("not looked at: there is no base to look at") from error
     found = check_memory(base, device=device, limit=limit)
@@ -237,7 +238,7 @@ def _memory(site: SiteConfig) -> str:
 
 
 def _vault(site: SiteConfig) -> str:
-    noted = read_noted(Path(site.audit_log), read_identity_file(Path(site.identity)).public)
+    noted = read_noted(site.audit_log, read_identity_file(site.identity).public)
     counts = count_vault(site.vault, day=today(), expected=noted.vault)
     usable = counts.pictures - counts.held_out - counts.expired
     if usable <= 0:

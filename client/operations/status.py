@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.governance.ledger_store import connection, read_rows
+from client.governance.ledger_store import rows_in
 from client.site.open_site import link_to_steward
 from client.site.serving_policy import older_policy, restart_words
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
 from client.steward.process import socket_place
 from client.steward.socket import is_held
+from client.vault.records import today
 from common.audit_log import read_entries, verify_log
 from common.errors import ConfigError, StewardUnavailable, VaultError
 from common.provisioning import institution_fingerprint
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 CONTACT_KINDS: Final = frozenset({"joined", "session", "charged", "contributed", "refused", "turned_away"})
 """Audit entries that somebody outside caused."""
-_BUSY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """ε of one population or run, at the δ of its limit."""
+    """ε of one collection or run, at the δ of its limit."""
 
     name: str
     spent: float
@@ -53,7 +52,7 @@ class Spending:
 class SiteStatus:
     """All of it."""
 
-    populations: tuple[Spending, ...]
+    collections: tuple[Spending, ...]
     runs: tuple[Spending, ...]
     refusals: dict[str, int]
     """By code, from the audit log."""
@@ -68,10 +67,8 @@ class SiteStatus:
     """Of the steward; or why it gives none, in words."""
     fingerprint: str
     """Of the site's own key, to be read out to other institutions."""
-    figure: str
-    """Which of a run's figures the site may count on."""
-    policy_faults: tuple[str, ...]
-    """What the policy lacks, and that the running steward goes by an older one."""
+    policy: tuple[str, ...]
+    """Which of a run's figures hold for the site, what is to be filled in, and whether the steward goes by another."""
 
 
 def site_status(site: OpenSite) -> SiteStatus:
@@ -82,14 +79,13 @@ def site_status(site: OpenSite) -> SiteStatus:
         AuditLogError: The audit log is damaged.
 
     """
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     verified = verify_log(path, site.identity.public, unfinished="leave")  # a steward may be writing just now
     entries = list(read_entries(path))
-    with connection(Path(site.config.ledger), busy_seconds=_BUSY_SECONDS) as store:
-        rows = read_rows(store)
+    rows = rows_in(site.config.ledger)
     contacts = [entry.time for entry in entries if entry.kind in CONTACT_KINDS]
     return SiteStatus(
-        populations=tuple(_populations(site, rows)),
+        collections=tuple(_collections(site, rows)),
         runs=tuple(_runs(site, rows)),
         refusals=dict(Counter(str(entry.details.get("code")) for entry in entries if entry.kind == "refused")),
         turned_away=_sums(entry for entry in entries if entry.kind == "turned_away"),
@@ -99,8 +95,7 @@ def site_status(site: OpenSite) -> SiteStatus:
         head=verified.head.hex(),
         health=_health(site),
         fingerprint=institution_fingerprint(site.identity.public),
-        figure=site.policy.figure_that_holds(),
-        policy_faults=tuple(_policy_faults(site)),
+        policy=tuple(_policy_words(site)),
     )
 
 
@@ -114,8 +109,8 @@ def vault_words(site: OpenSite) -> str:
     return f"{found.pictures} pictures of {found.subjects} subjects, {found.held_out} held out{expired}"
 
 
-def _populations(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
-    for name in sorted({row.population for row in rows} | {site.config.population}):
+def _collections(site: OpenSite, rows: list[Row]) -> Iterator[Spending]:
+    for name in sorted({row.population for row in rows} | {site.config.collection}):
         account = site.policy.account(name, private=True)
         yield Spending(
             name=name,
@@ -147,7 +142,9 @@ def _sums(entries: Iterable[Entry]) -> dict[str, int]:
     return dict(total)
 
 
-def _policy_faults(site: OpenSite) -> Iterator[str]:
+def _policy_words(site: OpenSite) -> Iterator[str]:
+    if site.policy.institutions or site.policy.any_institution:  # else what is to be filled in says so
+        yield site.policy.figure_that_holds()
     yield from site.policy.unfinished()
     try:
         older = older_policy(site)

@@ -2,127 +2,36 @@
 
 What runs in the SuperNode's service comes from the coordinator. It sees one network address worth talking to, the
 steward's socket and its token; vault, keys and books are not even there.
-
-Where a site's things lie by its own settings, which may name places outside its folder.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.connection.endings import NOT_RESTARTED
 from client.connection.supernode import steward_node_config
+from client.site.layout import SitePlaces
 from common.errors import ConfigError
 from common.host.systemd import (
     WITHOUT_CAPABILITIES,
     WITHOUT_DEVICES,
     WITHOUT_NEW_CODE,
+    ServiceFile,
     Setting,
-    Unit,
     check_places,
     escaped,
     path_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from client.site.layout import SiteLayout
     from client.site.settings import SiteConfig
     from common.host.systemd import Installation
-
-
-_BESIDE: Final = ("-wal", "-shm", "-journal")
-"""Files that SQLite makes beside a database, which hold rows of it."""
-_SYSTEM: Final = tuple(Path(each) for each in ("/usr", "/etc", "/run", "/var"))
-
-
-@dataclass(frozen=True, slots=True)
-class SitePlaces:
-    """What belongs to whom."""
-
-    layout: SiteLayout
-    site: SiteConfig
-
-    def check(self, programs: Iterable[Path]) -> None:
-        """Refuse places that are too wide: hiding them would hide what the SuperNode needs, or writing reaches too far.
-
-        Args:
-            programs: What the steward must not be able to write to.
-
-        Raises:
-            ConfigError: There is one.
-
-        """
-        kept = (*_SYSTEM, *programs)
-        for written in self.written()[1:]:
-            if any(path.is_relative_to(written) for path in kept):
-                raise ConfigError(
-                    f"{written}: the steward would have to write here; give its things a folder of their own"
-                )
-        needed = (self.layout.supernode, _place(self.site.service.socket), _place(self.site.service.token))
-        for secret in self.secrets():
-            for path in needed:
-                if path.is_relative_to(secret):
-                    raise ConfigError(
-                        f"{secret}: {path} is in it, which the SuperNode needs; give each a place of its own"
-                    )
-
-    def all(self) -> tuple[Path, ...]:
-        """Everything that the steward's service opens."""
-        service = self.site.service
-        doors = (_place(service.socket), _place(service.token))
-        tcp = () if service.tcp is None else (_place(service.tcp.certificate), _place(service.tcp.client_authority))
-        return (self.layout.root, _place(self.site.base), *self.folders(), *self.files(), *doors, *tcp)
-
-    @property
-    def token(self) -> Path:
-        """The steward's, and read by the SuperNode."""
-        return _place(self.site.service.token)
-
-    def folders(self) -> tuple[Path, ...]:
-        """The steward's alone, which it writes in."""
-        return tuple(_place(each) for each in (self.site.vault.directory, self.site.approvals, self.site.releases))
-
-    def files(self) -> tuple[Path, ...]:
-        """The steward's alone."""
-        site, vault, tcp = self.site, self.site.vault, self.site.service.tcp
-        named = (
-            *(site.identity, site.policy, site.ledger, site.audit_log, vault.key_file, vault.passphrase_file),
-            None if tcp is None else tcp.key,
-        )
-        return (self.layout.site_file, *(_place(each) for each in named if each is not None))
-
-    def written(self) -> tuple[Path, ...]:
-        """Folders in which the steward makes files, that of the socket included."""
-        files = (self.site.ledger, self.site.audit_log, self.site.service.socket)
-        found = dict.fromkeys((self.layout.root, *self.folders(), *(_place(each).parent for each in files)))
-        return tuple(each for each in found if each == self.layout.root or self.is_outside(each))
-
-    def doors(self) -> tuple[Path, ...]:
-        """Folders of the site that the SuperNode's user goes through to socket and token."""
-        service = self.site.service
-        found = dict.fromkeys((self.layout.root, _place(service.socket).parent, _place(service.token).parent))
-        return tuple(each for each in found if not self.is_outside(each))
-
-    def secrets(self) -> tuple[Path, ...]:
-        """What the SuperNode must not see, whoever's rights it has."""
-        ledger = tuple(_place(f"{self.site.ledger}{end}") for end in _BESIDE)
-        receipts = _place(self.site.vault.directory).parent / "receipts"
-        return (*self.files(), *ledger, *self.folders(), receipts, _place(self.site.base))
-
-    def is_outside(self, path: Path) -> bool:
-        """Of the site's folder."""
-        return not path.is_relative_to(self.layout.root)
-
-
-def _place(text: str) -> Path:
-    """Without dots: systemd passes over a path that has them, and whether it is outside would not show."""
-    return Path(os.path.normpath(text))
 
 
 ENVIRONMENT_FILE: Final = "/etc/darkroom/steward.env"
@@ -141,7 +50,7 @@ class Users:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteServices:
-    """Everything that the units are made from."""
+    """Everything that the service files are made from."""
 
     layout: SiteLayout
     site: SiteConfig
@@ -171,12 +80,12 @@ class SiteServices:
         """Where its things lie."""
         return SitePlaces(self.layout, self.site)
 
-    def units(self) -> tuple[Unit, Unit]:
+    def service_files(self) -> tuple[ServiceFile, ServiceFile]:
         """Steward, then SuperNode."""
         return (self._steward(), self._supernode())
 
-    def _steward(self) -> Unit:
-        return Unit(
+    def _steward(self) -> ServiceFile:
+        return ServiceFile(
             name="darkroom-steward",
             description=f"Darkroom steward of {self.site.name}",
             after=("local-fs.target",),
@@ -211,9 +120,9 @@ class SiteServices:
         # the socket is given to the group
         yield "SystemCallFilter", "@chown"
 
-    def _supernode(self) -> Unit:
+    def _supernode(self) -> ServiceFile:
         folder = self.layout.supernode
-        return Unit(
+        return ServiceFile(
             name="darkroom-supernode",
             description=f"Darkroom connection of {self.site.name}",
             after=("network-online.target", "darkroom-steward.service"),
@@ -243,8 +152,8 @@ class SiteServices:
         yield "SupplementaryGroups", self.site.service.group
         yield from WITHOUT_CAPABILITIES
 
-    def steps(self, *, units: Path, join_file: Path, bundle: Path) -> Iterator[str]:
-        """Commands for root, which put the units in place; each safe to run again."""
+    def steps(self, *, files: Path, join_file: Path, bundle: Path) -> Iterator[str]:
+        """Commands for root, which put the files in place; each safe to run again."""
         users, group = self.users, self.site.service.group
         yield f"getent group {group} || groupadd --system {group}"
         for user in (users.steward, users.supernode):
@@ -254,7 +163,7 @@ class SiteServices:
             )
         yield from self._give_to_steward()
         yield from self._give_to_supernode(join_file, bundle)
-        yield f"cp {_quoted(units)}/darkroom-*.service /etc/systemd/system/"
+        yield f"cp {_quoted(files)}/darkroom-*.service /etc/systemd/system/"
         yield "systemctl daemon-reload"
         yield "systemctl enable --now darkroom-steward darkroom-supernode"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.governance.approvals import ApprovalStore
@@ -16,6 +15,8 @@ from common.crypto.identity_file import read_identity_file
 from common.wire.steward_link import StewardAddress, StewardLink, read_token
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.governance.policy import SitePolicy
     from client.governance.rollback import Noted
     from client.site.settings import SiteConfig
@@ -47,10 +48,10 @@ def open_site(path: Path) -> OpenSite:
 
     """
     config = read_site(path)
-    identity = read_identity_file(Path(config.identity))
-    policy = read_policy(Path(config.policy))
-    noted = read_noted(Path(config.audit_log), identity.public)
-    ledger = Ledger.open(Path(config.ledger), PldAccountant())
+    identity = read_identity_file(config.identity)
+    policy = read_policy(config.policy)
+    noted = read_noted(config.audit_log, identity.public)
+    ledger = Ledger.open(config.ledger, PldAccountant())
     check_ledger(ledger.path, noted)
     return OpenSite(
         config=config,
@@ -58,8 +59,8 @@ def open_site(path: Path) -> OpenSite:
         policy=policy,
         ledger=ledger,
         noted=noted,
-        approvals=ApprovalStore(folder=Path(config.approvals), identity=identity, coordinators=policy.coordinators),
-        releases=ReleaseBook(folder=Path(config.releases), identity=identity),
+        approvals=ApprovalStore(folder=config.approvals, identity=identity, coordinators=policy.coordinators),
+        releases=ReleaseBook(folder=config.releases, identity=identity),
     )
 
 
@@ -71,4 +72,4 @@ def link_to_steward(config: SiteConfig) -> StewardLink:
 
     """
     target = f"unix://{config.service.socket}"
-    return StewardLink(address=StewardAddress(target=target, token=read_token(Path(config.service.token))))
+    return StewardLink(address=StewardAddress(target=target, token=read_token(config.service.token)))

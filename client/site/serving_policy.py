@@ -7,7 +7,6 @@ learn a site's limits. Commands that speak for the policy compare.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,8 +15,11 @@ from client.governance.policy import SitePolicy
 from client.site.open_site import link_to_steward
 from common.durable_files import write_atomically
 from common.errors import StewardUnavailable
+from common.wire.steward_link import StewardSilent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site.open_site import OpenSite
     from client.site.settings import SiteConfig
 
@@ -37,7 +39,7 @@ def note_policy(site: OpenSite) -> None:
 
 
 def serving_policy(config: SiteConfig) -> ServingPolicy | None:
-    """What the running steward goes by; None where none runs, whatever an earlier one left.
+    """What the running steward goes by, though it may hang; None where none runs, whatever an earlier one left.
 
     Raises:
         StewardUnavailable: One runs, and what it noted cannot be read.
@@ -45,8 +47,9 @@ def serving_policy(config: SiteConfig) -> ServingPolicy | None:
     """
     try:
         link_to_steward(config).health()
-    except StewardUnavailable:
-        return None
+    except StewardUnavailable as error:
+        if not isinstance(error, StewardSilent):
+            return None
     try:
         return msgspec.json.decode(_file(config).read_bytes(), type=ServingPolicy)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -72,4 +75,4 @@ def restart_words(older: ServingPolicy) -> str:
 
 
 def _file(config: SiteConfig) -> Path:
-    return Path(config.service.socket).with_suffix(".policy")
+    return config.service.socket.with_suffix(".policy")

@@ -5,9 +5,10 @@ Nothing here is agreed with anybody; what a run may do stands in the policy file
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,7 +21,7 @@ from common.manifest.manifest import InstitutionName  # noqa: TC001 - msgspec re
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PathText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z", description="a path")]
+PlacePath = Annotated[Path, Meta(description="a path")]
 VariableName = Annotated[
     str,
     Meta(
@@ -31,14 +32,16 @@ VariableName = Annotated[
 ]
 PositiveMiB = Annotated[int, Meta(ge=1)]
 MAX_MESSAGE_MIB = 512
+_log = logging.getLogger(__name__)
+Table = TypeVar("Table", bound=msgspec.Struct)
 
 
 class VaultConfig(Config, frozen=True, kw_only=True):
     """The encrypted store, and where its master key comes from: exactly one of the sources."""
 
-    directory: PathText = "vault"
-    key_file: PathText | None = None
-    passphrase_file: PathText | None = None
+    directory: PlacePath = Path("vault")
+    key_file: PlacePath | None = None
+    passphrase_file: PlacePath | None = None
     passphrase_env: VariableName | None = None
     keyring: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     """The operating system's keyring, under this name."""
@@ -59,16 +62,16 @@ class TcpConfig(Config, frozen=True, kw_only=True):
             pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port, such as 10.0.0.5:9443"
         ),
     ]
-    certificate: PathText
-    key: PathText
-    client_authority: PathText
+    certificate: PlacePath
+    key: PlacePath
+    client_authority: PlacePath
 
 
 class ServiceConfig(Config, frozen=True, kw_only=True):
     """How the steward listens."""
 
-    socket: PathText = "run/steward.sock"
-    token: PathText = "run/token"  # noqa: S105 - a path
+    socket: PlacePath = Path("run/steward.sock")
+    token: PlacePath = Path("run/token")
     group: Annotated[
         str, Meta(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})?\Z", description="a Unix group's name or number")
     ] = ""
@@ -90,22 +93,22 @@ class SiteConfig(Config, frozen=True, kw_only=True):
     """One institution's site."""
 
     name: InstitutionName
-    population: Annotated[
+    collection: Annotated[
         str,
         Meta(
             pattern=r"^[a-z0-9][a-z0-9/_.-]{0,99}\Z",
             description="1 to 100 small letters, digits, slashes, dots, hyphens and underscores",
         ),
     ]
-    """Name of the privacy units that the vault holds, e.g. ``ct-archive/subject``: budgets are kept per population."""
-    base: PathText
+    """Name of the privacy units that the vault holds, e.g. ``ct-archive/subject``: budgets are kept per collection."""
+    base: PlacePath
     """The base model: a diffusers directory."""
-    identity: PathText = "identity.key"
-    policy: PathText = "policy.toml"
-    ledger: PathText = "ledger.sqlite"
-    audit_log: PathText = "audit.log"
-    approvals: PathText = "approvals"
-    releases: PathText = "releases"
+    identity: PlacePath = Path("identity.key")
+    policy: PlacePath = Path("policy.toml")
+    ledger: PlacePath = Path("ledger.sqlite")
+    audit_log: PlacePath = Path("audit.log")
+    approvals: PlacePath = Path("approvals")
+    releases: PlacePath = Path("releases")
     """Records of the releases that this site signed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_limit_mib: PositiveMiB | None = None
@@ -128,7 +131,11 @@ def read_site(path: Path) -> SiteConfig:
             f"{path}: no such file; name the site (--config site/site.toml, or --directory site), or make one first: "
             "darkroom-client init"
         )
-    site = parse_config(read_toml(path), SiteConfig, source=str(path))
+    table = read_toml(path)
+    if "population" in table and "collection" not in table:
+        _log.warning("%s: population is called collection now; rename that line, the name itself stays", path)
+        table["collection"] = table.pop("population")
+    site = parse_config(table, SiteConfig, source=str(path))
     return _beside(site, path.absolute().parent)
 
 
@@ -146,23 +153,18 @@ def read_limits(path: Path) -> tuple[PreflightLimits, str]:
     return PreflightLimits(), f"the default, for this user cannot read {path}"
 
 
-def _beside(site: SiteConfig, folder: Path) -> SiteConfig:
-    def place(text: str) -> str:
-        try:
-            return str(folder / Path(text).expanduser())
-        except RuntimeError as error:
-            raise ConfigError(f"{text}: there is no such user; write the whole path") from error
+def _beside(table: Table, folder: Path) -> Table:
+    """The table, and those in it, with every path absolute."""
+    values = {name: getattr(table, name) for name in table.__struct_fields__}
+    return msgspec.structs.replace(table, **{name: _placed(value, folder) for name, value in values.items()})
 
-    def places(table: msgspec.Struct, *names: str) -> dict[str, str]:
-        return {name: place(text) for name in names if (text := getattr(table, name)) is not None}
 
-    service, replace = site.service, msgspec.structs.replace
-    tcp = service.tcp
-    if tcp is not None:
-        tcp = replace(tcp, **places(tcp, "certificate", "key", "client_authority"))
-    return replace(
-        site,
-        **places(site, "base", "identity", "policy", "ledger", "audit_log", "approvals", "releases"),
-        vault=replace(site.vault, **places(site.vault, "directory", "key_file", "passphrase_file")),
-        service=replace(service, **places(service, "socket", "token"), tcp=tcp),
-    )
+def _placed(value: object, folder: Path) -> object:
+    if isinstance(value, msgspec.Struct):
+        return _beside(value, folder)
+    if not isinstance(value, Path):
+        return value
+    try:
+        return folder / value.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{value}: there is no such user; write the whole path") from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.governance.rollback import noted_in
 from client.vault.master_key import KeyFile, OsKeyring, Passphrase
 from client.vault.vault import Vault
 from common.errors import ConfigError
@@ -19,13 +19,8 @@ if TYPE_CHECKING:
     from client.vault.access import Access
     from client.vault.master_key import MasterKey
     from client.vault.records import VaultState
+    from common.audit_log import AuditLog
     from common.privacy.statements import Unit
-
-
-def today() -> date:
-    """The date by which records expire: of where the site is, or of UTC if that is further on."""
-    now = datetime.now(UTC)
-    return max(now.date(), now.astimezone().date())
 
 
 def master_key(config: VaultConfig) -> MasterKey:
@@ -36,7 +31,7 @@ def master_key(config: VaultConfig) -> MasterKey:
 
     """
     if config.key_file is not None:
-        return KeyFile(Path(config.key_file))
+        return KeyFile(config.key_file)
     if config.keyring is not None:
         return OsKeyring(config.keyring)
     return Passphrase.of(_passphrase(config))
@@ -46,7 +41,7 @@ def master_key(config: VaultConfig) -> MasterKey:
 class HeldVault:
     """A vault whose passphrase this process keeps, for a process that opens it again and again."""
 
-    directory: str
+    directory: Path
     key: MasterKey = field(repr=False)
 
 
@@ -75,7 +70,12 @@ def open_vault(
 
     """
     key = config.key if isinstance(config, HeldVault) else master_key(config)
-    return Vault.open(Path(config.directory), key, access=access, expected=expected)
+    return Vault.open(config.directory, key, access=access, expected=expected)
+
+
+def open_noted(config: VaultConfig | HeldVault, audit: AuditLog, *, access: Access = "read") -> Vault:
+    """The site's vault in the last state that its log tells of; raises as :func:`open_vault`."""
+    return open_vault(config, access=access, expected=noted_in(audit.path).vault)
 
 
 def forget_passphrase(config: VaultConfig) -> None:
@@ -132,7 +132,7 @@ def _passphrase(config: VaultConfig) -> str:
         if not text:
             raise ConfigError(f"vault.passphrase_env: the environment has no {config.passphrase_env}")
         return text
-    path = Path(config.passphrase_file or "")
+    path = config.passphrase_file or Path()
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ class Passage(StrEnum):
 
 
 @dataclass(kw_only=True)
-class Turnstile:
+class Admission:
     """Passes one caller at a time.
 
     Args:
@@ -49,20 +49,20 @@ class Turnstile:
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock)
     _present: int = field(init=False, default=0)
     _closed: threading.Event = field(init=False, default_factory=threading.Event)
-    _keeper: threading.Event = field(init=False, default_factory=threading.Event)
+    _care: threading.Event = field(init=False, default_factory=threading.Event)
     _turned_away: Counter[str] = field(init=False, default_factory=Counter)
 
     @contextlib.contextmanager
     def passage(
-        self, still_wanted: Callable[[], bool], *, by: Literal["caller", "keeper"] = "caller"
+        self, still_wanted: Callable[[], bool], *, by: Literal["caller", "care"] = "caller"
     ) -> Iterator[Passage]:
         """Wait for a turn; only with ``PASSED`` is the caller alone inside, until the block ends.
 
-        The steward's own care is the ``keeper``: it may wait however many others do, and goes in before them, or else a
+        The steward's own care is the ``care``: it may wait however many others do, and goes in before them, or else a
         flood could keep it out for ever.
         """
         with self._guard:
-            room = by == "keeper" or self._present <= self.waiting
+            room = by == "care" or self._present <= self.waiting
             if admitted := room and not self._closed.is_set():
                 self._present += 1
         if not admitted:
@@ -81,23 +81,23 @@ class Turnstile:
                 self._present -= 1
 
     @contextlib.contextmanager
-    def _ahead(self, by: Literal["caller", "keeper"]) -> Iterator[None]:
-        """While the keeper waits, callers do not try to go in."""
-        if by == "keeper":
-            self._keeper.set()
+    def _ahead(self, by: Literal["caller", "care"]) -> Iterator[None]:
+        """While the care waits, callers do not try to go in."""
+        if by == "care":
+            self._care.set()
         try:
             yield
         finally:
-            if by == "keeper":
-                self._keeper.clear()
+            if by == "care":
+                self._care.clear()
 
-    def _enter(self, by: Literal["caller", "keeper"]) -> bool:
-        if by == "caller" and self._keeper.is_set():
+    def _enter(self, by: Literal["caller", "care"]) -> bool:
+        if by == "caller" and self._care.is_set():
             time.sleep(_STEP_SECONDS)
             return False
         return self._inside.acquire(timeout=_STEP_SECONDS)
 
-    def _wait(self, still_wanted: Callable[[], bool], by: Literal["caller", "keeper"]) -> Passage:
+    def _wait(self, still_wanted: Callable[[], bool], by: Literal["caller", "care"]) -> Passage:
         last = time.monotonic() + self.seconds
         while not self._enter(by):
             if not still_wanted():
@@ -145,7 +145,7 @@ class Turnstile:
 
 @dataclass(kw_only=True)
 class RefusalAllowance:
-    """How many requests a minute may end in a refusal; used from inside a turnstile, so by one caller at a time."""
+    """How many requests a minute may end in a refusal; used from inside a admission, so by one caller at a time."""
 
     per_minute: int
     _times: deque[float] = field(init=False, default_factory=deque)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from client.governance.policy import check_coordinator, check_size
 from client.governance.pricing import PricedHere
-from client.training.private_update import PrivateUpdate
 from common.errors import ManifestError, NotApproved
 from common.manifest.manifest import countersign, open_manifest
 from common.secagg.participant import Participant, enrol
@@ -21,44 +20,12 @@ if TYPE_CHECKING:
     from client.governance.ledger import Ledger
     from client.governance.policy import SitePolicy
     from client.governance.pricing import Pricing
-    from client.training.latents import LatentShard
-    from client.training.private_update import AnswerTimes
-    from client.training.trainer import Trainer
+    from client.training.private_update import TrainingSide
     from common.audit_log import AuditLog
     from common.crypto.primitives import Identity
     from common.manifest.manifest import Manifest
     from common.privacy.run_plan import PrivatePlan
     from common.privacy.statements import Unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSide:
-    """What an institution trains with in one run.
-
-    Attributes:
-        name: names the streams of repeatable runs; nothing else depends on it.
-        trainer: the frozen base with the adapter; institutions in one process may share it.
-        shard: encoded training pictures.
-        units: training pictures of each privacy unit.
-        answer_times: whether what it computes follows the size of a round's sample.
-    """
-
-    name: str
-    trainer: Trainer = field(repr=False)
-    shard: LatentShard = field(repr=False)
-    units: tuple[tuple[int, ...], ...] = field(repr=False)
-    answer_times: AnswerTimes = "as_computed"
-
-    def private_update(self, plan: PrivatePlan) -> PrivateUpdate:
-        """What makes this institution's shares.
-
-        Raises:
-            TooManyUnits: More units than the run's settings allow one institution.
-
-        """
-        return PrivateUpdate(
-            trainer=self.trainer, shard=self.shard, units=self.units, plan=plan, answer_times=self.answer_times
-        )
 
 
 class TrainingProvider(Protocol):
@@ -85,25 +52,14 @@ class Approvals(Protocol):
         ...
 
 
-class PolicyAlone:
-    """Approves whatever the policy allows: for simulations, where nobody is there to be asked."""
-
-    def is_approved(self, digest: bytes) -> bool:
-        """Yes."""
-        del digest
-        return True
-
-    def note_proposal(self, signed: bytes) -> None:
-        """Nobody will look at it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SiteRecords:
     """What an institution decides by, and what it writes down.
 
     Attributes:
-        population: the site's name for the set of privacy units that it trains on; the ledger's account.
+        collection: the site's name for the set of privacy units that it trains on; the ledger's account.
         pricing: works out what an approved run costs.
+
     """
 
     identity: Identity
@@ -111,7 +67,7 @@ class SiteRecords:
     ledger: Ledger
     audit: AuditLog
     approvals: Approvals
-    population: str
+    collection: str
     pricing: Pricing = field(default_factory=PricedHere)
 
 

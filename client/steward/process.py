@@ -7,24 +7,27 @@ ledger, audit log and vault are made for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from client.governance.rollback import open_log
 from client.steward.admission import Passage
 from client.steward.service import Limits, StewardService, TcpListener, serve
 from client.steward.socket import SocketPlace, check_token_mode, held
+from common.crypto.identity_file import read_identity_file
 from common.errors import DarkroomError, StewardUnavailable
 from common.wire.steward_link import read_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from client.site.settings import ServiceConfig
+    from client.site.settings import ServiceConfig, SiteConfig
     from client.steward.service import Serving
     from common.audit_log import AuditLog
     from common.wire.messages import StewardPort
@@ -35,26 +38,12 @@ _log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnedAwayAudit:
-    """Writes one audit entry for all calls turned away since the last: a flood must not fill the disk."""
-
-    audit: AuditLog
-
-    def note_turned_away(self, counts: dict[str, int]) -> None:
-        """Append them by reason; a log that cannot be written is told of and stops no answer."""
-        try:
-            self.audit.append("turned_away", dict(counts))
-        except DarkroomError as error:
-            _log.error("the audit log cannot be written: %s", error)
-
-
-@dataclass(frozen=True, kw_only=True)
 class StewardProcess:
     """What is served, and what is done beside it.
 
     Args:
         steward: Who answers.
-        audit: The site's log; written to from inside the turnstile alone, as it has one writer.
+        audit: The site's log; written to from inside the admission alone, as it has one writer.
         settings: How it listens.
         condition: Whether the base is loaded, and whether policy, ledger and audit log are in order.
         care: Done about once a minute while no request is acted on.
@@ -86,11 +75,11 @@ class StewardProcess:
 
     def _service(self) -> StewardService:
         settings = self.settings
-        check_token_mode(Path(settings.token), group=bool(settings.group))
+        check_token_mode(settings.token, group=bool(settings.group))
         return StewardService(
             steward=self.steward,
-            token=read_token(Path(settings.token)),
-            turned_away=TurnedAwayAudit(audit=self.audit),
+            token=read_token(settings.token),
+            turned_away=self._note_turned_away,
             limits=Limits(
                 message_bytes=settings.message_mib * 2**20,
                 waiting=settings.waiting,
@@ -100,8 +89,15 @@ class StewardProcess:
             condition=self.condition,
         )
 
+    def _note_turned_away(self, counts: dict[str, int]) -> None:
+        """One entry for all calls since the last: a flood must not fill the disk, nor a full one stop an answer."""
+        try:
+            self.audit.append("turned_away", dict(counts))
+        except DarkroomError as error:
+            _log.error("the audit log cannot be written: %s", error)
+
     def _look_after(self, service: StewardService, stop: threading.Event) -> None:
-        with service.turnstile.passage(lambda: not stop.is_set(), by="keeper") as passage:
+        with service.admission.passage(lambda: not stop.is_set(), by="care") as passage:
             if passage is not Passage.PASSED:
                 return
             service.note_turned_away()
@@ -124,7 +120,21 @@ class StewardProcess:
 
 def socket_place(settings: ServiceConfig) -> SocketPlace:
     """Where a site's socket stands."""
-    return SocketPlace(path=Path(settings.socket), group=settings.group)
+    return SocketPlace(path=settings.socket, group=settings.group)
+
+
+@contextlib.contextmanager
+def writing(site: SiteConfig) -> Iterator[AuditLog]:
+    """A site for a command that writes: the steward's place held before the log is opened, which has one writer.
+
+    Raises:
+        StewardRunning: A steward, or another command that writes, is at work.
+        AuditLogError: The log is missing or damaged.
+        CryptoError: The identity cannot be used.
+
+    """
+    with held(socket_place(site.service)):
+        yield open_log(site.audit_log, read_identity_file(site.identity))
 
 
 def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProcess]) -> None:
@@ -157,8 +167,8 @@ def _tcp(settings: ServiceConfig) -> TcpListener | None:
     )
 
 
-def _read(path: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StewardUnavailable(f"{path}: cannot be read ({error.strerror})") from error

@@ -8,10 +8,9 @@ Guarantee: one request is acted on at a time; at most ``waiting`` others wait; e
 before its body is read. A call without the token learns nothing but that. What the steward raises never leaves. So many
 refusals a minute are answered; whoever provokes more is told BUSY and counted, because each one is an audit entry.
 
-One log line a request: what was asked and how it ended, without a value that depends on a picture.
-
-The bytes are hostile, so what is read from them is read into narrow types: a kind is one of few letters, a round is a
-small number, and whatever does not fit is written as ``unreadable``.
+One log line a request says what was asked and how it ended, without a value that depends on a picture. It is read from
+hostile bytes into narrow types: a kind is one of few letters, a round is a small number, and whatever does not fit is
+written as ``unreadable``.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import grpc
 import msgspec
 from msgspec import Meta
 
 from client.governance.refusals import place_of
-from client.steward.admission import Passage, RefusalAllowance, Turnstile
+from client.steward.admission import Admission, Passage, RefusalAllowance
 from client.steward.socket import open_to_group
 from common.durable_files import owner_only_files
 from common.errors import StewardUnavailable
@@ -44,98 +43,16 @@ if TYPE_CHECKING:
     from common.wire.messages import StewardPort
 
 
-LOG: Final = logging.getLogger(__name__)
-UNREADABLE: Final = "unreadable"
-ANSWERED: Final = "answered"
-_BUCKETS: Final = (0.1, 1.0, 10.0, 60.0, 600.0)
-"""Seconds. A duration tells how many pictures were sampled, so the log, which others may read, has its class only."""
-
-
-class Heading(msgspec.Struct, frozen=True, kw_only=True):
-    """The few fields that a log line shows of any message; others are skipped."""
-
-    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")]
-    round: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
-    attempt: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
-    session: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
-    message: bytes | None = None
-    """A message of secure aggregation inside this one."""
-    code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")] | None = None
-
-
-_HEADINGS: Final = msgspec.msgpack.Decoder(Heading)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A request and its end."""
-
-    request: Heading | None
-    outcome: str
-    seconds: float
-
-    def __str__(self) -> str:
-        """``key=value`` pairs in a fixed order."""
-        asked = self.request
-        session = None if asked is None or asked.session is None else asked.session.hex()[:16]
-        pairs = {
-            "kind": UNREADABLE if asked is None else asked.type,
-            "session": session,
-            "round": None if asked is None else asked.round,
-            "attempt": None if asked is None else asked.attempt,
-            "outcome": self.outcome,
-            "seconds": bucket(self.seconds),
-        }
-        return " ".join(f"{key}={'-' if value is None else value}" for key, value in pairs.items())
-
-
-def read_heading(message: bytes) -> Heading | None:
-    """The heading of encoded bytes, with the round of the message inside them; None if they have none."""
-    try:
-        outer = _HEADINGS.decode(message)
-        if outer.message is None:
-            return outer
-        inner = _HEADINGS.decode(outer.message)
-        return Heading(type=outer.type, round=inner.round, attempt=inner.attempt, session=inner.session)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def outcome_of(reply: bytes) -> str:
-    """``answered``, or the refusal's code."""
-    heading = read_heading(reply)
-    if heading is None:
-        return UNREADABLE
-    return heading.code or "refused" if heading.type == "refusal" else ANSWERED
-
-
-def bucket(seconds: float) -> str:
-    """The class of a duration."""
-    for limit in _BUCKETS:
-        if seconds < limit:
-            return f"<{limit:g}"
-    return f">={_BUCKETS[-1]:g}"
-
-
-def log_request(line: Line) -> None:
-    """Write the line."""
-    LOG.info("request %s", line)
-
-
 MAX_CALLS: Final = 512
 """Calls that gRPC holds at once; those beyond get its own RESOURCE_EXHAUSTED and are not counted."""
 SPARE_THREADS: Final = 8
 """Threads that turn calls away while the others act and wait."""
 MAX_METADATA_BYTES: Final = 4096
+_UNREADABLE: Final = "unreadable"
+_ANSWERED: Final = "answered"
+_BUCKETS: Final = (0.1, 1.0, 10.0, 60.0, 600.0)
+"""Seconds. A duration tells how many pictures were sampled, so the log, which others may read, has its class only."""
 _log: Final = logging.getLogger(__name__)
-
-
-class TurnedAwayLog(Protocol):
-    """Where refusals that the steward itself never saw are written down."""
-
-    def note_turned_away(self, counts: dict[str, int]) -> None:
-        """Write the counts since the last call, by reason."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,22 +87,22 @@ class StewardService:
         steward: Who answers.
         token: What every call must carry.
         limits: What is taken at most.
-        turned_away: Where refusals that the steward never sees are noted; called by one thread at a time.
+        turned_away: Notes refusals that the steward never sees, by reason; called by one thread at a time.
         condition: Whether the base model is loaded, and whether policy, ledger and audit log are in order.
 
     """
 
     steward: StewardPort
     token: Secret
-    turned_away: TurnedAwayLog
+    turned_away: Callable[[dict[str, int]], None]
     limits: Limits = Limits()
     condition: Callable[[], tuple[bool, bool]] = lambda: (True, True)
-    turnstile: Turnstile = field(init=False)
+    admission: Admission = field(init=False)
     _allowance: RefusalAllowance = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        gate = Turnstile(waiting=self.limits.waiting, seconds=self.limits.wait_seconds)
-        object.__setattr__(self, "turnstile", gate)
+        gate = Admission(waiting=self.limits.waiting, seconds=self.limits.wait_seconds)
+        object.__setattr__(self, "admission", gate)
         object.__setattr__(self, "_allowance", RefusalAllowance(per_minute=self.limits.refusals_per_minute))
 
     # gRPC's names for a handler's parts
@@ -194,7 +111,7 @@ class StewardService:
         if call.method not in {ANSWER, HEALTH}:
             return grpc.stream_unary_rpc_method_handler(_abort_with(grpc.StatusCode.UNIMPLEMENTED))
         if not self._has_token(call.invocation_metadata):
-            self.turnstile.turn_away("unauthenticated")
+            self.admission.turn_away("unauthenticated")
             return grpc.stream_unary_rpc_method_handler(_abort_with(grpc.StatusCode.UNAUTHENTICATED))
         return grpc.stream_unary_rpc_method_handler(self._answer if call.method == ANSWER else self._health)
 
@@ -206,30 +123,32 @@ class StewardService:
         return hmac.compare_digest(given, wanted)
 
     def _answer(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
-        with self.turnstile.passage(context.is_active) as passage:
+        with self.admission.passage(context.is_active) as passage:
             if passage is Passage.PASSED:
                 return self._act(bodies, context)
-        self.turnstile.turn_away(f"busy_{passage}")
+        self.admission.turn_away(f"busy_{passage}")
         return encode(Refusal(code=RefusalCode.BUSY))
 
     def _act(self, bodies: Iterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - as above
         start = time.monotonic()
         if self._allowance.used_up(start):
-            self.turnstile.turn_away("too_many_refusals")
+            self.admission.turn_away("too_many_refusals")
             return encode(Refusal(code=RefusalCode.BUSY))
         request = self._body(bodies, context)
         if request is None:
             self._allowance.note(start)
-            self.turnstile.turn_away("no_body")
-            log_request(Line(request=None, outcome="no_body", seconds=time.monotonic() - start))
+            self.admission.turn_away("no_body")
+            _log.info("request %s", _Line(request=None, outcome="no_body", seconds=time.monotonic() - start))
             return encode(Refusal(code=RefusalCode.MALFORMED))
         reply = self._reply(request)
-        outcome = outcome_of(reply)
-        if outcome != ANSWERED:
+        outcome = _outcome_of(reply)
+        if outcome != _ANSWERED:
             self._allowance.note(start)
         if not context.is_active():
             outcome = "abandoned"
-        log_request(Line(request=read_heading(request), outcome=outcome, seconds=time.monotonic() - start))
+        _log.info(
+            "request %s", _Line(request=_read_heading(request), outcome=outcome, seconds=time.monotonic() - start)
+        )
         self.note_turned_away()
         return reply
 
@@ -260,19 +179,19 @@ class StewardService:
     def health(self) -> Health:
         """How the service is; asks neither the model nor the disk."""
         loaded, in_order = self.condition()
-        busy = self.turnstile.busy
+        busy = self.admission.busy
         return Health(
-            serving=not self.turnstile.closed,
+            serving=not self.admission.closed,
             model_loaded=loaded,
             policy_ok=in_order,
             busy=busy,
-            waiting=max(0, self.turnstile.present - busy),
+            waiting=max(0, self.admission.present - busy),
         )
 
     def note_turned_away(self) -> None:
-        """Write the calls turned away so far as one entry; called from inside the turnstile."""
-        if counts := self.turnstile.drain_turned_away():
-            self.turned_away.note_turned_away(counts)
+        """Write the calls turned away so far as one entry; called from inside the admission."""
+        if counts := self.admission.drain_turned_away():
+            self.turned_away(counts)
             _log.warning("turned away: %s", ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))
 
 
@@ -285,9 +204,9 @@ class Serving:
 
     def stop(self, *, grace: float) -> bool:
         """Let nobody in, wait for whoever is inside; False if it did not end in time and was abandoned."""
-        self.service.turnstile.close()
+        self.service.admission.close()
         ended: bool = self.server.stop(grace).wait(grace + 5.0)
-        return ended and not self.service.turnstile.busy
+        return ended and not self.service.admission.busy
 
 
 def serve(service: StewardService, place: SocketPlace, tcp: TcpListener | None = None) -> Serving:
@@ -339,3 +258,69 @@ def _abort_with(code: Any) -> Callable[[Any, Any], Any]:  # noqa: ANN401 - gRPC 
         context.abort(code, "")
 
     return abort
+
+
+class _Heading(msgspec.Struct, frozen=True, kw_only=True):
+    """The few fields that a log line shows of any message; others are skipped."""
+
+    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")]
+    round: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    attempt: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    session: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
+    message: bytes | None = None
+    """A message of secure aggregation inside this one."""
+    code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")] | None = None
+
+
+_HEADINGS: Final = msgspec.msgpack.Decoder(_Heading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A request and its end."""
+
+    request: _Heading | None
+    outcome: str
+    seconds: float
+
+    def __str__(self) -> str:
+        """``key=value`` pairs in a fixed order."""
+        asked = self.request
+        session = None if asked is None or asked.session is None else asked.session.hex()[:16]
+        pairs = {
+            "kind": _UNREADABLE if asked is None else asked.type,
+            "session": session,
+            "round": None if asked is None else asked.round,
+            "attempt": None if asked is None else asked.attempt,
+            "outcome": self.outcome,
+            "seconds": _bucket(self.seconds),
+        }
+        return " ".join(f"{key}={'-' if value is None else value}" for key, value in pairs.items())
+
+
+def _read_heading(message: bytes) -> _Heading | None:
+    """The heading of encoded bytes, with the round of the message inside them; None if they have none."""
+    try:
+        outer = _HEADINGS.decode(message)
+        if outer.message is None:
+            return outer
+        inner = _HEADINGS.decode(outer.message)
+        return _Heading(type=outer.type, round=inner.round, attempt=inner.attempt, session=inner.session)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _outcome_of(reply: bytes) -> str:
+    """``answered``, or the refusal's code."""
+    heading = _read_heading(reply)
+    if heading is None:
+        return _UNREADABLE
+    return heading.code or "refused" if heading.type == "refusal" else _ANSWERED
+
+
+def _bucket(seconds: float) -> str:
+    """The class of a duration."""
+    for limit in _BUCKETS:
+        if seconds < limit:
+            return f"<{limit:g}"
+    return f">={_BUCKETS[-1]:g}"

@@ -7,7 +7,6 @@ socket without a lock holder is stale and removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import os
 import stat
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from common.crypto.primitives import random_key
+from common.durable_files import open_new
 from common.errors import StewardRunning, StewardUnavailable
+from common.host.file_lock import is_locked, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,22 +74,16 @@ def held(place: SocketPlace) -> Iterator[None]:
         raise StewardUnavailable(f"{place.path}: a socket's path may have {LONGEST_PATH} bytes; give a shorter one")
     _private_folder(place)
     lock = place.path.with_suffix(".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StewardRunning(
-                f"{place.path}: this site's steward runs already, or a command that writes is at work; stop that first "
-                "(Ctrl-C there, or systemctl stop darkroom-steward)"
-            ) from error
+    busy = StewardRunning(
+        f"{place.path}: this site's steward runs already, or a command that writes is at work; stop that first "
+        "(Ctrl-C there, or systemctl stop darkroom-steward)"
+    )
+    with locked(lock, wait_s=0, busy=busy):
         _remove_socket(place.path)
         try:
             yield
         finally:
             _remove_socket(place.path)
-    finally:
-        os.close(descriptor)
 
 
 def is_held(place: SocketPlace) -> bool:
@@ -99,18 +94,11 @@ def is_held(place: SocketPlace) -> bool:
 
     """
     try:
-        descriptor = os.open(place.path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+        return is_locked(place.path.with_suffix(".lock"))
     except FileNotFoundError:
         return False
     except OSError as error:
         raise StewardUnavailable(f"{error.filename}: cannot be looked at ({error.strerror})") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def open_to_group(place: SocketPlace) -> None:
@@ -127,8 +115,7 @@ def create_token_file(path: Path, *, group_id: int = -1) -> None:
         FileExistsError: There is one.
 
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(open_new(path), "wb") as file:
         file.write(random_key().reveal().hex().encode() + b"\n")
         if group_id >= 0:
             os.fchown(file.fileno(), -1, group_id)

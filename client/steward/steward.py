@@ -20,8 +20,8 @@ from client.governance.policy import contribution_event
 from client.governance.refusals import loggable, refusal_code
 from client.governance.rollback import CHARGED, CHARGED_CHAIN, CHARGED_ROW
 from client.steward.membership import Membership, join
+from client.training.private_update import adapter_vector, contribution_randomness
 from common.audit_log import ADAPTER, COORDINATOR_HEAD
-from common.crypto.randomness import SystemRandomness, repeatable_randomness
 from common.errors import DarkroomError, ModelError, NotApproved, OutOfOrder, ProtocolError, RequestNotAllowed
 from common.manifest.manifest import open_manifest
 from common.secagg.ring import from_integers
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.steward.membership import SiteRecords, TrainingProvider
-    from common.crypto.randomness import Randomness
     from common.secagg.participant import Contributing
 
 PATIENCE_SECONDS: Final = 5.0
@@ -155,10 +154,12 @@ class SecureSteward:
     def _contribute(self, request: ContributeMasked) -> MaskedAnswer:
         member = self._member()
         state = member.participant.handle_round_request(request.message)
-        _load(_adapter(state, member), member)
+        _load(adapter_vector(state.adapter, member.manifest.dimension), member)
         self._membership = replace(member, participant=state)
         self._charge(member, state)
-        share = member.side.private_update(member.plan).share(_randomness(member, state))
+        step, seed = state.context.step, member.manifest.config.seed
+        stream = f"{member.side.name}/{step.round + 1}/{step.attempt}"
+        share = member.side.private_update(member.plan).share(contribution_randomness(member.plan, stream, seed=seed))
         summand = from_integers(share.values, bits=share.plan.bits, cohort=share.plan.institutions)
         head = self._records.audit.append("contributed", _step(member, state))
         ready, answer = state.create_contribution(summand, head=head)
@@ -171,7 +172,7 @@ class SecureSteward:
         cohort = len(state.context.cohort)
         if cohort != member.plan.institutions:
             raise ProtocolError(f"a cohort of {cohort}; the noise is sized for {member.plan.institutions}")
-        allowed = records.policy.account(records.population, private=member.plan.config.is_private)
+        allowed = records.policy.account(records.collection, private=member.plan.config.is_private)
         # a policy may allow more than this run promised: the coordinator gets what was promised
         account = replace(allowed, attempts_per_run=member.plan.attempts)
         event = contribution_event(member.manifest, records.policy, cohort=cohort)
@@ -180,16 +181,6 @@ class SecureSteward:
         details = _step(member, state) | {CHARGED_ROW: receipt.row, CHARGED_CHAIN: receipt.chain.hex()}
         details |= {COORDINATOR_HEAD: state.coordinator_head.hex()}
         records.audit.append(CHARGED, details | {ADAPTER: hashlib.sha256(state.adapter).hexdigest()})
-
-
-def _adapter(state: Contributing, member: Membership) -> NDArray[np.float32]:
-    """The global adapter, float32 [d]."""
-    if len(state.adapter) != 4 * member.manifest.dimension:
-        raise ProtocolError(f"adapter of {len(state.adapter)} bytes, d = {member.manifest.dimension}")
-    vector = np.frombuffer(state.adapter, dtype="<f4").astype(np.float32)
-    if not np.isfinite(vector).all():
-        raise ProtocolError("the adapter holds values that are not finite")
-    return vector
 
 
 def _load(adapter: NDArray[np.float32], member: Membership) -> None:
@@ -203,13 +194,3 @@ def _load(adapter: NDArray[np.float32], member: Membership) -> None:
 def _step(member: Membership, state: Contributing) -> dict[str, str | int | float | bool]:
     step = state.context.step
     return {"run": member.run, "round": step.round + 1, "attempt": step.attempt}
-
-
-def _randomness(member: Membership, state: Contributing) -> Randomness:
-    """Secret, but in a run that says aloud that it is not private."""
-    privacy = member.plan.config
-    if privacy.is_private:
-        return SystemRandomness()
-    step = state.context.step
-    name = f"{member.side.name}/{step.round + 1}/{step.attempt}"
-    return repeatable_randomness(name, seed=member.manifest.config.seed, acknowledge=privacy.repeatable)

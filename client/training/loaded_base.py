@@ -1,8 +1,7 @@
 """The base model that a steward keeps: opened, checked and loaded once, for one run at a time.
 
-Whether a base model fits before it is loaded: a steward that the kernel kills answers nobody and says nothing.
-
-The estimate is a lower bound: weights in float32 with half as much again for activations, and a fixed reserve.
+Whether it fits is worked out before it is loaded: a steward that the kernel kills answers nobody and says nothing. The
+estimate is a lower bound: weights in float32 with half as much again for activations, and a fixed reserve.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from safetensors import safe_open
 
-from client.steward.membership import TrainingSide
 from client.training.batch_invariance import settle_microbatch
+from client.training.private_update import TrainingSide
 from client.training.trainer import build_trainer
 from common.adapter.directory import WEIGHTS, weight_files
 from common.adapter.model import open_base
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
 
-
+_log: Final = logging.getLogger(__name__)
 MIB: Final = 2**20
 RESERVE_BYTES: Final = 512 * MIB
 _CGROUP: Final = Path("/sys/fs/cgroup")
@@ -122,9 +121,6 @@ def _cgroup_value(name: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-_log: Final = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncodedRecords:
     """What a run trains on: encoded pictures, and the pictures of each privacy unit."""
@@ -146,8 +142,8 @@ class RecordSource(Protocol):
 
 
 @dataclass(kw_only=True)
-class TrainingRoom:
-    """One base model on one device.
+class LoadedBase:
+    """One base model on one device, with the records of the run that it trains in.
 
     Args:
         name: The institution's.
@@ -160,7 +156,7 @@ class TrainingRoom:
     """
 
     name: str
-    directory: str
+    directory: Path
     device: str
     limit: int | None
     records: RecordSource
@@ -169,8 +165,8 @@ class TrainingRoom:
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def of_site(cls, site: SiteConfig, records: RecordSource) -> TrainingRoom:
-        """The room that a site's settings describe."""
+    def of_site(cls, site: SiteConfig, records: RecordSource) -> LoadedBase:
+        """What a site's settings describe."""
         limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
         return cls(
             name=site.name,
@@ -242,7 +238,7 @@ class TrainingRoom:
             ModelError: It cannot be read, or its digest is another.
 
         """
-        base = open_base(str(Path(self.directory)))
+        base = open_base(str(self.directory))
         if digest is not None and base.digest != digest:
             raise DigestMismatch(f"{self.directory}: is {base.digest}; the run wants {digest}")
         return base

@@ -31,9 +31,10 @@ from client.governance.policy import check_size
 from client.governance.refusals import place_of
 from client.training.trainer import Draws, training_draws
 from common.adapter.vector import trained_parameters
-from common.errors import AccountingError
+from common.crypto.randomness import SystemRandomness, repeatable_randomness
+from common.errors import AccountingError, ProtocolError
 from common.privacy.clipping import ClippedSum, clipped_sum
-from common.privacy.mechanisms import QuantizedSum, add_noise, quantise
+from common.privacy.mechanisms import QuantisedSum, add_noise, quantise
 from common.privacy.sampling import draw_images, sample_units
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class PrivateUpdate:
         )
         return add_noise(self._quantised(chosen, noise, randomness), randomness)
 
-    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantizedSum:
+    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantisedSum:
         try:
             rows = self.picture_rows(chosen, randomness)
             # timesteps and diffusion noise are part of the query and hide nothing; a fast generator may draw them
@@ -122,7 +123,7 @@ class PrivateUpdate:
             return quantise(self.clipped(rows, rng), noise)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not tell that somebody was sampled
             _LOG.error("a contribution is noise alone, because it could not be computed: %s", place_of(error))
-            return QuantizedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
+            return QuantisedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
 
     def picture_rows(self, chosen: NDArray[np.int64], randomness: Randomness) -> NDArray[np.int64]:
         """Pictures of the chosen units' K draws, [units·K], unit by unit."""
@@ -185,3 +186,56 @@ class PrivateUpdate:
             weights[: len(own)] = 1
             made = training_draws(self.shard, filled, self.trainer.config, self.trainer.schedule_steps, rng)
             yield WeightedDraws(made, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSide:
+    """What an institution trains with in one run.
+
+    Attributes:
+        name: names the streams of repeatable runs; nothing else depends on it.
+        trainer: the frozen base with the adapter; institutions in one process may share it.
+        shard: encoded training pictures.
+        units: training pictures of each privacy unit.
+        answer_times: whether what it computes follows the size of a round's sample.
+
+    """
+
+    name: str
+    trainer: Trainer = field(repr=False)
+    shard: LatentShard = field(repr=False)
+    units: tuple[tuple[int, ...], ...] = field(repr=False)
+    answer_times: AnswerTimes = "as_computed"
+
+    def private_update(self, plan: PrivatePlan) -> PrivateUpdate:
+        """What makes this institution's shares.
+
+        Raises:
+            TooManyUnits: More units than the run's settings allow one institution.
+
+        """
+        return PrivateUpdate(
+            trainer=self.trainer, shard=self.shard, units=self.units, plan=plan, answer_times=self.answer_times
+        )
+
+
+def adapter_vector(data: bytes, dimension: int) -> NDArray[np.float32]:
+    """The global adapter that a coordinator sent, float32 [d].
+
+    Raises:
+        ProtocolError: Another size, or values that are not finite.
+
+    """
+    if len(data) != 4 * dimension:
+        raise ProtocolError(f"adapter of {len(data)} bytes, d = {dimension}")
+    vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise ProtocolError("the adapter holds values that are not finite")
+    return vector
+
+
+def contribution_randomness(plan: PrivatePlan, stream: str, *, seed: int) -> Randomness:
+    """Secret, but in a run that says aloud that it is not private: there ``stream`` names institution and attempt."""
+    if plan.config.is_private:
+        return SystemRandomness()
+    return repeatable_randomness(stream, seed=seed, acknowledge=plan.config.repeatable)

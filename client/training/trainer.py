@@ -1,4 +1,4 @@
-"""Gradients of the LoRA adapter on an institution's latents, and its hold-out loss.
+"""The denoising loss of the LoRA adapter on an institution's latents, one number a draw, to be differentiated.
 
 One trainer holds one frozen base; institutions that share a process share the trainer, because all that differs between
 them is the shard and the adapter vector that a call is given.
@@ -7,7 +7,7 @@ them is the shard and the adapter vector that a call is given.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ import torch
 from common.adapter.diffusion import add_noise, denoising_target, loss_weights
 from common.adapter.lora import inject_lora
 from common.adapter.text import added_conditions
-from common.adapter.vector import gradient_vector, read_vector, trained_parameters, write_vector
+from common.adapter.vector import read_vector, write_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from diffusers import UNet2DConditionModel
     from numpy.typing import NDArray
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from common.adapter.model import BaseModel
     from common.adapter.spec import AdapterSpec
     from common.config import RunConfig, TrainingConfig
-
-HOLDOUT_SEED: Final = 20_260_101
-"""Seed of the hold-out draws: the same (timestep, noise) for every adapter, so that losses can be compared."""
 
 
 @dataclass(frozen=True)
@@ -91,33 +88,8 @@ def training_draws(
     )
 
 
-def holdout_draws(shard: LatentShard, draws_per_picture: int, steps: int) -> Draws:
-    """Fixed draws for every picture: timesteps spread evenly over the schedule, the latent at its mean."""
-    rng = np.random.default_rng(HOLDOUT_SEED)
-    rows = torch.arange(len(shard)).repeat_interleave(draws_per_picture)
-    strata = np.tile(np.arange(draws_per_picture), len(shard))
-    timesteps = ((strata + rng.random(len(rows))) / draws_per_picture * steps).astype(np.int64)
-    shape = (len(rows), *shard.mean.shape[2:])
-    return Draws(
-        rows=rows,
-        views=torch.zeros_like(rows),
-        timesteps=torch.from_numpy(timesteps),
-        caption_rows=shard.caption_rows[rows],
-        latent_noise=torch.zeros(shape),
-        noise=_normal(rng, shape),
-    )
-
-
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-
-
-@dataclass(frozen=True)
-class GradientSum:
-    """Sum over draws of the loss's gradient, float32 [d], and the sum of the losses."""
-
-    vector: NDArray[np.float32]
-    loss_sum: float
 
 
 class Trainer:
@@ -214,38 +186,6 @@ class Trainer:
                 self.base.family, pooled, resolution=self._resolution, batch=len(draws)
             )
         return conditions
-
-    def gradient_sum(self, shard: LatentShard, draws: Draws) -> GradientSum:
-        """Sum of the draws' gradients at the present adapter."""
-        parameters = trained_parameters(self.unet, self.spec)
-        for parameter in parameters:
-            parameter.grad = None
-        total = 0.0
-        for part in draws.split(self._microbatch):
-            loss = self.losses(shard, part).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return GradientSum(gradient_vector(self.unet, self.spec), total)
-
-    def train_locally(self, shard: LatentShard, batches: Iterable[Draws], learning_rate: float) -> float:
-        """Adam steps from the present adapter, one per batch; returns the mean training loss. Moments are not kept."""
-        parameters = trained_parameters(self.unet, self.spec)
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-        losses = []
-        for draws in batches:
-            losses.append(self.gradient_sum(shard, draws).loss_sum / len(draws))
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= len(draws)
-            optimizer.step()
-        return float(np.mean(losses))
-
-    def holdout_loss(self, shard: LatentShard, draws_per_picture: int) -> float:
-        """Mean unweighted denoising loss over the fixed hold-out draws."""
-        draws = holdout_draws(shard, draws_per_picture, self.schedule_steps)
-        with torch.no_grad():
-            parts = [self.squared_errors(shard, part).double() for part in draws.split(2 * self._microbatch)]
-        return float(torch.cat(parts).mean())
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

@@ -1,35 +1,46 @@
 """Training data made from a vault: what is encoded stays in memory, and is kept sealed beside its picture.
 
-The numbers are those of :func:`client.training.latents.encode_folder` on the same pictures in the same order, bit by
-bit, whatever else was in the vault when they were encoded. Another device may differ in the last bit of a float.
-
-A site's vault as the source of what its steward trains on.
+A record's numbers are its own, bit by bit (:mod:`client.training.latents`), whatever else was in the vault when it was
+encoded. Another device may differ in the last bit of a float. :class:`VaultRecords` gives a steward what is in its
+site's.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
+from PIL import Image
 from safetensors.torch import load, save
 
 from client.governance.rollback import PREPARED, VAULT, Use, check_use, noted_in
-from client.intake.imagefolder import decode_pixels
-from client.site.vault_access import count_units, open_vault, today
-from client.training.latents import CaptionTable, EncodingPlan, LatentShard, encode_caption_table, encode_pixels
+from client.intake.pictures import DECODER_ERRORS
+from client.site.vault_access import count_units, open_vault
+from client.training.latents import (
+    CaptionTable,
+    EncodingPlan,
+    LatentShard,
+    encode_caption_table,
+    encode_pixels,
+    square_pixels,
+)
 from client.training.loaded_base import EncodedRecords
 from client.vault.errors import VaultDamaged
-from common.audit_log import read_entries
-from common.errors import DataError, EmptyFolder
+from client.vault.records import today
+from common.errors import BadImage, EmptyFolder
 from common.host.progress import bar
 from common.manifest.manifest import canonical_bytes, manifest_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from client.site.settings import VaultConfig
     from client.site.vault_access import HeldVault
@@ -75,13 +86,11 @@ def encode_vault(
 
     Raises:
         EmptyFolder: Nothing of this split, or all expired.
-        DataError: The plan names a cache, which would lie in clear outside the vault.
+        BadImage: A record's picture cannot be decoded.
         UnknownRecord: A record was erased meanwhile; begin again.
         VaultError: Damaged, busy or full.
 
     """
-    if plan.cache is not None:
-        raise DataError("a vault keeps what is encoded itself; give an encoding plan without a cache")
     infos = [info for info in vault.infos(split) if info.expires is None or info.expires > today]
     if not infos:
         raise EmptyFolder(f"the vault holds no {split} picture that has not expired; ingest some")
@@ -105,7 +114,7 @@ def _encoded_pictures(
     kind, made_by = f"latents/1/{base.digest}/{plan.resolution}/{plan.horizontal_flips}", plan.made_by()
     found = {each: parts for each in ids if (parts := _kept(vault, each, kind, made_by)) is not None}
     missing = [each for each in ids if each not in found]
-    pixels = (decode_pixels(vault.read(each).image, f"record {each}", plan.resolution) for each in missing)
+    pixels = (_pixels(vault, each, plan.resolution) for each in missing)
     with bar("encoding pictures", len(missing)) as advance:
         # with nothing to encode, no autoencoder is loaded either
         made = encode_pixels(base, pixels, plan, source="the vault") if missing else iter(())
@@ -116,6 +125,16 @@ def _encoded_pictures(
             advance(len(batch))
     mean = torch.stack([found[each]["mean"] for each in ids])
     return mean, torch.stack([found[each]["std"] for each in ids])
+
+
+def _pixels(vault: Vault, record_id: RecordId, resolution: int) -> NDArray[np.uint8]:
+    """A record's picture, which the intake left as a PNG of RGB pixels alone: its centre square."""
+    content = vault.read(record_id).image
+    try:
+        with Image.open(BytesIO(content), formats=("PNG",)) as image:
+            return square_pixels(image.convert("RGB"), resolution)
+    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+        raise BadImage(f"record {record_id}: holds no picture that can be read; erase it") from error
 
 
 def _encoded_captions(
@@ -207,13 +226,13 @@ class VaultRecords:
 
     Args:
         config: The vault's.
-        population: Under which name its pictures are charged.
+        collection: Under which name its pictures are charged.
         audit: The site's log, which knows the vault's last state and is told of each run that uses it.
 
     """
 
     config: VaultConfig | HeldVault
-    population: str
+    collection: str
     audit: AuditLog
 
     def check(self, unit: str) -> None:
@@ -224,7 +243,7 @@ class VaultRecords:
             LedgerError: Its pictures were charged as something else.
 
         """
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, expected=noted.vault) as vault:
             check_use(noted, self._use(vault, unit))
 
@@ -235,8 +254,7 @@ class VaultRecords:
             VaultError: The vault cannot be opened, is damaged, or is an older copy.
 
         """
-        expected = noted_in(read_entries(self.audit.path)).vault
-        return count_units(self.config, unit, day=today(), expected=expected)
+        return count_units(self.config, unit, day=today(), expected=noted_in(self.audit.path).vault)
 
     def encoded(self, base: BaseModel, manifest: Manifest, *, device: str) -> EncodedRecords:
         """What has not expired, encoded; that this run uses it is written down first.
@@ -255,7 +273,7 @@ class VaultRecords:
         )
         run = manifest_digest(canonical_bytes(manifest)).hex()  # as the ledger names it
         unit = "image" if manifest.privacy is None else manifest.privacy.unit
-        noted = noted_in(read_entries(self.audit.path))
+        noted = noted_in(self.audit.path)
         with open_vault(self.config, access="write", expected=noted.vault) as vault:
             use = self._use(vault, unit)
             check_use(noted, use)
@@ -265,4 +283,4 @@ class VaultRecords:
         return EncodedRecords(shard=found.shard, units=found.subjects if unit == "subject" else found.images)
 
     def _use(self, vault: Vault, unit: str) -> Use:
-        return Use(vault=vault.state().vault.hex(), population=self.population, unit=unit)
+        return Use(vault=vault.state().vault.hex(), collection=self.collection, unit=unit)

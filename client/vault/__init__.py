@@ -2,16 +2,15 @@
 
 ::
 
-    store        the vault, for everybody else: add, read, look up, note, erase, rotate
+    vault        the vault, for everybody else: create, open, add, read, look up, note, erase, rotate
     records      what goes in and what comes out
     errors       what can go wrong
     master_key   where the key that opens a vault comes from: a passphrase, a key file or the system's keyring
-    shards       training data made from a vault, with the encoded pictures kept inside it
 
-    keys         what hangs below the master key, down to one key for each record
-    sealing      subjects and records as sealed rows
-    rows, index  the SQLite file of them, and its transactions
+    sealing      the keys below the master key, down to one for each record; subjects and records as sealed rows
+    index        the SQLite file of them; database: how such a file is opened and changed, the ledger's too
     commitment   what makes an old, missing, added or exchanged row show
     blobs        sealed files of pictures and of what is computed from them
-    opening, interior, contents, erasure, rotation    what the store does with these
+    access       the parts of an open vault, and whose turn it is
+    erasure      forgetting a subject, or what has expired
 """

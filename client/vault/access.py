@@ -7,18 +7,18 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from client.vault.blobs import generation_of, writing
+from client.vault.blobs import writing
 from client.vault.errors import UnknownRecord, VaultBusy, VaultDamaged, VaultRolledBack
 from client.vault.index import DerivedRow, RecordRow, SubjectRow
 from client.vault.sealing import record_key, subject_key
 from common.errors import VaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from client.vault.blobs import BlobFolder
-    from client.vault.commitment import Change, Commitment, State
+    from client.vault.commitment import Commitment, State
     from client.vault.index import Index
     from client.vault.records import RecordId, VaultState
     from client.vault.sealing import VaultKeys
@@ -73,12 +73,6 @@ class Interior:
                 raise VaultError('this vault is closed, or open for reading only; open it with access="write"')
             with writing(self.lock, busy_seconds=self.busy_seconds):
                 yield
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[Change]:
-        """Changes that happen durably and together, inside :meth:`writing`."""
-        with self.commitment.changing() as change:
-            yield change
 
     @contextlib.contextmanager
     def new_files(self, names: list[bytes]) -> Iterator[None]:
@@ -164,8 +158,3 @@ class Interior:
             if self.is_open:
                 self.is_open = False
                 self.index.close()
-
-
-def newest_generation(names: Iterable[bytes]) -> int:
-    """Largest generation among file names, or 0."""
-    return max((generation_of(name) for name in names), default=0)

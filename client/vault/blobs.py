@@ -9,14 +9,15 @@ opening. A file of a later change than the index has seen shows that the index i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from client.vault.errors import VaultBusy, VaultUnavailable
+from common import durable_files
 from common.crypto.primitives import random_name
+from common.durable_files import open_new
+from common.host.file_lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 GENERATION_BYTES: Final = 8
 NAME_BYTES: Final = GENERATION_BYTES + 16
-_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class BlobFolder:
     path: Path
 
     def write(self, name: bytes, sealed: bytes) -> None:
-        """Force a new file to disk; :meth:`sync` then makes its name last.
+        """Force a new file to disk; :meth:`sync` then makes its name last, and those of all others of one change.
 
         Raises:
             VaultUnavailable: Full disk, rights, or a failing device.
 
         """
         try:
-            descriptor = os.open(self._file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = open_new(self._file(name))
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 view = memoryview(sealed)
                 while view:
@@ -124,11 +124,7 @@ def generation_of(name: bytes) -> int:
 def sync_folder(path: Path) -> None:
     """Make the names in a folder last, or raise VaultUnavailable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable_files.sync_folder(path)
     except OSError as error:
         raise VaultUnavailable(f"{path}: {error.strerror}") from error
 
@@ -142,27 +138,13 @@ def writing(lock: Path, *, busy_seconds: float) -> Iterator[None]:
         VaultUnavailable: The file cannot be opened for writing.
 
     """
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise VaultUnavailable(f"{lock.parent}: cannot be written ({error.strerror})") from error
-    try:
-        deadline = time.monotonic() + busy_seconds
-        while not _try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise VaultBusy(f"{lock.parent}: another process is writing to it; try again when it is done")
-            time.sleep(_POLL_SECONDS)
+    busy = VaultBusy(f"{lock.parent}: another process is writing to it; try again when it is done")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, wait_s=busy_seconds, busy=busy))
+        except OSError as error:
+            raise VaultUnavailable(f"{lock.parent}: cannot be written ({error.strerror})") from error
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_hex(text: str) -> bool:

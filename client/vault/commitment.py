@@ -24,10 +24,20 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from client.vault.errors import ForeignVault, VaultDamaged, VaultRolledBack, WrongMasterKey
-from client.vault.index import TABLES, Header, PastRow
+from client.vault.index import TABLES, DerivedRow, Header, PastRow, RecordRow, RunRow, SubjectRow
 from client.vault.records import VaultState
-from client.vault.sealing import Purpose, VaultKeys
-from common.crypto.primitives import DIGEST_BYTES
+from client.vault.sealing import (
+    Purpose,
+    VaultKeys,
+    open_facts,
+    open_run,
+    record_key,
+    seal_run,
+    seal_subject,
+    subject_key,
+    subject_name,
+)
+from common.crypto.primitives import DIGEST_BYTES, random_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,14 +48,14 @@ _MODULUS: Final = 1 << 256
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
-    """What the header seals."""
+    """What the header seals; at first, of a vault without rows."""
 
-    generation: int
-    rows: int
-    total: bytes
-    next_subject: int
-    next_record: int
-    previous: bytes
+    generation: int = 0
+    rows: int = 0
+    total: bytes = bytes(DIGEST_BYTES)
+    next_subject: int = 1
+    next_record: int = 1
+    previous: bytes = bytes(DIGEST_BYTES)
     lock: bytes
     """Digest of the header's slot and wrapped key: an old lock put back would let a withdrawn key open the vault."""
 
@@ -105,12 +115,32 @@ class Change:
         self.next_record += 1
         return self.next_record - 1
 
-    def rekey(self, keys: VaultKeys, slot: bytes, wrapped: bytes) -> None:
-        """From here on, count under other keys; the caller has deleted every row but those of the past."""
+    def rekey(self, old: VaultKeys, new: VaultKeys, *, slot: bytes, wrapped: bytes) -> None:
+        """Seal every row again under new keys, and lock the index by this slot and wrapped key."""
+        subjects, records = self.index.rows(SubjectRow), self.index.rows(RecordRow)
+        derived, runs = self.index.rows(DerivedRow), self.index.rows(RunRow)
+        for rows in (subjects, records, derived, runs):
+            self.delete(rows)
         self.index.set_header(self.index.header()._replace(slot=slot, wrapped=wrapped))
-        self.tally = Tally(keys)
-        for row in self.index.rows(PastRow):
-            self.tally.add(row)
+        self.tally = Tally(new)
+        for past in self.index.rows(PastRow):  # the only rows that stay as they are
+            self.tally.add(past)
+        self.insert(*derived)  # tagged by their record's key, which stays
+        self.insert(*(seal_run(new, open_run(old, row), high_water=row.high_water) for row in runs))
+        above = {row.subject: (subject_key(old, row), random_key()) for row in subjects}
+        self.insert(
+            *(seal_subject(new, row.subject, subject_name(old, row), key=above[row.subject][1]) for row in subjects)
+        )
+        for row in records:
+            before, after = above[row.subject]
+            key = record_key(old, row, before)
+            exact_hash = open_facts(old, row, key).exact_hash
+            self.insert(
+                row._replace(
+                    exact_tag=new.tag(Purpose.EXACT_HASH, exact_hash),
+                    wrapped=new.wrap_key(after, Purpose.RECORD_KEY, key, row.record_id),
+                )
+            )
 
 
 @dataclass(slots=True)
@@ -204,18 +234,7 @@ class Commitment:
 def first_state(keys: VaultKeys, slot: bytes, wrapped: bytes) -> bytes:
     """The sealed state of a vault without rows."""
     header = Header(keys.vault, slot, wrapped, b"")
-    return seal_state(
-        keys,
-        State(
-            generation=0,
-            rows=0,
-            total=bytes(DIGEST_BYTES),
-            next_subject=1,
-            next_record=1,
-            previous=bytes(DIGEST_BYTES),
-            lock=lock_digest(keys, header),
-        ),
-    )
+    return seal_state(keys, State(lock=lock_digest(keys, header)))
 
 
 def seal_state(keys: VaultKeys, state: State) -> bytes:

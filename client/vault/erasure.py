@@ -103,7 +103,7 @@ def erase(inside: Interior, scope_of: Callable[[Index, VaultKeys], Scope]) -> Er
             plan = plan_of(scope, inside.index, inside.keys, inside.blobs)
             if not scope.records:
                 return Erased(plan=plan, state=inside.commitment.public(state))
-        with inside.changing() as change:
+        with inside.commitment.changing() as change:
             change.delete(scope.derived)
             change.delete(scope.records)
             change.delete(scope.subjects)

@@ -1,20 +1,4 @@
-"""What can go wrong with a vault.
-
-::
-
-    VaultError                   base, in common.errors
-    ├── VaultMissing             no vault there
-    ├── VaultDamaged             a row or file that is missing, altered, exchanged or older than the rest
-    ├── VaultRolledBack          a whole vault that is older than, or not the successor of, what was noted
-    ├── ForeignVault             another vault than the one that was noted
-    ├── WrongVaultVersion        made by another version of Darkroom
-    ├── WrongMasterKey           a key that does not open this vault
-    ├── MasterKeyUnavailable     a master key that cannot be had, or is not kept safely enough
-    ├── VaultBusy                another process writes to it
-    ├── VaultUnavailable         full disk, unreadable or unwritable
-    ├── UnknownRecord            no such record, or no longer
-    └── UnknownSubject           no such subject, or no longer
-"""
+"""What can go wrong with a vault; all are :class:`common.errors.VaultError`."""
 
 from __future__ import annotations
 

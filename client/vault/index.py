@@ -1,26 +1,25 @@
-"""The vault's SQLite file: its tables, connections and transactions, and SQLite's failures in our own words.
+"""The vault's SQLite file: its rows, its tables, and SQLite's failures in our own words.
 
 Pictures do not lie in it. Ten thousand of them are gigabytes, which would pass through the write-ahead log and so be
 written twice, be copied as one by every backup, and be lost together when one page goes bad. A file for each keeps the
 index at a few megabytes: it is checked whole at every opening, and rewritten whole when something is erased.
 
-What a vault's index holds: every column is a number, a random name, a keyed tag or sealed.
+Every column is a number, a random name, a keyed tag or sealed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
+from client.vault.database import Fault, connect, created, damage, fault_of, marks, snapshot, transaction
 from client.vault.errors import VaultBusy, VaultDamaged, VaultUnavailable, WrongVaultVersion
 from common.errors import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
 
 APPLICATION_ID: Final = 0x44525654
 """Marks the file as a vault's index ("DRVT")."""
@@ -111,19 +110,8 @@ SCHEMA: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-
-
 _RESTORE: Final = "restore the vault from a backup"
 R = TypeVar("R", bound="Row")
-
-
-_SETTINGS: Final = (
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    "secure_delete = ON",
-    "temp_store = MEMORY",  # sorting and rewriting must not leave rows in a temporary file
-    "trusted_schema = OFF",
-)
 
 
 class Index:
@@ -140,7 +128,7 @@ class Index:
         """
         self.path: Final = path
         with self._translated():
-            self._store: Final = _connect(path, busy_seconds=busy_seconds)
+            self._store: Final = connect(path, busy_seconds=busy_seconds)
         try:
             with self._translated():
                 self._check_file()
@@ -158,14 +146,8 @@ class Index:
         """
         partial = path.with_suffix(".partial")
         try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            store = _connect(partial, busy_seconds=busy_seconds)
-            with contextlib.closing(store):
-                store.execute("BEGIN IMMEDIATE")
-                for statement in SCHEMA:
-                    store.execute(statement)
+            with created(partial, SCHEMA, busy_seconds=busy_seconds) as store:
                 store.execute("INSERT INTO header (id, vault, slot, wrapped, state) VALUES (1, ?, ?, ?, ?)", header)
-                store.execute("COMMIT")
             partial.replace(path)
         except (OSError, sqlite3.Error) as error:
             raise VaultUnavailable(f"{path.parent}: no vault can be created here ({error})") from error
@@ -178,13 +160,13 @@ class Index:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Everything read inside comes from one moment."""
-        with self._within("BEGIN"):
+        with self._translated(), snapshot(self._store):
             yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside happens, durably, or nothing does."""
-        with self._within("BEGIN IMMEDIATE"):
+        with self._translated(), transaction(self._store):
             yield
 
     def header(self) -> Header:
@@ -249,29 +231,15 @@ class Index:
                 )
             self._store.execute("UPDATE header SET unscrubbed = 0")
 
-    @contextlib.contextmanager
-    def _within(self, begin: str) -> Iterator[None]:
-        with self._translated():
-            self._store.execute(begin)
-            try:
-                yield
-                self._store.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # the first error says more; closing ends it anyway
-                    self._store.execute("ROLLBACK")
-                raise
-
     def _check_file(self) -> None:
-        mark, version = (
-            self._store.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
+        mark, version = marks(self._store)
         if mark != APPLICATION_ID:
             raise VaultDamaged(f"{self.path}: not a vault's index; {_RESTORE}")
         if version != SCHEMA_VERSION:
             raise WrongVaultVersion(
                 f"{self.path}: wanted vault version {SCHEMA_VERSION}, got {version}; use the Darkroom of that time"
             )
-        if (found := self._store.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+        if found := damage(self._store):
             raise VaultDamaged(f"{self.path}: damaged ({found}); {_RESTORE}")
 
     @contextlib.contextmanager
@@ -282,24 +250,11 @@ class Index:
             raise _in_our_words(self.path, error) from error
 
 
-def _connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    # the vault takes turns between threads itself
-    store = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
-    try:
-        for setting in _SETTINGS:
-            store.execute(f"PRAGMA {setting}")
-    except sqlite3.Error:
-        store.close()
-        raise
-    return store
-
-
 def _in_our_words(path: Path, error: sqlite3.Error) -> VaultError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT}:
+    fault = fault_of(error)
+    if fault in {Fault.DAMAGED, Fault.CONSTRAINT}:
         return VaultDamaged(f"{path}: damaged, or not a vault's index ({error}); {_RESTORE}")
-    if code == sqlite3.SQLITE_BUSY:
+    if fault is Fault.BUSY:
         return VaultBusy(f"{path}: another process is writing to it; try again when it is done")
-    reason = "the disk is full" if code == sqlite3.SQLITE_FULL else str(error)
+    reason = "the disk is full" if fault is Fault.FULL else str(error)
     return VaultUnavailable(f"{path}: {reason}; nothing was changed")

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from client.vault.errors import MasterKeyUnavailable, WrongMasterKey
 from common.crypto.primitives import KEY_BYTES, SALT_BYTES, Secret, random_key, random_name, stretch_passphrase
+from common.durable_files import write_new
 from common.errors import CryptoError
 
 if TYPE_CHECKING:
@@ -176,12 +177,7 @@ def create_key_file(path: Path) -> KeyFile:
     if path.exists():
         raise MasterKeyUnavailable(f"{path}: exists; it is not overwritten, because a vault may need it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(random_key().reveal().hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, random_key().reveal().hex().encode() + b"\n")
     except OSError as error:
         raise MasterKeyUnavailable(f"{path}: the key cannot be written ({error.strerror})") from error
     return KeyFile(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, NewType, TypeAlias
 
 from common.crypto.primitives import DIGEST_BYTES
@@ -146,6 +147,12 @@ class VaultState:
             raise VaultError(f"wanted a vault's state as vault:digest, got {text[:150]!r}")
         vault, digest = found.groups()
         return cls(vault=bytes.fromhex(vault), digest=bytes.fromhex(digest))
+
+
+def today() -> date:
+    """The date by which records expire: of where the site is, or of UTC if that is further on."""
+    now = datetime.now(UTC)
+    return max(now.date(), now.astimezone().date())
 
 
 def normal_subject_id(subject_id: str) -> str:

@@ -1,6 +1,4 @@
-"""Subjects and records as rows of the index, sealed; and opened again.
-
-The vault's keys, from the one that the master key wraps down to one for each record.
+"""A vault's keys, down to one for each record; and subjects, records and runs as rows of the index that they seal.
 
 ::
 
@@ -38,7 +36,7 @@ from common.errors import CryptoError
 if TYPE_CHECKING:
     from client.vault.records import NewRecord
 
-
+RECORD_ID_BYTES: Final = 16
 PAD_FLOOR: Final = 512
 """Bytes; no sealed text shows that it is shorter."""
 _LENGTH_BYTES: Final = 8
@@ -160,23 +158,6 @@ def padded_size(size: int) -> int:
     return (size + (1 << low) - 1) >> low << low
 
 
-def _derived(vault_key: Secret, purpose: Purpose) -> Secret:
-    return expand_key(vault_key, info=frame(Label.VAULT, purpose.value))
-
-
-def _pad(data: bytes) -> bytes:
-    size = _LENGTH_BYTES + len(data)
-    return b"".join((len(data).to_bytes(_LENGTH_BYTES, "big"), data, bytes(padded_size(size) - size)))
-
-
-def _unpad(padded: bytes) -> bytes:
-    length = int.from_bytes(padded[:_LENGTH_BYTES], "big")
-    return padded[_LENGTH_BYTES : _LENGTH_BYTES + length]
-
-
-RECORD_ID_BYTES = 16
-
-
 class Facts(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
     """A record without its picture."""
 
@@ -230,15 +211,7 @@ def seal_record(
 ) -> tuple[RecordRow, bytes]:
     """A new record's row and its sealed picture, under a key of its own."""
     key, record_id = random_key(), random_name(RECORD_ID_BYTES)
-    facts = Facts(
-        caption=record.caption,
-        label=record.label,
-        source_name=record.source_name,
-        split=record.split,
-        expires=record.expires,
-        exact_hash=record.exact_hash,
-        perceptual_hash=record.perceptual_hash,
-    )
+    facts = Facts(**{name: getattr(record, name) for name in Facts.__struct_fields__})
     row = RecordRow(
         number=number,
         record_id=record_id,
@@ -289,3 +262,17 @@ def open_run(keys: VaultKeys, row: RunRow) -> Noted:
 
 def _number(number: int) -> bytes:
     return number.to_bytes(8, "big")
+
+
+def _derived(vault_key: Secret, purpose: Purpose) -> Secret:
+    return expand_key(vault_key, info=frame(Label.VAULT, purpose.value))
+
+
+def _pad(data: bytes) -> bytes:
+    size = _LENGTH_BYTES + len(data)
+    return b"".join((len(data).to_bytes(_LENGTH_BYTES, "big"), data, bytes(padded_size(size) - size)))
+
+
+def _unpad(padded: bytes) -> bytes:
+    length = int.from_bytes(padded[:_LENGTH_BYTES], "big")
+    return padded[_LENGTH_BYTES : _LENGTH_BYTES + length]

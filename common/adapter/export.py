@@ -4,8 +4,6 @@
 ``pipeline.load_lora_weights(directory)``; ``adapter_spec.json`` says what it belongs to. LoRA-XS is exported as the
 LoRA that it equals, so its cores are kept in ``adapter_core.safetensors``, without which training could not go on.
 Loaders too old to read ``lora_adapter_metadata`` apply α = r; there, scale the adapter by α/r.
-
-Safetensors files of adapters: read with the true reason where they cannot be, and written in one order.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.adapter.spec import ADAPTER_NAME, A, AdapterSpec, B, encode_spec
-from common.adapter.vector import Vector, check_vector, trained_parameters, write_vector
+from common.adapter.vector import Vector, check_vector, trained_parameters
 from common.durable_files import write_atomically
 from common.errors import AdapterError, WrongAdapterSpec
 from common.field_words import decoding_fault
@@ -34,62 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_FLOAT32: Final = "F32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorFile:
-    """What a file holds of what was wanted."""
-
-    metadata: dict[str, str]
-    names: frozenset[str]
-    """Of every tensor in it."""
-    tensors: dict[str, NDArray[np.float32]]
-    """The wanted ones that are there, by name."""
-
-
-def read_tensors(path: Path, wanted: AbstractSet[str]) -> TensorFile:
-    """An adapter's file.
-
-    Raises:
-        AdapterError: Missing, truncated, garbage, or of numbers other than float32. A rounded copy, as converters make
-            it, is another adapter than the one that its digest names.
-
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = frozenset(file.keys())
-            kinds = {name: file.get_slice(name).get_dtype() for name in sorted(names & wanted)}
-            other = next((name for name, kind in kinds.items() if kind != _FLOAT32), None)
-            # numpy has no bfloat16, so nothing of such a file is read
-            tensors = {name: file.get_tensor(name) for name in kinds} if other is None else {}
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
-    if other is not None:
-        raise AdapterError(
-            f"{path}: {other} has numbers of type {kinds[other]}, wanted {_FLOAT32}: the file was converted after it "
-            "was saved, and rounded numbers are another adapter than its digest names; use the file as it was saved"
-        )
-    return TensorFile(metadata=metadata, names=names, tensors=tensors)
-
-
-def in_order(data: bytes) -> bytes:
-    """The safetensors file with its metadata in order: safetensors itself writes them in another order each time."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the values stay aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
 WEIGHTS_FILE: Final = "pytorch_lora_weights.safetensors"
 SPEC_FILE: Final = "adapter_spec.json"
 CORE_FILE: Final = "adapter_core.safetensors"
-
 SPEC_KEY: Final = "darkroom_adapter_spec"
 """Metadata key of the specification's digest, so that files of two adapters cannot be mixed unnoticed."""
+_FLOAT32: Final = "F32"
 
 
 def save_adapter(directory: Path, unet: nn.Module, spec: AdapterSpec) -> None:
@@ -155,15 +103,14 @@ def core_metadata(spec: AdapterSpec) -> dict[str, str]:
     return {SPEC_KEY: spec.digest}
 
 
-def load_adapter(unet: nn.Module, spec: AdapterSpec, directory: Path) -> None:
-    """Put a saved adapter into a UNet that has one of the same specification.
-
-    Raises:
-        WrongAdapterSpec: Made under another specification; says which field differs.
-        AdapterError: A file that is missing, truncated or garbage.
-
-    """
-    write_vector(unet, spec, read_adapter_vector(directory, spec))
+def in_order(data: bytes) -> bytes:
+    """The safetensors file with its metadata in order: safetensors itself writes them in another order each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the values stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read_adapter_spec(directory: Path) -> AdapterSpec:
@@ -204,6 +151,43 @@ def read_adapter_vector(directory: Path, spec: AdapterSpec) -> Vector:
             f"{path}: was saved under another specification than the {SPEC_FILE} beside it; copy both again"
         )
     return _join(path, spec, [file.tensors[names[tensor.name]] for tensor in spec.tensors])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFile:
+    """What a file holds of what was wanted."""
+
+    metadata: dict[str, str]
+    names: frozenset[str]
+    """Of every tensor in it."""
+    tensors: dict[str, NDArray[np.float32]]
+    """The wanted ones that are there, by name."""
+
+
+def read_tensors(path: Path, wanted: AbstractSet[str]) -> TensorFile:
+    """An adapter's file.
+
+    Raises:
+        AdapterError: Missing, truncated, garbage, or of numbers other than float32. A rounded copy, as converters make
+            it, is another adapter than the one that its digest names.
+
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = frozenset(file.keys())
+            kinds = {name: file.get_slice(name).get_dtype() for name in sorted(names & wanted)}
+            other = next((name for name, kind in kinds.items() if kind != _FLOAT32), None)
+            # numpy has no bfloat16, so nothing of such a file is read
+            tensors = {name: file.get_tensor(name) for name in kinds} if other is None else {}
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error
+    if other is not None:
+        raise AdapterError(
+            f"{path}: {other} has numbers of type {kinds[other]}, wanted {_FLOAT32}: the file was converted after it "
+            "was saved, and rounded numbers are another adapter than its digest names; use the file as it was saved"
+        )
+    return TensorFile(metadata=metadata, names=names, tensors=tensors)
 
 
 def _join(path: Path, spec: AdapterSpec, values: list[NDArray[np.float32]]) -> Vector:

@@ -10,11 +10,9 @@ Three ways to train (``AdapterConfig.train``), for an adapted weight W and ΔW =
 In each, every trained tensor is the weight of a plain ``nn.Linear`` or ``nn.Conv2d`` without bias, used once per
 adapted module in a forward pass. The vector lives outside: virtual institutions share one UNet by writing theirs to it.
 
-Values of LoRA factors that everybody computes alike: from a public seed, or from the frozen base weight.
-
-Nothing here is secret or private noise; the opposite is wanted, that all institutions get the same numbers. The draws
-come from the raw words of a counter-based generator, whose stream is fixed, and not from a library's normal sampler,
-whose stream may change between versions.
+Nothing about the factors is secret or private noise; the opposite is wanted, that all institutions get the same
+numbers. The draws come from the raw words of a counter-based generator, whose stream is fixed, and not from a library's
+normal sampler, whose stream may change between versions.
 """
 
 from __future__ import annotations
@@ -40,6 +38,159 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from peft.tuners.lora import LoraLayer
     from torch import Tensor
+
+
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+
+
+class CoredFactor(nn.Module):
+    """LoRA-XS's U·R in the place of LoRA's B: a trained r×r core before a frozen factor.
+
+    The core sits in B rather than in A because PEFT's forward pass reads the type of A's weight for every batch, and
+    ``weight``, which PEFT needs only to merge, is computed here each time.
+    """
+
+    def __init__(self, frozen: Layer) -> None:
+        """Put a core of zeros before ``frozen`` (``[out, r]``, or ``[out, r, 1, 1]``)."""
+        super().__init__()
+        rank = frozen.weight.shape[1]
+        self.frozen = frozen
+        convolution = isinstance(frozen, nn.Conv2d)
+        self.core: Layer = nn.Conv2d(rank, rank, 1, bias=False) if convolution else nn.Linear(rank, rank, bias=False)
+        self.core.to(frozen.weight.device, frozen.weight.dtype)
+        nn.init.zeros_(self.core.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The product U·R in the shape of LoRA's B."""
+        return (self.frozen.weight.flatten(1) @ self.core.weight.flatten(1)).reshape(self.frozen.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Core, then frozen factor."""
+        y: Tensor = self.frozen(self.core(x))
+        return y
+
+
+def inject_lora(unet: UNet2DConditionModel, config: AdapterConfig, *, base_digest: str) -> AdapterSpec:
+    """Add the adapter to the UNet in place and freeze everything that is not trained.
+
+    Guarantee: directly afterwards the UNet computes what it computed before, whatever the mode; exactly the tensors of
+    the returned specification require gradients; and their values, and those of the frozen factors, depend on the
+    configuration, the base's weights and the module names only (up to the last bit of float32 where linear algebra
+    libraries differ), never on torch's global generator, whose state is left alone.
+
+    Args:
+        unet: A UNet without an adapter, already on its device.
+        config: Rank, α, targets, mode and public seed.
+        base_digest: Content digest of the pipeline that the UNet comes from.
+
+    Raises:
+        ConfigError: A target that is no Linear or Conv2d of this UNet, or a rank that a frozen factor cannot have.
+        AdapterError: The UNet has an adapter already.
+
+    """
+    config = msgspec.convert(msgspec.to_builtins(config), AdapterConfig)  # alpha=8 and alpha=8.0 must have one digest
+    if getattr(unet, "peft_config", None):
+        raise AdapterError("this UNet has an adapter already; load a fresh one, or write another vector into it")
+    modules = _adapted_modules(unet, config)
+    with torch.random.fork_rng(devices=[]):  # new layers draw values that are overwritten at once
+        unet.add_adapter(_peft_config(config), adapter_name=ADAPTER_NAME)
+        for name in modules:
+            _set_factors(unet.get_submodule(name), name, config)
+    unet.requires_grad_(requires_grad=False)
+    tensors: list[TensorSpec] = []
+    for name in modules:
+        for factor in TRAINED[config.train]:
+            weight = trained_layer(unet, name, factor).weight.requires_grad_()
+            tensors.append(TensorSpec(f"{name}.{factor}", tuple(weight.shape)))
+    return AdapterSpec(
+        config=config,
+        base_digest=base_digest,
+        family=unet_family(unet.config),
+        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
+    )
+
+
+def trained_layer(unet: nn.Module, module: str, factor: str) -> Layer:
+    """The layer whose weight is that factor of an adapted module.
+
+    Raises:
+        AttributeError: There is no such module, adapter or factor.
+        KeyError: The same.
+
+    """
+    adapted: LoraLayer = unet.get_submodule(module)
+    if factor in {A, B}:
+        layer: Layer = getattr(adapted, factor)[ADAPTER_NAME]
+    else:
+        layer = adapted.lora_B[ADAPTER_NAME].core
+    return layer
+
+
+def unet_family(config: Mapping[str, object]) -> Family:
+    """The family that a UNet's configuration belongs to.
+
+    SDXL's UNet is the one that takes the size as an added condition; SD 2 projects into its transformers with linear
+    layers where SD 1 uses 1×1 convolutions. Width, text encoder and prediction type do not matter.
+    """
+    if config.get("addition_embed_type") == "text_time":
+        return Family.SDXL
+    return Family.SD2 if config.get("use_linear_projection") else Family.SD1
+
+
+def _peft_config(config: AdapterConfig) -> LoraConfig:
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights=False
+    )
+
+
+@torch.no_grad()
+def _set_factors(adapted: LoraLayer, name: str, config: AdapterConfig) -> None:
+    """Overwrite PEFT's A and B by the mode's."""
+    a, b = adapted.lora_A[ADAPTER_NAME].weight, adapted.lora_B[ADAPTER_NAME].weight
+    if config.train == "core":
+        left, right = principal_factors(adapted.base_layer.weight, config.rank)
+        a.copy_(right.reshape(a.shape))
+        b.copy_(left.reshape(b.shape))
+        adapted.lora_B[ADAPTER_NAME] = CoredFactor(adapted.lora_B[ADAPTER_NAME])
+        return
+    draw = orthonormal_rows if config.train == "B" else kaiming_rows
+    a.copy_(draw(tuple(a.shape), config.seed, name))
+    b.zero_()
+
+
+def _adapted_modules(unet: nn.Module, config: AdapterConfig) -> list[str]:
+    """Names of the modules that the targets select, each checked."""
+    found: set[str] = set()
+    for target in config.targets:
+        matches = [name for name, _ in unet.named_modules() if name == target or name.endswith(f".{target}")]
+        if not matches:
+            raise ConfigError(f"adapter.targets: no module is named {target!r}; this UNet has {_suffixes(unet)}")
+        found.update(matches)
+    for name in sorted(found):
+        _check_module(unet.get_submodule(name), name, config)
+    return sorted(found)
+
+
+def _check_module(module: nn.Module, name: str, config: AdapterConfig) -> None:
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        raise ConfigError(
+            f"adapter.targets: {name} is a {type(module).__name__}; wanted suffixes of Linear or Conv2d modules"
+        )
+    outputs, inputs = module.weight.flatten(1).shape
+    limits = {"B": inputs, "AB": config.rank, "core": min(inputs, outputs)}
+    if config.rank > limits[config.train]:
+        raise ConfigError(
+            f"adapter.rank: {config.rank} is above the {limits[config.train]} that {name} ({outputs}×{inputs}) allows "
+            f"with train = {config.train!r}; lower the rank, leave {name} out of the targets, or train = 'AB'"
+        )
+
+
+def _suffixes(unet: nn.Module) -> str:
+    """The shortest usable suffixes of the UNet's Linear and Conv2d names, for an error message."""
+    names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    parts = (name.split(".") for name in names)
+    return ", ".join(sorted({".".join(part[-2:]) if part[-1].isdigit() else part[-1] for part in parts}))
 
 
 def kaiming_rows(shape: tuple[int, ...], seed: int, name: str) -> Tensor:
@@ -107,156 +258,3 @@ def _gaussian(count: int, seed: int, name: str) -> NDArray[np.float64]:
     uniform = _uniform(2 * count, seed, name)
     radius = np.sqrt(-2 * np.log1p(-uniform[:count]))
     return np.asarray(radius * np.cos(2 * np.pi * uniform[count:]), dtype=np.float64)
-
-
-Layer: TypeAlias = nn.Linear | nn.Conv2d
-
-
-class CoredFactor(nn.Module):
-    """LoRA-XS's U·R in the place of LoRA's B: a trained r×r core before a frozen factor.
-
-    The core sits in B rather than in A because PEFT's forward pass reads the type of A's weight for every batch, and
-    ``weight``, which PEFT needs only to merge, is computed here each time.
-    """
-
-    def __init__(self, frozen: Layer) -> None:
-        """Put a core of zeros before ``frozen`` (``[out, r]``, or ``[out, r, 1, 1]``)."""
-        super().__init__()
-        rank = frozen.weight.shape[1]
-        self.frozen = frozen
-        convolution = isinstance(frozen, nn.Conv2d)
-        self.core: Layer = nn.Conv2d(rank, rank, 1, bias=False) if convolution else nn.Linear(rank, rank, bias=False)
-        self.core.to(frozen.weight.device, frozen.weight.dtype)
-        nn.init.zeros_(self.core.weight)
-
-    @property
-    def weight(self) -> Tensor:
-        """The product U·R in the shape of LoRA's B."""
-        return (self.frozen.weight.flatten(1) @ self.core.weight.flatten(1)).reshape(self.frozen.weight.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Core, then frozen factor."""
-        y: Tensor = self.frozen(self.core(x))
-        return y
-
-
-def unet_family(config: Mapping[str, object]) -> Family:
-    """The family that a UNet's configuration belongs to.
-
-    SDXL's UNet is the one that takes the size as an added condition; SD 2 projects into its transformers with linear
-    layers where SD 1 uses 1×1 convolutions. Width, text encoder and prediction type do not matter.
-    """
-    if config.get("addition_embed_type") == "text_time":
-        return Family.SDXL
-    return Family.SD2 if config.get("use_linear_projection") else Family.SD1
-
-
-def inject_lora(unet: UNet2DConditionModel, config: AdapterConfig, *, base_digest: str) -> AdapterSpec:
-    """Add the adapter to the UNet in place and freeze everything that is not trained.
-
-    Guarantee: directly afterwards the UNet computes what it computed before, whatever the mode; exactly the tensors of
-    the returned specification require gradients; and their values, and those of the frozen factors, depend on the
-    configuration, the base's weights and the module names only (up to the last bit of float32 where linear algebra
-    libraries differ), never on torch's global generator, whose state is left alone.
-
-    Args:
-        unet: A UNet without an adapter, already on its device.
-        config: Rank, α, targets, mode and public seed.
-        base_digest: Content digest of the pipeline that the UNet comes from.
-
-    Raises:
-        ConfigError: A target that is no Linear or Conv2d of this UNet, or a rank that a frozen factor cannot have.
-        AdapterError: The UNet has an adapter already.
-
-    """
-    config = msgspec.convert(msgspec.to_builtins(config), AdapterConfig)  # alpha=8 and alpha=8.0 must have one digest
-    if getattr(unet, "peft_config", None):
-        raise AdapterError("this UNet has an adapter already; load a fresh one, or write another vector into it")
-    modules = _adapted_modules(unet, config)
-    with torch.random.fork_rng(devices=[]):  # new layers draw values that are overwritten at once
-        unet.add_adapter(_peft_config(config), adapter_name=ADAPTER_NAME)
-        for name in modules:
-            _set_factors(unet.get_submodule(name), name, config)
-    unet.requires_grad_(requires_grad=False)
-    tensors: list[TensorSpec] = []
-    for name in modules:
-        for factor in TRAINED[config.train]:
-            weight = trained_layer(unet, name, factor).weight.requires_grad_()
-            tensors.append(TensorSpec(f"{name}.{factor}", tuple(weight.shape)))
-    return AdapterSpec(
-        config=config,
-        base_digest=base_digest,
-        family=unet_family(unet.config),
-        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
-    )
-
-
-def trained_layer(unet: nn.Module, module: str, factor: str) -> Layer:
-    """The layer whose weight is that factor of an adapted module.
-
-    Raises:
-        AttributeError: There is no such module, adapter or factor.
-        KeyError: The same.
-
-    """
-    adapted: LoraLayer = unet.get_submodule(module)
-    if factor in {A, B}:
-        layer: Layer = getattr(adapted, factor)[ADAPTER_NAME]
-    else:
-        layer = adapted.lora_B[ADAPTER_NAME].core
-    return layer
-
-
-def _peft_config(config: AdapterConfig) -> LoraConfig:
-    return LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights=False
-    )
-
-
-@torch.no_grad()
-def _set_factors(adapted: LoraLayer, name: str, config: AdapterConfig) -> None:
-    """Overwrite PEFT's A and B by the mode's."""
-    a, b = adapted.lora_A[ADAPTER_NAME].weight, adapted.lora_B[ADAPTER_NAME].weight
-    if config.train == "core":
-        left, right = principal_factors(adapted.base_layer.weight, config.rank)
-        a.copy_(right.reshape(a.shape))
-        b.copy_(left.reshape(b.shape))
-        adapted.lora_B[ADAPTER_NAME] = CoredFactor(adapted.lora_B[ADAPTER_NAME])
-        return
-    draw = orthonormal_rows if config.train == "B" else kaiming_rows
-    a.copy_(draw(tuple(a.shape), config.seed, name))
-    b.zero_()
-
-
-def _adapted_modules(unet: nn.Module, config: AdapterConfig) -> list[str]:
-    """Names of the modules that the targets select, each checked."""
-    found: set[str] = set()
-    for target in config.targets:
-        matches = [name for name, _ in unet.named_modules() if name == target or name.endswith(f".{target}")]
-        if not matches:
-            raise ConfigError(f"adapter.targets: no module is named {target!r}; this UNet has {_suffixes(unet)}")
-        found.update(matches)
-    for name in sorted(found):
-        _check_module(unet.get_submodule(name), name, config)
-    return sorted(found)
-
-
-def _check_module(module: nn.Module, name: str, config: AdapterConfig) -> None:
-    if not isinstance(module, nn.Linear | nn.Conv2d):
-        raise ConfigError(
-            f"adapter.targets: {name} is a {type(module).__name__}; wanted suffixes of Linear or Conv2d modules"
-        )
-    outputs, inputs = module.weight.flatten(1).shape
-    limits = {"B": inputs, "AB": config.rank, "core": min(inputs, outputs)}
-    if config.rank > limits[config.train]:
-        raise ConfigError(
-            f"adapter.rank: {config.rank} is above the {limits[config.train]} that {name} ({outputs}×{inputs}) allows "
-            f"with train = {config.train!r}; lower the rank, leave {name} out of the targets, or train = 'AB'"
-        )
-
-
-def _suffixes(unet: nn.Module) -> str:
-    """The shortest usable suffixes of the UNet's Linear and Conv2d names, for an error message."""
-    names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    parts = (name.split(".") for name in names)
-    return ", ".join(sorted({".".join(part[-2:]) if part[-1].isdigit() else part[-1] for part in parts}))

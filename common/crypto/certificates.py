@@ -1,17 +1,15 @@
 """Keys in other people's formats: X.509 for the federation's TLS and for pictures, OpenSSH for Flower's node keys.
 
 They protect the way between a site and the coordinator, and say who drew a picture. What a site contributes is signed
-and masked with the keys of ``common.crypto.primitives`` whoever holds these. All keys are ECDSA P-384, which Flower's
-node authentication and C2PA accept.
-
-Whether sites will accept a server certificate, and which rule it breaks if not.
+and masked with the keys of :mod:`common.crypto.primitives` whoever holds these. All keys are ECDSA P-384, which
+Flower's node authentication and C2PA accept. A server certificate may come from elsewhere:
+:func:`check_server_certificate` says whether sites will accept it, and which rule it breaks if not.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -21,11 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.durable_files import write_new
 from common.errors import ProvisioningError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 
 AUTHORITY_DAYS: Final = 3650
@@ -33,9 +34,12 @@ SERVER_DAYS: Final = 397
 """Longest life that common TLS clients accept of a server certificate."""
 PICTURE_DAYS: Final = 3650
 """A signature without a time stamp is worth nothing once its certificate has run out."""
+MAX_AUTHORITY_BYTES: Final = 8192
+"""Most that a join file carries."""
 _BACKDATED: Final = dt.timedelta(hours=1)
 """So that a site whose clock is a little behind accepts a fresh certificate."""
-_KEY_MODE: Final = 0o600
+_OTHER_NAME: Final = "subjectAltName"
+"""In the library's word on a certificate for other names."""
 
 
 def create_authority(certificate: Path, key: Path, *, name: str, now: dt.datetime) -> None:
@@ -99,6 +103,46 @@ def issue_server_certificate(
     certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
 
 
+def check_server_certificate(chain: bytes, *, authority: bytes, hosts: Sequence[str], now: dt.datetime) -> dt.datetime:
+    """Refuse a server certificate that sites would refuse; when it, or the authority's, ends.
+
+    Args:
+        chain: PEM of the server certificate, then of whoever stands between it and the authority.
+        authority: PEM of one root certificate.
+        hosts: Names and addresses that sites connect to.
+        now: The time.
+
+    Raises:
+        ProvisioningError: Unreadable, out of its time, for other names, or not signed by the authority.
+
+    """
+    served, *between = _certificates(chain, source="server certificate")
+    issuer = read_certificate(authority, source="authority certificate")
+    for name, checked in (("server", served), ("authority", issuer)):
+        _check_dates(checked, name, now)
+    store = verification.Store([issuer])
+    for host in hosts:
+        verifier = _verifier(verification.PolicyBuilder().store(store).time(now), host)
+        try:
+            verifier.verify(served, between)
+        except verification.VerificationError as error:
+            raise ProvisioningError(_refused(served, host, error)) from error
+    return min(served.not_valid_after_utc, issuer.not_valid_after_utc)
+
+
+def check_server_key(chain: bytes, key: Path) -> None:
+    """Refuse a key that is not the server certificate's.
+
+    Raises:
+        ProvisioningError: Unreadable, locked with a passphrase, or another.
+
+    """
+    private = _load_key(key)
+    served = _certificates(chain, source="server certificate")[0]
+    if private.public_key() != served.public_key():
+        raise ProvisioningError(f"{key}: is not the key of the server certificate")
+
+
 def create_picture_key(key: Path, *, institution: str, now: dt.datetime) -> tuple[bytes, bytes]:
     """Make the key with which an institution signs pictures; its certificate chain and the authority alone, in PEM.
 
@@ -131,26 +175,6 @@ def create_picture_key(key: Path, *, institution: str, now: dt.datetime) -> tupl
     return b"".join(chain), chain[1]
 
 
-def _organisation(institution: str, what: str) -> x509.Name:
-    if not 1 <= len(institution) <= 64 or not institution.isprintable():  # X.520's bound
-        raise ProvisioningError(f"wanted an institution's name of 1 to 64 printable characters, got {institution!r}")
-    name = {NameOID.ORGANIZATION_NAME: institution, NameOID.COMMON_NAME: f"Darkroom {what}"}
-    return x509.Name([x509.NameAttribute(oid, text) for oid, text in name.items()])
-
-
-def read_certificate(pem: bytes, *, source: str) -> x509.Certificate:
-    """One certificate.
-
-    Raises:
-        ProvisioningError: Anything else.
-
-    """
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise ProvisioningError(f"{source}: wanted a certificate in PEM form") from error
-
-
 def create_node_key(path: Path) -> str:
     """Make Flower's key of a SuperNode, in OpenSSH form as ``ssh-keygen -t ecdsa -b 384``; the public line.
 
@@ -176,10 +200,7 @@ def read_node_key(path: Path) -> str:
         raise ProvisioningError(f"{path}: wanted a SuperNode key in OpenSSH form, without passphrase") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise ProvisioningError(f"{path}: wanted an ECDSA key")
-    return _checked_line(_public_line(private))
-
-
-def _checked_line(line: str) -> str:
+    line = _public_line(private)
     check_node_key(line)
     return line
 
@@ -215,6 +236,19 @@ def node_key_pem(line: str) -> bytes:
     return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+def read_certificate(pem: bytes, *, source: str) -> x509.Certificate:
+    """One certificate.
+
+    Raises:
+        ProvisioningError: Anything else.
+
+    """
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise ProvisioningError(f"{source}: wanted a certificate in PEM form") from error
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, *, now: dt.datetime, days: int
 ) -> x509.CertificateBuilder:
@@ -243,6 +277,13 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
+def _organisation(institution: str, what: str) -> x509.Name:
+    if not 1 <= len(institution) <= 64 or not institution.isprintable():  # X.520's bound
+        raise ProvisioningError(f"wanted an institution's name of 1 to 64 printable characters, got {institution!r}")
+    name = {NameOID.ORGANIZATION_NAME: institution, NameOID.COMMON_NAME: f"Darkroom {what}"}
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in name.items()])
+
+
 def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -259,11 +300,15 @@ def _public_line(private: ec.EllipticCurvePrivateKey) -> str:
     return private.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def _load_key(path: Path) -> PrivateKeyTypes:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ProvisioningError(f"{path}: wanted a private key in PEM form, without passphrase") from error
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = _load_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ProvisioningError(f"{path}: wanted an ECDSA key")
     return key
@@ -274,65 +319,11 @@ def _write_key(
     key: ec.EllipticCurvePrivateKey,
     form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _KEY_MODE)
+        write_new(path, content)
     except FileExistsError as error:
         raise ProvisioningError(f"{path}: exists; a key is not overwritten") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-MAX_AUTHORITY_BYTES: Final = 8192
-"""Most that a join file carries."""
-_OTHER_NAME: Final = "subjectAltName"
-"""In the library's word on a certificate for other names."""
-
-
-def check_server_certificate(chain: bytes, *, authority: bytes, hosts: Sequence[str], now: dt.datetime) -> dt.datetime:
-    """Refuse a server certificate that sites would refuse; when it, or the authority's, ends.
-
-    Args:
-        chain: PEM of the server certificate, then of whoever stands between it and the authority.
-        authority: PEM of one root certificate.
-        hosts: Names and addresses that sites connect to.
-        now: The time.
-
-    Raises:
-        ProvisioningError: Unreadable, out of its time, for other names, or not signed by the authority.
-
-    """
-    served, *between = _certificates(chain, source="server certificate")
-    issuer = read_certificate(authority, source="authority certificate")
-    for name, checked in (("server", served), ("authority", issuer)):
-        _check_dates(checked, name, now)
-    store = verification.Store([issuer])
-    for host in hosts:
-        verifier = _verifier(verification.PolicyBuilder().store(store).time(now), host)
-        try:
-            verifier.verify(served, between)
-        except verification.VerificationError as error:
-            raise ProvisioningError(_refused(served, host, error)) from error
-    return min(served.not_valid_after_utc, issuer.not_valid_after_utc)
-
-
-def check_server_key(chain: bytes, key: Path) -> None:
-    """Refuse a key that is not the server certificate's.
-
-    Raises:
-        ProvisioningError: Unreadable, locked with a passphrase, or another.
-
-    """
-    try:
-        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ProvisioningError(f"{key}: wanted a private key in PEM form, without passphrase") from error
-    served = _certificates(chain, source="server certificate")[0]
-    if private.public_key() != served.public_key():
-        raise ProvisioningError(f"{key}: is not the key of the server certificate")
 
 
 def _certificates(pem: bytes, *, source: str) -> list[x509.Certificate]:

@@ -11,12 +11,12 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from common.crypto.primitives import KEY_BYTES, Identity, Secret
+from common.durable_files import write_new
 from common.errors import CryptoError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MODE: Final = 0o600
 _DIGITS: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * KEY_BYTES))
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -28,18 +28,13 @@ def create_identity_file(path: Path) -> Identity:
         CryptoError: There is a file already: overwriting it would end the identity.
 
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity = Identity.generate()
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
+        write_new(path, identity.seed().reveal().hex().encode() + b"\n")
     except FileExistsError as error:
         raise CryptoError(
             f"{path}: exists; it is not overwritten, because a lost identity cannot be had back"
         ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(identity.seed().reveal().hex().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
     return identity
 
 

@@ -7,8 +7,6 @@ another. Keys come from the operating system.
 
 Secrets do not print, compare in constant time and do not pickle. Python cannot wipe memory: whoever reads the process
 reads its keys.
-
-Purposes of hashes, signatures and keys; :mod:`common.crypto.primitives` puts one before everything it computes.
 """
 
 from __future__ import annotations

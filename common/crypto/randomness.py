@@ -104,12 +104,13 @@ def repeatable_randomness(name: str, *, seed: int, acknowledge: str) -> Randomne
     """A deterministic stream for tests and simulations; draws are marked not private.
 
     Args:
-        name: streams of different names are independent.
-        seed: the same seed and name give the same draws in the same order.
-        acknowledge: the sentence :data:`REPEATABLE_WORDS`.
+        name: Streams of different names are independent.
+        seed: The same seed and name give the same draws in the same order.
+        acknowledge: The sentence :data:`REPEATABLE_WORDS`.
 
     Raises:
-        NotPrivate: the sentence was not given.
+        NotPrivate: The sentence was not given.
+
     """
     if acknowledge != REPEATABLE_WORDS:
         raise NotPrivate(

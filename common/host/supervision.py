@@ -127,10 +127,6 @@ class Supervisor:
             elif now - running.died >= self._restart_seconds:
                 running.process, running.died = _start(running.command), None
 
-    def alive(self) -> dict[str, int]:
-        """Process id by name of what runs now."""
-        return {r.command.name: r.process.pid for r in self._running if r.process.poll() is None}
-
     def exit_codes(self) -> dict[str, int]:
         """By name, of what has ended and was not started again yet."""
         found = ((r.command.name, r.process.poll()) for r in self._running)

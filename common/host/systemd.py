@@ -1,6 +1,6 @@
-"""systemd units for both sides: what a process may still do once it has been taken over.
+"""systemd service files for both sides: what a process may still do once it has been taken over.
 
-Only text is made here: units are put in place by an administrator, who has read them.
+Only text is made here: files are put in place by an administrator, who has read them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HARDENING: Final[tuple[Setting, ...]] = (
     ("SystemCallErrorNumber", "EPERM"),
     ("LimitCORE", "0"),  # a core file would hold keys and pictures
 )
-"""Of every unit."""
+"""Of every service."""
 WITHOUT_CAPABILITIES: Final[tuple[Setting, ...]] = (("CapabilityBoundingSet", ""), ("AmbientCapabilities", ""))
 WITHOUT_DEVICES: Final[Setting] = ("PrivateDevices", "yes")
 WITHOUT_NEW_CODE: Final[Setting] = ("MemoryDenyWriteExecute", "yes")
@@ -57,8 +57,8 @@ WITHOUT_NEW_CODE: Final[Setting] = ("MemoryDenyWriteExecute", "yes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One service."""
+class ServiceFile:
+    """One service, as systemd reads it."""
 
     name: str
     """Of its file, without ``.service``."""
@@ -79,7 +79,7 @@ class Unit:
         return f"{self.name}.service"
 
     def text(self) -> str:
-        """The unit file."""
+        """All of it."""
         return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
@@ -149,7 +149,7 @@ def escaped(text: str) -> str:
 
     """
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ConfigError(f"{text!r}: a unit cannot hold control characters")
+        raise ConfigError(f"{text!r}: a service file cannot hold control characters")
     return text.replace("%", "%%")
 
 
@@ -166,12 +166,12 @@ def argument(text: str) -> str:
     return quoted if plain and quoted else f'"{quoted}"'
 
 
-def write_units(units: Iterable[Unit], folder: Path) -> tuple[Path, ...]:
-    """Write unit files into a folder of the user's; nothing is installed."""
+def write_service_files(files: Iterable[ServiceFile], folder: Path) -> tuple[Path, ...]:
+    """Write service files into a folder of the user's; nothing is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for unit in units:
-        path = folder / unit.file_name
-        write_atomically(path, unit.text().encode(), mode=PUBLIC)
+    for file in files:
+        path = folder / file.file_name
+        write_atomically(path, file.text().encode(), mode=PUBLIC)
         written.append(path)
     return tuple(written)

@@ -10,7 +10,6 @@ gives (other spacing, a repeated key, ``1`` for ``1.0``) are refused, so one con
 
 from __future__ import annotations
 
-import math
 import secrets
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -55,7 +54,7 @@ class PrivacyTerms(Config, frozen=True, kw_only=True):
     """The differential privacy that every contribution carries."""
 
     unit: Literal["image", "subject"]
-    relation: Literal["add_remove_one", "replace_one"] = "add_remove_one"
+    relation: Literal["add_remove_one"] = "add_remove_one"
     epsilon: bounds.Epsilon
     """Promised for the whole run against the coordinator and the tolerated colluders."""
     delta: bounds.Delta
@@ -76,9 +75,8 @@ class SecureAggregationTerms(Config, frozen=True, kw_only=True):
     """How sums are masked."""
 
     bits: Literal[32, 64] = 32
-    scale: bounds.RingScale | None = None
-    """Integers per unit of the vector, a power of two, in a run without differential privacy; else it follows from the
-    privacy terms."""
+    scale: Annotated[None, Meta(description="nothing")] = None
+    """Integers per unit of the vector follow from the privacy terms; the signed bytes have the key, so it stays."""
     minimum_cohort: bounds.Cohort
     colluders: bounds.Colluders
     """Institutions that may work with the coordinator without weakening the promise to the others."""
@@ -111,7 +109,8 @@ class Manifest(Config, frozen=True, kw_only=True):
         yield from self._roster_faults()
         if self.secure_aggregation is not None:
             yield from _aggregation_faults(self.secure_aggregation, institutions=len(self.roster))
-            yield from _scale_faults(self.secure_aggregation.scale, private=self.privacy is not None)
+            if self.privacy is None:
+                yield "secure_aggregation: wanted with privacy terms only: a sum without noise protects nobody in it"
 
     def _roster_faults(self) -> Iterator[str]:
         names = [member.name for member in self.roster]
@@ -151,13 +150,6 @@ def _aggregation_faults(terms: SecureAggregationTerms, *, institutions: int) -> 
             f"secure_aggregation.minimum_cohort: wanted at least colluders + 2 = {terms.colluders + 2}, "
             f"got {terms.minimum_cohort}"
         )
-
-
-def _scale_faults(scale: float | None, *, private: bool) -> Iterator[str]:
-    if private and scale is not None:
-        yield "secure_aggregation.scale: wanted none, because it follows from the privacy terms"
-    if not private and (scale is None or math.frexp(scale)[0] != 0.5):
-        yield f"secure_aggregation.scale: wanted a power of two, got {scale}"
 
 
 class SignedManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,7 +5,7 @@ function takes only what the step before it gave::
 
     sample_units     secret Poisson sample of the institution's units, at most ``cap`` of them     (sampling)
     clipped_sum      → ClippedSum: one gradient per unit, clipped to norm C, summed                (clipping)
-    quantise         → QuantizedSum: the same on an integer lattice                                (mechanisms)
+    quantise         → QuantisedSum: the same on an integer lattice                                (mechanisms)
     add_noise        → NoisedShare: with this institution's share of the noise                     (mechanisms)
     dequantise       the sum over all institutions, in units of the gradient                       (mechanisms)
     Rounds, epsilon  what was done, and the (ε, δ) that it costs                                   (accounting)

@@ -49,7 +49,8 @@ class Rounds:
     Attributes:
         noise_multiplier: z > 0.
         sampling_rate: q in (0, 1], the chance of each unit to be in a round's sample.
-        rounds: how many, at least 1; an attempt that was sent and then repeated counts too.
+        rounds: How many, at least 1; an attempt that was sent and then repeated counts too.
+
     """
 
     noise_multiplier: float
@@ -72,6 +73,7 @@ def check_delta(delta: float, population: int | None) -> None:
 
     Raises:
         AccountingError: δ is outside (0, 1), or at least 1/N: publishing a random unit in full would satisfy it.
+
     """
     _require(0 < delta < 1, "delta in (0, 1)", delta)
     if population is not None:
@@ -94,18 +96,26 @@ def epsilon(
     """The smallest ε that the accountant proves for these events together.
 
     Args:
-        events: what was done; none at all costs 0.
-        delta: the δ to be stated.
-        slack: total variation between the mechanism that ran and these events, over all of them.
-        lost: probability, over all of them, that the events are void.
-        population: number of units N, where known; δ must be below 1/N.
+        events: What was done; none at all costs 0.
+        delta: The δ to be stated.
+        slack: Total variation between the mechanism that ran and these events, over all of them.
+        lost: Probability, over all of them, that the events are void.
+        population: Number of units N, where known; δ must be below 1/N.
 
     Guarantee: if the mechanism that ran is within ``slack`` of the events in total variation, save with probability
     ``lost``, its transcript is (ε, δ)-DP for adding or removing one unit.
 
     Raises:
-        UnknownEvent: something other than :class:`Rounds` is among the events.
-        AccountingError: nonsense, a δ of 1/N or more, a slack that uses up δ, or an ε above :data:`LARGEST_EPSILON`.
+        UnknownEvent: Something other than :class:`Rounds` is among the events.
+        AccountingError: Nonsense, a δ of 1/N or more, a slack that uses up δ, or an ε above :data:`LARGEST_EPSILON`.
+
+    Example:
+        A hundred rounds with a tenth of all units each, and noise as large as one clipped gradient:
+
+        >>> training = Rounds(noise_multiplier=1.0, sampling_rate=0.1, rounds=100)
+        >>> round(epsilon([training], delta=1e-5), 2)
+        7.05
+
     """
     check_delta(delta, population)
     _refuse_unknown(events)
@@ -125,8 +135,9 @@ def epsilon_bound(events: Sequence[Rounds], *, delta: float, slack: float = 0.0,
     Arguments and guarantee are those of :func:`epsilon`.
 
     Raises:
-        UnknownEvent: something other than :class:`Rounds` is among the events.
-        AccountingError: as :func:`epsilon`.
+        UnknownEvent: Something other than :class:`Rounds` is among the events.
+        AccountingError: As :func:`epsilon`.
+
     """
     check_delta(delta, None)
     _refuse_unknown(events)
@@ -158,6 +169,7 @@ def _affordable(events: Sequence[Rounds], grid: float) -> float:
 
     Raises:
         AccountingError: So much can be lost that not even the coarsest grid holds it.
+
     """
     means = [0.5 / max(each.noise_multiplier, 1e-6) ** 2 for each in events]  # so small that its square is not 0
     total = sum(each.rounds * each.sampling_rate * mean for each, mean in zip(events, means, strict=True))
@@ -238,7 +250,12 @@ def calibrate(  # noqa: PLR0913 - the settings that z depends on
     The search runs on a coarse grid and the answer is checked on the fine one, so it errs to more noise.
 
     Raises:
-        AccountingError: nonsense, or a target that no noise up to :data:`common.bounds.LARGEST_MULTIPLIER` meets.
+        AccountingError: Nonsense, or a target that no noise up to :data:`common.bounds.LARGEST_MULTIPLIER` meets.
+
+    Example:
+        >>> round(calibrate(8.0, delta=1e-5, sampling_rate=0.1, rounds=100), 2)
+        0.94
+
     """
     _require(target > 0 and math.isfinite(target), "a target epsilon > 0", target)
 

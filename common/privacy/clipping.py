@@ -3,15 +3,30 @@
 A unit's gradient is the mean over its K draws of (image of the unit, timestep, noise), taken at one and the same
 adapter, and is scaled down to norm C if it is longer (Abadi et al. 2016, arXiv:1607.00133). The mean comes *before* the
 clip: clipping each draw on its own lets one unit move the sum by K·C.
+
+Example:
+    Two units, of which one would pull two hundred times as hard:
+
+    >>> import torch
+    >>> from peft import LoraConfig, inject_adapter_in_model
+    >>> lora = LoraConfig(r=1, target_modules=["0"], init_lora_weights=False)
+    >>> model = inject_adapter_in_model(lora, torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)))
+    >>> for parameter in model.parameters():
+    ...     _ = parameter.data.fill_(0.5)
+    >>> trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    >>> units = torch.tensor([[1.0, 2.0], [200.0, 400.0]])
+    >>> total = clipped_sum(model, trained, [units], lambda batch: model(batch).square().sum(1), clip=0.001)
+    >>> total, round(float((total.vector**2).sum() ** 0.5), 6)  # both pull the same way
+    (ClippedSum(sensitivity=0.001), 0.002)
+
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from common.errors import ClippingError
@@ -21,12 +36,12 @@ from common.privacy.unit_gradients import record_units
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     from torch import Tensor, nn
 
     from common.privacy.unit_gradients import UnitRecorder
 
-Relation: TypeAlias = Literal["add_remove_one", "replace_one"]
 Batch = TypeVar("Batch")
 
 
@@ -36,13 +51,12 @@ class ClippedSum:
 
     Attributes:
         vector: [d] float64, in the order of the trained parameters; never shown.
-        sensitivity: the most that one unit moves ``vector``, in Euclidean norm.
-        relation: the neighbouring relation that this holds for.
+        sensitivity: The most that one unit moves ``vector`` when it is added or removed, in Euclidean norm.
+
     """
 
     vector: npt.NDArray[np.float64] = field(repr=False)
     sensitivity: float
-    relation: Relation = "add_remove_one"
 
     @property
     def coordinates(self) -> int:
@@ -73,19 +87,20 @@ def clipped_sum(
     (:mod:`client.training.batch_invariance`), and takes one unit at a time where nothing else will do.
 
     Args:
-        model: with PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
+        model: With PEFT LoRA layers, see :func:`common.privacy.unit_gradients.record_units`; its parameters' ``grad``
             is neither read nor changed.
-        parameters: all trained parameters, in the order of the vector.
-        batches: micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
+        parameters: All trained parameters, in the order of the vector.
+        batches: Micro-batches of whole units, of any sizes, though the guarantee wants one size; none at all gives the
             zero vector.
-        losses: runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
+        losses: Runs the model on one micro-batch of u units and returns [u·draws] losses, a unit's draws next to each
             other. It may use autocast and gradient checkpointing; losses must not be scaled. It and the batches are
             called in another thread, see :func:`common.privacy.arithmetic.computed`.
         clip: C > 0.
         draws: K ≥ 1 rows per unit.
 
     Raises:
-        ClippingError: a model or batch whose per-unit gradients cannot be had exactly.
+        ClippingError: A model or batch whose per-unit gradients cannot be had exactly.
+
     """
     if not (clip > 0 and math.isfinite(clip)):
         raise ClippingError(f"wanted a finite clip norm above 0, got {clip}")
@@ -99,23 +114,6 @@ def clipped_sum(
     with record_units(model, parameters, draws=draws) as recorder:
         computed(add_all)
     return ClippedSum(vector=total.cpu().numpy(), sensitivity=clip)
-
-
-def unit_norms(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    batches: Iterable[Batch],
-    losses: Callable[[Batch], Tensor],
-    *,
-    draws: int = 1,
-) -> npt.NDArray[np.float64]:
-    """Norms of the unclipped per-unit gradients, [units], not finite where a gradient is not.
-
-    They describe the data: to choose C, use data that is public. Arguments and errors as for :func:`clipped_sum`.
-    """
-    with record_units(model, parameters, draws=draws) as recorder:
-        found = [_norms(_backward(recorder, losses(batch), draws)).cpu().numpy() for batch in batches]
-    return np.concatenate([np.zeros(0), *found])
 
 
 def unit_gradients(

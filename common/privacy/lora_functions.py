@@ -77,8 +77,9 @@ def apply_lora(x: Tensor, frozen: Frozen, factors: Factors) -> Tensor:
 
     Args:
         x: [u·K, …, in] for a linear layer, [u·K, in, height, width] for a convolution.
-        frozen: the base layer and constants.
-        factors: the LoRA.
+        frozen: The base layer and constants.
+        factors: The LoRA.
+
     """
     function = _Convolution if frozen.base.weight.dim() == 4 else _Linear
     y: Tensor = function.apply(x, frozen, *factors.flat())  # type: ignore[no-untyped-call]

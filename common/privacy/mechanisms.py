@@ -4,7 +4,7 @@ Everything is public but the vectors: all institutions make the same :class:`Noi
 integers add up. Sizes are in lattice steps of 1/s; d is the vector's length.
 
 * *Sensitivity.* Rounding a sum to the nearest integers moves each coordinate's difference between neighbours by at most
-  one step, so Δ₂ = s·C + √d (replace-one: 2·s·C + √d).
+  one step, so Δ₂ = s·C + √d.
 * *Noise.* Each of n institutions adds a rounded Gaussian of integer variance (z²Δ₂² + 1/12)/(n − t). What n − t of them
   add up to is as good as rint(N(0, z²Δ₂²)), and the t others may be subtracted by whoever knows them. An integer plus
   rint(Gaussian) is the rounding of integer plus Gaussian, so the Gaussian accountant holds without a discrete Gaussian.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from common.crypto.randomness import Randomness
-    from common.privacy.clipping import ClippedSum, Relation
+    from common.privacy.clipping import ClippedSum
 
 Bits: TypeAlias = Literal[32, 64]
 
@@ -54,22 +54,21 @@ class NoisePlan:
     Attributes:
         coordinates: d.
         clip: C.
-        relation: neighbouring relation that Δ₂ is for.
         noise_multiplier: z of what n − t institutions add up to.
         institutions: n, whose shares are in the sum.
         colluders: t < n, whose shares may be known.
-        cap: most units in the whole sum.
-        bits: size of the ring.
+        cap: Most units in the whole sum.
+        bits: Size of the ring.
         scale: s, steps per unit of the gradient.
 
     Raises:
-        MechanismError: a quantity that noise rests on is not finite or out of range. With a clip of 1e-306 the scale
+        MechanismError: A quantity that noise rests on is not finite or out of range. With a clip of 1e-306 the scale
             would be infinite, the variance NaN, and NaN fails no comparison of the other kind: there was no noise.
+
     """
 
     coordinates: int
     clip: float
-    relation: Relation
     noise_multiplier: float
     institutions: int
     colluders: int
@@ -102,7 +101,7 @@ class NoisePlan:
     @property
     def sensitivity(self) -> float:
         """Δ₂ in steps."""
-        return _moves(self.relation) * self.scale * self.clip * (1 + self.rounding) + math.sqrt(self.coordinates)
+        return self.scale * self.clip * (1 + self.rounding) + math.sqrt(self.coordinates)
 
     @property
     def share_variance(self) -> float:
@@ -122,11 +121,11 @@ class NoisePlan:
     @property
     def inflation(self) -> float:
         """How much larger Δ₂ is than the real-valued sensitivity, as a share of it."""
-        return self.sensitivity / (_moves(self.relation) * self.scale * self.clip) - 1
+        return self.sensitivity / (self.scale * self.clip) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedSum:
+class QuantisedSum:
     """A clipped sum in lattice steps, [d] int64; still secret."""
 
     values: npt.NDArray[np.int64] = field(repr=False)
@@ -138,9 +137,10 @@ class NoisedShare:
     """A quantised sum with one institution's noise, [d] int64; alone it is protected by a fraction of the noise only.
 
     Attributes:
-        values: read modulo 2^bits.
-        plan: what it was made with.
+        values: Read modulo 2^bits.
+        plan: What it was made with.
         private: False if the noise was repeatable; then no (ε, δ) may be stated.
+
     """
 
     values: npt.NDArray[np.int64] = field(repr=False)
@@ -152,11 +152,7 @@ class NoisedShare:
         return self.values.astype(np.uint32) if self.plan.bits == 32 else self.values.astype(np.uint64)
 
 
-def _moves(relation: Relation) -> int:
-    return {"add_remove_one": 1, "replace_one": 2}[relation]
-
-
-def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
+def plan_noise(
     *,
     coordinates: int,
     clip: float,
@@ -164,21 +160,25 @@ def plan_noise(  # noqa: PLR0913 - the manifest's privacy settings
     institutions: int,
     cap: int,
     colluders: int = 0,
-    relation: Relation = "add_remove_one",
 ) -> NoisePlan:
     """Choose ring and scale: the largest s for which cap·C + 8σ cannot wrap.
 
     Arguments are those of :class:`NoisePlan`.
 
     Raises:
-        MechanismError: nonsense, no honest noise (t ≥ n), or noise of too few steps to be accounted for.
+        MechanismError: Nonsense, no honest noise (t ≥ n), or noise of too few steps to be accounted for.
+
+    Example:
+        >>> plan = plan_noise(coordinates=3, clip=1.0, noise_multiplier=1.0, institutions=2, cap=10)
+        >>> plan.bits, f"{plan.scale:.3g} steps per unit", f"deviation {plan.total_deviation:.3g}"
+        (32, '1.19e+08 steps per unit', 'deviation 1')
+
     """
 
     def plan(bits: Bits, scale: float) -> NoisePlan:
         return NoisePlan(
             coordinates=coordinates,
             clip=clip,
-            relation=relation,
             noise_multiplier=noise_multiplier,
             institutions=institutions,
             colluders=colluders,
@@ -204,26 +204,34 @@ def _largest_scale(plan: NoisePlan) -> float:
     limit = 2.0 ** min(plan.bits - 1, 52) - 1
     spread = TAIL * plan.total_multiplier
     fixed = plan.institutions / 2 + spread * math.sqrt(plan.coordinates) + TAIL
-    return (limit - fixed) / (plan.clip * (plan.cap + spread * _moves(plan.relation) * (1 + plan.rounding)))
+    return (limit - fixed) / (plan.clip * (plan.cap + spread * (1 + plan.rounding)))
 
 
-def quantise(total: ClippedSum, plan: NoisePlan) -> QuantizedSum:
+def quantise(total: ClippedSum, plan: NoisePlan) -> QuantisedSum:
     """Round the scaled sum to the nearest integers.
 
     Raises:
-        MechanismError: the sum is not what the plan was made for, or holds more than the cap of units allows.
+        MechanismError: The sum is not what the plan was made for, or holds more than the cap of units allows.
+
+    Example:
+        >>> from common.privacy.clipping import ClippedSum
+        >>> plan = plan_noise(coordinates=3, clip=1.0, noise_multiplier=1.0, institutions=2, cap=10)
+        >>> total = quantise(ClippedSum(vector=np.array([0.5, -0.25, 0.0]), sensitivity=1.0), plan)
+        >>> dequantise(total.values.astype(np.uint32), plan).round(6).tolist()  # without any noise
+        [0.5, -0.25, 0.0]
+
     """
-    if (total.coordinates, total.sensitivity, total.relation) != (plan.coordinates, plan.clip, "add_remove_one"):
+    if (total.coordinates, total.sensitivity) != (plan.coordinates, plan.clip):
         raise MechanismError(f"wanted {plan.coordinates} coordinates clipped to {plan.clip}, got {total}")
     if not np.linalg.norm(total.vector) <= plan.cap * plan.clip * (1 + plan.rounding):
         raise MechanismError("the sum is longer than the cap on units allows, or not finite: it was not clipped")
     steps = np.rint(total.vector * plan.scale)
     if not np.abs(steps).max() < LARGEST_STEP:
         raise MechanismError("the scaled sum is beyond 2⁶² steps: it is not what this plan was made for")
-    return QuantizedSum(values=steps.astype(np.int64), plan=plan)
+    return QuantisedSum(values=steps.astype(np.int64), plan=plan)
 
 
-def add_noise(total: QuantizedSum, randomness: Randomness) -> NoisedShare:
+def add_noise(total: QuantisedSum, randomness: Randomness) -> NoisedShare:
     """Add this institution's share of the noise; drawn even if nobody was sampled.
 
     Guarantee: with secret ``randomness``, the values of n − t institutions add up to the output of a Gaussian mechanism
@@ -241,7 +249,8 @@ def rounded_gaussian(n: int, *, variance: float, randomness: Randomness) -> npt.
     Rounding adds 1/12, to within e^(−2π²·variance).
 
     Raises:
-        MechanismError: a variance that is not finite, below 1/12, or whose tail at 37 σ would leave 2⁶².
+        MechanismError: A variance that is not finite, below 1/12, or whose tail at 37 σ would leave 2⁶².
+
     """
     if not (variance > 1 / 12 and 37 * math.sqrt(variance) < LARGEST_STEP):
         raise MechanismError(f"wanted a variance above 1/12 with 37 deviations below 2⁶², got {variance}")
@@ -286,7 +295,8 @@ def dequantise(total: npt.NDArray[np.unsignedinteger], plan: NoisePlan) -> npt.N
     """The sum over all institutions in units of the gradient, [d], from its value modulo 2^bits.
 
     Raises:
-        MechanismError: another length or another ring than the plan's.
+        MechanismError: Another length or another ring than the plan's.
+
     """
     kind = np.uint32 if plan.bits == 32 else np.uint64
     if total.shape != (plan.coordinates,) or total.dtype != kind:

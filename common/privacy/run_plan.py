@@ -34,13 +34,14 @@ class PrivatePlan:
     """A run's privacy, worked out.
 
     Attributes:
-        config: the public settings.
+        config: The public settings.
         institutions: n, whose shares are in every sum.
-        attempts: most attempts that may be sent, T of the calibration.
-        cap: most units of one institution in one sample.
-        lost: probability that some sample of the run reaches its cap.
+        attempts: Most attempts that may be sent, T of the calibration.
+        cap: Most units of one institution in one sample.
+        lost: Probability that some sample of the run reaches its cap.
         noise_multiplier: z of what n − t institutions add up to.
-        aggregation: whether the coordinator learns the sum alone, or each institution's share.
+        aggregation: Whether the coordinator learns the sum alone, or each institution's share.
+
     """
 
     config: PrivacyConfig
@@ -60,7 +61,8 @@ class PrivatePlan:
         """How vectors of this length become integers.
 
         Raises:
-            MechanismError: no scale carries the noise, or only one too coarse to be accounted for.
+            MechanismError: No scale carries the noise, or only one too coarse to be accounted for.
+
         """
         plan = plan_noise(
             coordinates=dimension,
@@ -137,7 +139,8 @@ def private_plan(config: RunConfig) -> PrivatePlan | None:
     """The run's privacy, worked out once per process; None for a run without.
 
     Raises:
-        AccountingError: settings for which no noise gives the wanted (ε, δ).
+        AccountingError: Settings for which no noise gives the wanted (ε, δ).
+
     """
     if config.privacy == "none":
         return None

@@ -29,13 +29,20 @@ def sample_units(population: int, *, rate: float, cap: int, randomness: Randomne
     :func:`overflow_probability`, and never has more than ``cap`` units.
 
     Args:
-        population: number of units N ≥ 0.
+        population: Number of units N ≥ 0.
         rate: q in (0, 1].
-        cap: a sample of more units is thinned to this number, uniformly.
-        randomness: secret, except in tests.
+        cap: A sample of more units is thinned to this number, uniformly.
+        randomness: Secret, except in tests.
 
     Raises:
-        AccountingError: nonsense.
+        AccountingError: Nonsense.
+
+    Example:
+        >>> from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
+        >>> for_show = repeatable_randomness("sample", seed=1, acknowledge=REPEATABLE_WORDS)
+        >>> sample_units(20, rate=0.25, cap=10, randomness=for_show).tolist()
+        [3, 4, 9, 11, 16, 19]
+
     """
     _check(population, rate, cap)
     chosen: npt.NDArray[np.int64] = np.flatnonzero(randomness.coins(population, rate))
@@ -53,12 +60,19 @@ def draw_images(
     """A unit's images for its K draws: each of its images once in random order, and again as often as K needs.
 
     Args:
-        images: the unit's image indices, at least one.
+        images: The unit's image indices, at least one.
         draws: K ≥ 1.
-        randomness: secret, except in tests.
+        randomness: Secret, except in tests.
 
     Raises:
-        AccountingError: a unit without images, or K < 1.
+        AccountingError: A unit without images, or K < 1.
+
+    Example:
+        >>> from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
+        >>> for_show = repeatable_randomness("draws", seed=1, acknowledge=REPEATABLE_WORDS)
+        >>> draw_images([7, 8, 9], draws=5, randomness=for_show).tolist()
+        [7, 8, 9, 7, 9]
+
     """
     if not images or draws < 1:
         raise AccountingError(f"wanted a unit with images and at least one draw, got {draws} draws")
@@ -74,6 +88,11 @@ def overflow_probability(population: int, *, rate: float, cap: int) -> float:
     Where fewer than ``cap`` of the units that two neighbours share are sampled, neither neighbour is thinned and the
     accountant's bound holds; the rest is lost outright, so this adds to δ as it is, without a factor of e^ε. It grows
     with the population, so a public upper bound on N may stand in for N.
+
+    Example:
+        >>> f"{overflow_probability(1000, rate=0.05, cap=100):.1e}"
+        '8.4e-11'
+
     """
     _check(population, rate, cap)
     return min(1.0, float(stats.binom.sf(cap - 1, population, rate)) * (1 + 1e-6))
@@ -83,12 +102,17 @@ def smallest_cap(population: int, *, rate: float, probability: float) -> int:
     """The least cap that a Poisson sample reaches with at most this probability.
 
     Args:
-        population: number of units N, or an upper bound.
+        population: Number of units N, or an upper bound.
         rate: q in (0, 1].
-        probability: for one round; a run of T rounds loses T·probability.
+        probability: For one round; a run of T rounds loses T·probability.
 
     Raises:
-        AccountingError: nonsense.
+        AccountingError: Nonsense.
+
+    Example:
+        >>> smallest_cap(1000, rate=0.05, probability=1e-9)
+        97
+
     """
     if not 0 < probability < 1:
         raise AccountingError(f"wanted a probability in (0, 1), got {probability}")

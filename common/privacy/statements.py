@@ -7,9 +7,8 @@ in m; the statements take the worst.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -45,19 +44,20 @@ class RunSettings:
     """What a run's (ε, δ) depend on.
 
     Attributes:
-        unit: what is protected.
+        unit: What is protected.
         delta: δ of every statement.
         institutions: n, the fewest whose shares are in any sum that is released.
-        roster: the most; absent: n.
+        roster: The most; absent: n.
         colluders: t < n, whom the coordinator may be in league with.
         noise_multiplier: z, reached by all institutions but ``spare``, as in :class:`NoisePlan`.
         spare: s < n, :attr:`NoisePlan.colluders`; with s = t the coordinator faces z itself.
         sampling_rate: q.
         rounds: T, every sent attempt counted.
-        population: fewest units N of all institutions together, where known; δ must be below 1/N.
-        slack: of the sum of several shares, over all rounds: :func:`common.privacy.mechanisms.rounding_slack`.
-        lost: over all rounds: T times :func:`common.privacy.sampling.overflow_probability`, summed over institutions.
+        population: Fewest units N of all institutions together, where known; δ must be below 1/N.
+        slack: Of the sum of several shares, over all rounds: :func:`common.privacy.mechanisms.rounding_slack`.
+        lost: Over all rounds: T times :func:`common.privacy.sampling.overflow_probability`, summed over institutions.
         private: False where noise or samples were repeatable.
+
     """
 
     unit: Unit
@@ -95,10 +95,11 @@ class Statement:
     """One (ε, δ), or none (``epsilon`` is None) where nothing can be promised.
 
     Attributes:
-        adversary: who looks.
+        adversary: Who looks.
         epsilon: ε.
         noise_multiplier: z against this adversary.
-        known_shares: shares of the noise that this adversary knows.
+        known_shares: Shares of the noise that this adversary knows.
+
     """
 
     adversary: Adversary
@@ -136,24 +137,6 @@ class Statements:
         lines = [f"- Against {one.adversary}{_known(one)}: epsilon = {figure(one.epsilon)}." for one in self.all]
         return "\n".join([head, *lines, basis, "Not included:", *(f"- {line}" for line in self.excluded)])
 
-    def as_line(self) -> str:
-        """The settings and the four figures: server / institutions / public / fallback."""
-        s = self.settings
-        size = "" if s.population is None else f"N = {s.population:_}, B = {s.population * s.sampling_rate:.0f}, "
-        basis = f"n = {s.institutions}, z = {s.noise_multiplier:.4g}, {size}T = {s.rounds}".replace("_", " ")
-        return f"{basis}: {' / '.join(figure(one.epsilon) for one in self.all)}"
-
-    def as_json(self) -> str:
-        """Everything, with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-    def as_table(self) -> str:
-        """A Markdown table, one line for each adversary."""
-        rows = [f"| {o.adversary}{_known(o)} | {o.noise_multiplier:.4g} | {figure(o.epsilon)} |" for o in self.all]
-        s = self.settings
-        title = f"| adversary (unit: {s.unit}, δ = {s.delta:g}, q = {s.sampling_rate:.4g}, T = {s.rounds}) | z | ε |"
-        return "\n".join([title, "|---|---|---|", *rows])
-
 
 def _known(statement: Statement) -> str:
     known = statement.known_shares
@@ -163,7 +146,13 @@ def _known(statement: Statement) -> str:
 
 
 def figure(value: float | None) -> str:
-    """ε to 3 digits, rounded up."""
+    """ε to 3 digits, rounded up.
+
+    Example:
+        >>> figure(8.6412), figure(None)
+        ('8.65', 'none: nothing is promised')
+
+    """
     if value is None:
         return "none: nothing is promised"
     step = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
@@ -174,8 +163,20 @@ def state(settings: RunSettings) -> Statements:
     """Work out the four statements of a run.
 
     Raises:
-        NotPrivate: noise or samples were repeatable, so there is nothing to state.
-        AccountingError: nonsense, or a δ of 1/N or more.
+        NotPrivate: Noise or samples were repeatable, so there is nothing to state.
+        AccountingError: Nonsense, or a δ of 1/N or more.
+
+    Example:
+        >>> settings = RunSettings(
+        ...     unit="image", delta=1e-5, institutions=10, noise_multiplier=1.0, sampling_rate=0.1, rounds=1, spare=1
+        ... )
+        >>> for one in state(settings).all:
+        ...     print(figure(one.epsilon), "against", one.adversary)
+        1.69 against the coordinator with colluding institutions
+        1.69 against other institutions
+        1.50 against whoever gets the adapter, or any number of its images
+        12.8 against the coordinator, if secure aggregation fails for one institution
+
     """
     if not settings.private:
         raise NotPrivate("noise or samples came from a repeatable stream: no (ε, δ) holds for this run")

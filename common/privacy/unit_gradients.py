@@ -61,7 +61,8 @@ class UnitRecorder:
         """Number of units in ``rows`` rows; the same in every layer of one micro-batch.
 
         Raises:
-            ClippingError: a unit would be split, or rows of different units were mixed on the way to this layer.
+            ClippingError: A unit would be split, or rows of different units were mixed on the way to this layer.
+
         """
         units, rest = divmod(rows, self._draws)
         if rest:
@@ -102,12 +103,13 @@ def record_units(model: nn.Module, parameters: Sequence[nn.Parameter], *, draws:
     have before. While it lasts, no second recording of the same layers can begin, in any thread.
 
     Args:
-        model: has PEFT LoRA layers on Linear or Conv2d, with one active adapter and without dropout, bias or variant.
-        parameters: all trained parameters, each a factor (A, B or core) of one LoRA layer.
+        model: Has PEFT LoRA layers on Linear or Conv2d, with one active adapter and without dropout, bias or variant.
+        parameters: All trained parameters, each a factor (A, B or core) of one LoRA layer.
         draws: K ≥ 1 rows for each unit, next to each other in the batch.
 
     Raises:
-        ClippingError: the model is not of that kind, trains something else too, or is being recorded already.
+        ClippingError: The model is not of that kind, trains something else too, or is being recorded already.
+
     """
     if draws < 1:
         raise ClippingError(f"wanted at least one draw per unit, got {draws}")

@@ -21,8 +21,6 @@ among the signatures need not be that site's.
 A manifest that comes with the release is whatever its coordinator put in, so a public roster is the coordinator's own
 choice of names and keys: who must know that the institutions are real gives the manifest, the coordinator's key, or
 compares the roster's keys, each from another source. Whether so many attempts were sent is for the sites to say.
-
-What is inside a release's files, against its statement: the adapter in each of its forms, and the model card.
 """
 
 from __future__ import annotations
@@ -81,115 +79,14 @@ if TYPE_CHECKING:
 FROZEN: Final = (
     "frozen factors not compared, which everybody loads and the adapter's digest does not cover: give --base"
 )
-_MAX_CARD_BYTES: Final = 1 << 20
-_SHOWN: Final = 160
-
-
-def content_faults(folder: ReleaseFolder, release: Release, base: Path | None, names: Sequence[str]) -> Iterator[str]:
-    """Adapter files, words and card; the files' digests are right already.
-
-    Args:
-        folder: The release.
-        release: Its statement.
-        base: The base model's directory; None: frozen factors that follow from it are not compared.
-        names: Of the roster, where it is public.
-
-    """
-    try:
-        spec = read_adapter_spec(folder.root)
-    except AdapterError as error:
-        yield str(error)
-        return
-    if tuple(file.name for file in release.files) != (wanted := file_names(release.name, spec, release.roster)):
-        yield f"wanted the files {', '.join(wanted)}"
-        return
-    try:
-        yield from _adapter_faults(folder, release, spec)
-        if base is not None:
-            _compare(folder, spec, base)
-    except (AdapterError, ModelError, ReleaseError) as error:
-        yield str(error)
-    try:
-        yield from _sentence_faults(folder, release, names)
-    except ReleaseError as error:
-        yield str(error)
-
-
-def not_compared(folder: ReleaseFolder) -> tuple[str, ...]:
-    """What of the adapter nobody can check without the base."""
-    try:
-        return (FROZEN,) if read_adapter_spec(folder.root).config.train == "core" else ()
-    except AdapterError:
-        return ()  # that is a fault already
-
-
-def _adapter_faults(folder: ReleaseFolder, release: Release, spec: AdapterSpec) -> Iterator[str]:
-    if (spec.digest, spec.base_digest, spec.dimension, str(spec.family)) != (
-        release.adapter_spec,
-        release.base,
-        release.dimension,
-        release.family,
-    ):
-        yield "the adapter's specification is not the one that the release names"
-    check_adapter_weights(folder.root, spec)
-    found = vector_digest(read_adapter_vector(folder.root, spec))
-    if found != release.adapter:
-        yield f"the adapter is {found}; the release says {release.adapter}"
-    theirs = kohya_bytes(folder.root, spec, title=release.name)
-    if folder.read(kohya_file(release.name), most=len(theirs)) != theirs:
-        yield f"{kohya_file(release.name)}: holds another adapter than diffusers' file"
-    for name, ours in _own_files(folder, spec):
-        if folder.read(name, most=len(ours)) != ours:
-            yield f"{name}: holds what no program reads beside the adapter; wanted the file as it was exported"
-
-
-def _own_files(folder: ReleaseFolder, spec: AdapterSpec) -> Iterator[tuple[str, bytes]]:
-    """The adapter's files as our export writes them: a header or a specification has room for words as well."""
-    yield SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n"
-    yield WEIGHTS_FILE, in_order(save(load_file(folder.root / WEIGHTS_FILE), metadata=weights_metadata(spec)))
-    if spec.config.train == "core":
-        yield CORE_FILE, in_order(save(load_file(folder.root / CORE_FILE), metadata=core_metadata(spec)))
-
-
-def _compare(folder: ReleaseFolder, spec: AdapterSpec, base: Path) -> None:
-    from common.adapter.model import open_base  # noqa: PLC0415 - diffusers takes seconds to load
-
-    compare_with_base(folder.root, spec, open_base(str(base), digest=spec.base_digest, family=spec.family))
-
-
-def _sentence_faults(folder: ReleaseFolder, release: Release, names: Sequence[str]) -> Iterator[str]:
-    """What people read: free text in the statement would be the coordinator's own promise in the card's table."""
-    privacy = release.privacy
-    for name, said, due in (("accountant", privacy.accountant, ACCOUNTANT), ("relation", privacy.relation, RELATION)):
-        if said != due:
-            yield f"privacy.{name}: {said}; wanted {due}"
-    wanted, found = model_card(release, names), folder.read(CARD_FILE, most=_MAX_CARD_BYTES)
-    if found != wanted.encode():
-        yield (
-            f"{CARD_FILE}: is not the card that release.json gives: {_first_difference(found, wanted)}; use the file "
-            "as it was made, or the version of Darkroom that made it"
-        )
-
-
-def _first_difference(found: bytes, wanted: str) -> str:
-    """For a person; a byte that is no text shows as such."""
-    theirs, ours = found.decode(errors="backslashreplace").split("\n"), wanted.split("\n")
-    for number, (one, other) in enumerate(zip_longest(theirs, ours, fillvalue=""), start=1):
-        if one != other:
-            return f"line {number} is {_shortened(one)}, wanted {_shortened(other)}"
-    return f"{len(theirs)} lines, wanted {len(ours)}"
-
-
-def _shortened(line: str) -> str:
-    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")
-
-
 _NO_MANIFEST: Final = (
     "the sites' signatures, every ε, the number of institutions and the specification, for which the run's manifest is "
     "needed"
 )
 _TOLERANCE: Final = 1e-6
 """Share by which two machines' accountants may differ."""
+_MAX_CARD_BYTES: Final = 1 << 20
+_SHOWN: Final = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +94,11 @@ class Expected:
     """What the one who checks knows or wants.
 
     Attributes:
-        manifest: the signed manifest's bytes, where they are not to be taken from the release or its roster is private.
-        coordinator: public key, hex; None: whoever signed.
-        signatures: fewest institutions that must have signed; None: all of the roster.
-        base: the base model's directory, to make the frozen factors again; None: they are not compared.
+        manifest: The signed manifest's bytes, where they are not to be taken from the release or its roster is private.
+        coordinator: Public key, hex; None: whoever signed.
+        signatures: Fewest institutions that must have signed; None: all of the roster.
+        base: The base model's directory, to make the frozen factors again; None: they are not compared.
+
     """
 
     manifest: bytes | None = None
@@ -247,6 +145,22 @@ class ReleaseCheck:
             raise ReleaseError("this release is not in order:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
 
+def verify_release(
+    root: Path, *, manifest: Path | None, coordinator: str | None, signatures: int | None, base: Path | None
+) -> Iterator[str]:
+    """What both command lines do: say what was found, then refuse what is not in order.
+
+    Raises:
+        ReleaseError: Every fault.
+
+    """
+    signed = None if manifest is None else _read_manifest(manifest)
+    expected = Expected(manifest=signed, coordinator=coordinator, signatures=signatures, base=base)
+    found = check_release(ReleaseFolder(root), expected)
+    yield from found.lines()
+    found.require_sound()
+
+
 def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     """Look at everything; the faults are in the result.
 
@@ -261,11 +175,11 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     are_altered = bool(faults)
     inside = _manifest_inside(folder, faults)
     if not are_altered:  # what is inside an altered file says nothing
-        faults += content_faults(folder, release, expected.base, _names(inside))
+        faults += _content_faults(folder, release, expected.base, _names(inside))
     if expected.coordinator not in {None, release.coordinator}:
         faults.append("signed by another coordinator than the one whose key was given; ask that one by telephone")
     opened = inside if expected.manifest is None else open_manifest(expected.manifest)
-    unchecked = not_compared(folder) if expected.base is None else ()
+    unchecked = _not_compared(folder) if expected.base is None else ()
     if opened is None:
         if expected.signatures != 0:
             faults.append("the sites' signatures cannot be checked without the run's manifest; give its file")
@@ -279,6 +193,42 @@ def check_release(folder: ReleaseFolder, expected: Expected) -> ReleaseCheck:
     words, found = read_words(folder, release, manifest)
     checked = _with_words(release, manifest, words, due=expected.signatures)
     return replace(checked, faults=_one_line_each([*faults, *found, *checked.faults]), unchecked=unchecked)
+
+
+def read_words(folder: ReleaseFolder, release: Release, manifest: Manifest) -> tuple[tuple[SiteWord, ...], list[str]]:
+    """The sites' words that are in order, and a fault for every other thing in the folder of signatures."""
+    places = {signature_file(release, manifest, place): place for place in range(len(manifest.roster))}
+    words, faults = [], []
+    for name in folder.signature_names():
+        source = f"{SIGNATURES}/{name}"
+        if name not in places:
+            faults.append(f"{source}: of nobody in the run's roster")
+            continue
+        try:
+            data = folder.read(source, most=MAX_WORD_BYTES)
+            word = parse_word(data, key=manifest.roster[places[name]].key, source=source)
+        except ReleaseError as error:
+            faults.append(str(error))
+            continue
+        if wrong := list(_word_faults(word, release, manifest, places[name])):
+            faults += [f"{source}: {fault}" for fault in wrong]
+        else:
+            words.append(word)
+    return tuple(words), faults
+
+
+def _read_manifest(path: Path) -> bytes:
+    return ReleaseFolder(path.parent).read(path.name, most=MAX_SIGNED_BYTES)
+
+
+def _manifest_inside(folder: ReleaseFolder, faults: list[str]) -> tuple[Manifest, bytes] | None:
+    """The release's own copy and its digest; None if it has none, or one that adds to the faults."""
+    try:
+        signed = folder.signed_manifest()
+        return None if signed is None else open_manifest(signed)
+    except (ReleaseError, ManifestError, ConfigErrors) as error:
+        faults.append(f"{MANIFEST_FILE}: {error}")
+        return None
 
 
 def _names(inside: tuple[Manifest, bytes] | None) -> tuple[str, ...]:
@@ -305,16 +255,6 @@ def _stray_faults(folder: ReleaseFolder) -> Iterator[str]:
             yield str(error)
 
 
-def _manifest_inside(folder: ReleaseFolder, faults: list[str]) -> tuple[Manifest, bytes] | None:
-    """The release's own copy and its digest; None if it has none, or one that adds to the faults."""
-    try:
-        signed = folder.signed_manifest()
-        return None if signed is None else open_manifest(signed)
-    except (ReleaseError, ManifestError, ConfigErrors) as error:
-        faults.append(f"{MANIFEST_FILE}: {error}")
-        return None
-
-
 def _with_words(release: Release, manifest: Manifest, words: tuple[SiteWord, ...], *, due: int | None) -> ReleaseCheck:
     names = [signature_file(release, manifest, place) for place in range(len(manifest.roster))]
     signers = {names[word.place] for word in words}
@@ -329,48 +269,6 @@ def _with_words(release: Release, manifest: Manifest, words: tuple[SiteWord, ...
         signed=tuple(name for name in names if name in signers),
         unsigned=unsigned,
     )
-
-
-def verify_release(
-    root: Path, *, manifest: Path | None, coordinator: str | None, signatures: int | None, base: Path | None
-) -> Iterator[str]:
-    """What both command lines do: say what was found, then refuse what is not in order.
-
-    Raises:
-        ReleaseError: Every fault.
-
-    """
-    signed = None if manifest is None else _read_manifest(manifest)
-    expected = Expected(manifest=signed, coordinator=coordinator, signatures=signatures, base=base)
-    found = check_release(ReleaseFolder(root), expected)
-    yield from found.lines()
-    found.require_sound()
-
-
-def _read_manifest(path: Path) -> bytes:
-    return ReleaseFolder(path.parent).read(path.name, most=MAX_SIGNED_BYTES)
-
-
-def read_words(folder: ReleaseFolder, release: Release, manifest: Manifest) -> tuple[tuple[SiteWord, ...], list[str]]:
-    """The sites' words that are in order, and a fault for every other thing in the folder of signatures."""
-    places = {signature_file(release, manifest, place): place for place in range(len(manifest.roster))}
-    words, faults = [], []
-    for name in folder.signature_names():
-        source = f"{SIGNATURES}/{name}"
-        if name not in places:
-            faults.append(f"{source}: of nobody in the run's roster")
-            continue
-        try:
-            data = folder.read(source, most=MAX_WORD_BYTES)
-            word = parse_word(data, key=manifest.roster[places[name]].key, source=source)
-        except ReleaseError as error:
-            faults.append(str(error))
-            continue
-        if wrong := list(_word_faults(word, release, manifest, places[name])):
-            faults += [f"{source}: {fault}" for fault in wrong]
-        else:
-            words.append(word)
-    return tuple(words), faults
 
 
 def _word_faults(word: SiteWord, release: Release, manifest: Manifest, place: int) -> Iterator[str]:
@@ -443,3 +341,102 @@ def _epsilon_faults(name: str, stated: StatedEpsilon, due: StatedEpsilon) -> Ite
         said, ours = (math.inf if (value := getattr(one, against)) is None else value for one in (stated, due))
         if said < ours * (1 - _TOLERANCE):
             yield f"privacy.{name}.{against}: ε = {said:.6g} is stated; worked out here it is {ours:.6g}"
+
+
+def _content_faults(folder: ReleaseFolder, release: Release, base: Path | None, names: Sequence[str]) -> Iterator[str]:
+    """What is inside the files, whose digests are right already: the adapter in each of its forms, words and card.
+
+    Args:
+        folder: The release.
+        release: Its statement.
+        base: The base model's directory; None: frozen factors that follow from it are not compared.
+        names: Of the roster, where it is public.
+
+    """
+    try:
+        spec = read_adapter_spec(folder.root)
+    except AdapterError as error:
+        yield str(error)
+        return
+    if tuple(file.name for file in release.files) != (wanted := file_names(release.name, spec, release.roster)):
+        yield f"wanted the files {', '.join(wanted)}"
+        return
+    try:
+        yield from _adapter_faults(folder, release, spec)
+        if base is not None:
+            _compare(folder, spec, base)
+    except (AdapterError, ModelError, ReleaseError) as error:
+        yield str(error)
+    try:
+        yield from _sentence_faults(folder, release, names)
+    except ReleaseError as error:
+        yield str(error)
+
+
+def _not_compared(folder: ReleaseFolder) -> tuple[str, ...]:
+    """What of the adapter nobody can check without the base."""
+    try:
+        return (FROZEN,) if read_adapter_spec(folder.root).config.train == "core" else ()
+    except AdapterError:
+        return ()  # that is a fault already
+
+
+def _adapter_faults(folder: ReleaseFolder, release: Release, spec: AdapterSpec) -> Iterator[str]:
+    if (spec.digest, spec.base_digest, spec.dimension, str(spec.family)) != (
+        release.adapter_spec,
+        release.base,
+        release.dimension,
+        release.family,
+    ):
+        yield "the adapter's specification is not the one that the release names"
+    check_adapter_weights(folder.root, spec)
+    found = vector_digest(read_adapter_vector(folder.root, spec))
+    if found != release.adapter:
+        yield f"the adapter is {found}; the release says {release.adapter}"
+    theirs = kohya_bytes(folder.root, spec, title=release.name)
+    if folder.read(kohya_file(release.name), most=len(theirs)) != theirs:
+        yield f"{kohya_file(release.name)}: holds another adapter than diffusers' file"
+    for name, ours in _own_files(folder, spec):
+        if folder.read(name, most=len(ours)) != ours:
+            yield f"{name}: holds what no program reads beside the adapter; wanted the file as it was exported"
+
+
+def _own_files(folder: ReleaseFolder, spec: AdapterSpec) -> Iterator[tuple[str, bytes]]:
+    """The adapter's files as our export writes them: a header or a specification has room for words as well."""
+    yield SPEC_FILE, msgspec.json.format(encode_spec(spec), indent=2) + b"\n"
+    yield WEIGHTS_FILE, in_order(save(load_file(folder.root / WEIGHTS_FILE), metadata=weights_metadata(spec)))
+    if spec.config.train == "core":
+        yield CORE_FILE, in_order(save(load_file(folder.root / CORE_FILE), metadata=core_metadata(spec)))
+
+
+def _compare(folder: ReleaseFolder, spec: AdapterSpec, base: Path) -> None:
+    from common.adapter.model import open_base  # noqa: PLC0415 - diffusers takes seconds to load
+
+    compare_with_base(folder.root, spec, open_base(str(base), digest=spec.base_digest, family=spec.family))
+
+
+def _sentence_faults(folder: ReleaseFolder, release: Release, names: Sequence[str]) -> Iterator[str]:
+    """What people read: free text in the statement would be the coordinator's own promise in the card's table."""
+    privacy = release.privacy
+    for name, said, due in (("accountant", privacy.accountant, ACCOUNTANT), ("relation", privacy.relation, RELATION)):
+        if said != due:
+            yield f"privacy.{name}: {said}; wanted {due}"
+    wanted, found = model_card(release, names), folder.read(CARD_FILE, most=_MAX_CARD_BYTES)
+    if found != wanted.encode():
+        yield (
+            f"{CARD_FILE}: is not the card that release.json gives: {_first_difference(found, wanted)}; use the file "
+            "as it was made, or the version of Darkroom that made it"
+        )
+
+
+def _first_difference(found: bytes, wanted: str) -> str:
+    """For a person; a byte that is no text shows as such."""
+    theirs, ours = found.decode(errors="backslashreplace").split("\n"), wanted.split("\n")
+    for number, (one, other) in enumerate(zip_longest(theirs, ours, fillvalue=""), start=1):
+        if one != other:
+            return f"line {number} is {_shortened(one)}, wanted {_shortened(other)}"
+    return f"{len(theirs)} lines, wanted {len(ours)}"
+
+
+def _shortened(line: str) -> str:
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")

@@ -70,7 +70,7 @@ not sign keys, answers an unmasking request that lists one node as both alive an
 clear, and takes 8 bytes a parameter and four stages. Here masks have 256-bit keys, every message is signed, and a
 parameter takes 4 bytes.
 
-A vector's way: :mod:`.quantize` → :mod:`.masking` → the sum; :mod:`.keys` holds who is who; :mod:`.messages` the wire.
+A vector's way: :mod:`.ring` → :mod:`.masking` → the sum; :mod:`.keys` holds who is who; :mod:`.messages` the wire.
 """
 
 from __future__ import annotations

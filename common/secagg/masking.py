@@ -99,6 +99,24 @@ def open_sum(total: Words, context: RoundContext) -> VectorSum:
     Raises:
         MasksDidNotCancel: They did not; nothing is returned.
 
+    Example:
+        Two institutions mask (10, 20) and (1, 2) under a key that only they share; the coordinator adds:
+
+        >>> from common.crypto.primitives import random_key
+        >>> from common.secagg.messages import RoundContext, Step
+        >>> from common.secagg.ring import from_integers
+        >>> context = RoundContext(
+        ...     session=bytes(32), step=Step(0, 0), adapter=bytes(32), cohort=(0, 1), dimension=2, bits=32
+        ... )
+        >>> inputs = [from_integers(np.array(each), bits=32, cohort=2) for each in ([10, 20], [1, 2])]
+        >>> key = random_key()
+        >>> masked = [mask(inputs[place], context, {1 - place: key}, place=place).words for place in (0, 1)]
+        >>> open_sum(masked[0] + masked[1], context).words.tolist()
+        [11, 22]
+        >>> open_sum(masked[0] + 2 * masked[1], context)
+        Traceback (most recent call last):
+        common.errors.MasksDidNotCancel: ...
+
     """
     checks = total[context.dimension :]
     if not (checks == len(context.cohort)).all():

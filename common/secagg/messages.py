@@ -38,12 +38,24 @@ Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATU
 
 
 def check_coordinates(bits: Bits) -> int:
-    """Trailing coordinates that hold the constant 1: 4 of 32 bits or 2 of 64."""
+    """Trailing coordinates that hold the constant 1.
+
+    Example:
+        >>> check_coordinates(32), check_coordinates(64)
+        (4, 2)
+
+    """
     return CHECK_BITS // bits
 
 
 class Step(NamedTuple):
-    """Round and attempt; later steps compare greater."""
+    """Round and attempt; later steps compare greater.
+
+    Example:
+        >>> Step(3, 0) < Step(3, 1) < Step(4, 0)
+        True
+
+    """
 
     round: int
     attempt: int

@@ -3,9 +3,8 @@
 The same bytes go through Flower, through the simulation and through a steward's socket; nothing else does. Refusals
 carry a code and never a text, because an exception's text can hold a path, a caption or a value of private data.
 
-Where the untrusted shim meets the institution's steward, and the names both ends of Flower use for it.
-
-The shim travels in Flower's bundle together with ``common`` alone, so what it knows of a steward stands here.
+What the untrusted shim knows of a steward stands here too, since it travels in Flower's bundle with ``common`` alone:
+:class:`StewardPort`, and the names under which Flower carries the bytes.
 """
 
 from __future__ import annotations
@@ -16,19 +15,33 @@ from typing import Annotated, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from common.config import Digest
 from common.errors import ProtocolError
 from common.manifest.manifest import MAX_MANIFEST_BYTES
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """Larger messages are refused before they are decoded."""
-
 MAX_CONTROL_BYTES: Final = 1 << 18
 """Longest message of a session's opening."""
-
+MESSAGE_TYPE: Final = "query.ask"
+"""Flower's message type for every request; what is asked stands in the bytes."""
+ACTION: Final = "ask"
+"""The action part of :data:`MESSAGE_TYPE`."""
+RECORD: Final = "darkroom"
+"""Name of the only record of a message's content."""
+FIELD: Final = "message"
+"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
 Round = Annotated[int, Meta(ge=0, lt=2**31)]
 Control = Annotated[bytes, Meta(max_length=MAX_CONTROL_BYTES)]
-SpecDigest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class StewardPort(Protocol):
+    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
+
+    def answer(self, request: bytes) -> bytes:
+        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
+        ...
 
 
 class RefusalCode(StrEnum):
@@ -53,109 +66,76 @@ class RefusalCode(StrEnum):
     INTERNAL = "internal"
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all of them have."""
+
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
 
 
-class Contribute(_Message, frozen=True, kw_only=True, tag="contribute"):
+class Contribute(Message, frozen=True, kw_only=True, tag="contribute"):
     """Coordinator → institution: train on this global adapter (float32, little-endian) and answer with the update."""
 
     round: Round
     attempt: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
-class Evaluate(_Message, frozen=True, kw_only=True, tag="evaluate"):
+class Evaluate(Message, frozen=True, kw_only=True, tag="evaluate"):
     """Coordinator → institution: hold-out loss of this global adapter."""
 
     round: Round
-    spec_digest: SpecDigest
+    spec_digest: Digest
     adapter: bytes
 
 
-class PlainContribution(_Message, frozen=True, kw_only=True, tag="plain_contribution"):
-    """Institution → coordinator without privacy: a weighted vector (float32, little-endian) and its weight.
-
-    fedsgd: the sum of per-picture gradients, and the public expected batch size; fedavg: weight times the change of the
-    adapter. Either way the coordinator uses sum(vector) / sum(weight).
-    """
-
-    round: Round
-    attempt: Round
-    vector: bytes
-    weight: Annotated[float, Meta(gt=0)]
-    train_loss: float
-
-
-class NoisedContribution(_Message, frozen=True, kw_only=True, tag="noised_contribution"):
-    """Institution → coordinator with privacy: the clipped, noised sum modulo 2^bits, and nothing else of the data.
-
-    ``values`` are unsigned little-endian integers of the width that the run's noise plan has, 32 or 64 bits. There is
-    neither loss nor count: each would be a release of its own.
-    """
-
-    round: Round
-    attempt: Round
-    values: bytes
-
-
-class Propose(_Message, frozen=True, kw_only=True, tag="propose"):
+class Propose(Message, frozen=True, kw_only=True, tag="propose"):
     """Coordinator → institution: take part in this run; the bytes of :func:`common.manifest.manifest.sign_manifest`."""
 
     manifest: Annotated[bytes, Meta(max_length=MAX_MANIFEST_BYTES + 1024)]
 
 
-class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
+class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
     """Institution → coordinator: the bytes of :func:`common.manifest.manifest.countersign`."""
 
     countersignature: Annotated[bytes, Meta(max_length=1024)]
 
 
-class OpenSecureSession(_Message, frozen=True, kw_only=True, tag="open_secure_session"):
+class OpenSecureSession(Message, frozen=True, kw_only=True, tag="open_secure_session"):
     """Coordinator → institution: a :class:`common.secagg.messages.OpenSession`, encoded."""
 
     message: Control
 
 
-class SessionKeyAdvert(_Message, frozen=True, kw_only=True, tag="session_key_advert"):
+class SessionKeyAdvert(Message, frozen=True, kw_only=True, tag="session_key_advert"):
     """Institution → coordinator: a :class:`common.secagg.messages.KeyAdvert`, encoded."""
 
     message: Control
 
 
-class ShareSessionKeys(_Message, frozen=True, kw_only=True, tag="share_session_keys"):
+class ShareSessionKeys(Message, frozen=True, kw_only=True, tag="share_session_keys"):
     """Coordinator → institution: a :class:`common.secagg.messages.SessionKeys`, encoded."""
 
     message: Control
 
 
-class SessionReady(_Message, frozen=True, kw_only=True, tag="session_ready"):
+class SessionReady(Message, frozen=True, kw_only=True, tag="session_ready"):
     """Institution → coordinator: the session's keys are derived; a round may come."""
 
 
-class ContributeMasked(_Message, frozen=True, kw_only=True, tag="contribute_masked"):
+class ContributeMasked(Message, frozen=True, kw_only=True, tag="contribute_masked"):
     """Coordinator → institution: a :class:`common.secagg.messages.RoundRequest`, encoded."""
 
     message: bytes
 
 
-class MaskedAnswer(_Message, frozen=True, kw_only=True, tag="masked_answer"):
+class MaskedAnswer(Message, frozen=True, kw_only=True, tag="masked_answer"):
     """Institution → coordinator: a :class:`common.secagg.messages.MaskedContribution`, encoded."""
 
     message: bytes
 
 
-class PlainEvaluation(_Message, frozen=True, kw_only=True, tag="plain_evaluation"):
-    """Institution → coordinator without privacy: mean hold-out loss and the number of hold-out pictures."""
-
-    round: Round
-    institution: Annotated[str, Meta(max_length=200)]
-    loss: float
-    pictures: Annotated[int, Meta(ge=1)]
-
-
-class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
+class Refusal(Message, frozen=True, kw_only=True, tag="refusal"):
     """Institution → coordinator: no answer, and the kind of reason."""
 
     code: RefusalCode
@@ -164,13 +144,12 @@ class Refusal(_Message, frozen=True, kw_only=True, tag="refusal"):
 PlainRequest: TypeAlias = Contribute | Evaluate
 SecureRequest: TypeAlias = Propose | OpenSecureSession | ShareSessionKeys | ContributeMasked
 Request: TypeAlias = PlainRequest | SecureRequest
-Contribution: TypeAlias = PlainContribution | NoisedContribution
 SecureReply: TypeAlias = Accepted | SessionKeyAdvert | SessionReady | MaskedAnswer
-Reply: TypeAlias = Contribution | PlainEvaluation | SecureReply | Refusal
 M = TypeVar("M")
+_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
 
 
-def encode(message: Request | Reply) -> bytes:
+def encode(message: Message) -> bytes:
     """The message's wire bytes."""
     return msgspec.msgpack.encode(message)
 
@@ -182,45 +161,19 @@ def decode_request(data: bytes) -> Request:
         ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
 
     """
-    return _decode(data, _REQUESTS)
+    return decode_as(data, _REQUESTS)
 
 
-def decode_reply(data: bytes) -> Reply:
-    """Parse an institution's bytes.
+def decode_as(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
+    """What the decoder makes of bytes from outside.
 
     Raises:
-        ProtocolError: Too large, not msgpack, another version, or a field of wrong type or range.
+        ProtocolError: As :func:`decode_request`.
 
     """
-    return _decode(data, _REPLIES)
-
-
-_REQUESTS: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
-_REPLIES: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
-
-
-def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[M]) -> M:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"message of {len(data)} bytes cannot be read: {error}") from error
-
-
-MESSAGE_TYPE: Final = "query.ask"
-"""Flower's message type for every request; what is asked stands in the bytes."""
-ACTION: Final = "ask"
-"""The action part of :data:`MESSAGE_TYPE`."""
-RECORD: Final = "darkroom"
-"""Name of the only record of a message's content."""
-FIELD: Final = "message"
-"""Name of the record's only field: the wire bytes of ``common.wire.messages``."""
-
-
-class StewardPort(Protocol):
-    """An institution's steward, as anybody outside of it sees it: one question, one answer."""
-
-    def answer(self, request: bytes) -> bytes:
-        """Encoded reply of ``common.wire.messages`` to an encoded request; a refusal is a reply, too."""
-        ...

@@ -103,6 +103,10 @@ def read_token(path: Path) -> Secret:
     return Secret(content)
 
 
+class StewardSilent(StewardUnavailable):
+    """A steward that is there and does not answer in time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StewardLink:
     """A :class:`common.wire.messages.StewardPort` whose steward is in another process."""
@@ -125,14 +129,17 @@ class StewardLink:
         """How the steward is.
 
         Raises:
+            StewardSilent: It listens, and does not answer in time.
             StewardUnavailable: No answer, or none that can be read.
 
         """
         try:
             return msgspec.msgpack.decode(self._call(HEALTH, b"", seconds=CONNECT_SECONDS), type=Health)
         except grpc.RpcError as error:
-            raise StewardUnavailable(
-                f"{self.address.target}: no answer ({_status(error).name}); is darkroom-client steward running?"
+            code = _status(error)
+            kind = StewardSilent if code is grpc.StatusCode.DEADLINE_EXCEEDED else StewardUnavailable
+            raise kind(
+                f"{self.address.target}: no answer ({code.name}); is darkroom-client steward running?"
             ) from error
         except msgspec.DecodeError as error:
             raise StewardUnavailable(f"{self.address.target}: answered as another version would: {error}") from error

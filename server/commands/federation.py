@@ -153,7 +153,7 @@ def up(directory: Annotated[Path, typer.Argument(help="The federation's director
 
 
 async def _run(launch: Launch) -> None:
-    from server.flower.reconciler import RosterKeeper, RunKeeper
+    from server.flower.reconciler import RosterReconciler, RunReconciler
 
     launch.write_connection()
     # at once: after a minute without a SuperLink, Flower gives its runs up
@@ -161,9 +161,9 @@ async def _run(launch: Launch) -> None:
         await _wait_until_up(launch)
         keeping = [
             asyncio.create_task(_keep_processes(supervisor)),
-            asyncio.create_task(_keep_looking(RosterKeeper(launch).look)),
+            asyncio.create_task(_keep_looking(RosterReconciler(launch).reconcile)),
             # apart from the rest, because Flower's commands take seconds
-            asyncio.create_task(_keep_looking(RunKeeper(launch).look)),
+            asyncio.create_task(_keep_looking(RunReconciler(launch).reconcile)),
         ]
         try:
             if launch.config.front == "nginx":

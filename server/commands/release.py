@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import verify
+from common.release.command import verify
 from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 

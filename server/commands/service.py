@@ -1,7 +1,4 @@
-"""``units`` and ``nginx``.
-
-``preflight``.
-"""
+"""``units``, ``nginx`` and ``preflight``: what stands around ``up`` on the coordinator's machine."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ Directory = Annotated[Path, typer.Option(help="The federation's directory.")]
 
 def units(
     directory: Directory = Path("federation"),
-    out: Annotated[Path, typer.Option(help="Folder for the unit file.")] = Path("units"),
+    out: Annotated[Path, typer.Option(help="Folder for the service file.")] = Path("units"),
     user: Annotated[str, typer.Option(help="Unix user of the service.")] = "darkroom-coordinator",
 ) -> None:
-    """Write a hardened systemd unit and print what an administrator runs. Nothing is installed."""
-    from common.host.systemd import Installation, write_units
+    """Write a systemd service file, hardened, and print what an administrator runs. Nothing is installed."""
+    from common.host.systemd import Installation, write_service_files
     from server.federation.directory import FederationDirectory
     from server.federation.systemd import CoordinatorService
 
@@ -27,9 +24,9 @@ def units(
     service = CoordinatorService(
         directory=federation, config=federation.config(), user=user, installation=Installation.of_this_process()
     )
-    for path in write_units([service.unit()], out):
+    for path in write_service_files([service.service_file()], out):
         typer.echo(f"# wrote {path}; read it, then run as root:")
-    for step in service.steps(units=out.resolve()):
+    for step in service.steps(files=out.resolve()):
         typer.echo(step)
 
 

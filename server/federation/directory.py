@@ -1,16 +1,8 @@
-"""A coordinator's directory: authority, certificate, identity, roster and join files of one federation.
-
-``federation.toml``: where a coordinator listens.
-
-Certificates for the public listener that another authority issued, read and checked before they are kept.
-"""
+"""A coordinator's directory: settings, authority, certificates, identity, roster and join files of one federation."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import ipaddress
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -27,8 +19,9 @@ from common.crypto.certificates import (
     issue_server_certificate,
 )
 from common.crypto.identity_file import create_identity_file, read_identity_file
-from common.durable_files import UNFINISHED, whole_folder, write_atomically
+from common.durable_files import UNFINISHED, whole_folder, write_atomically, write_new
 from common.errors import ProvisioningError
+from common.host.file_lock import locked
 from common.host.preflight import PreflightLimits
 from common.provisioning import (
     Address,
@@ -45,46 +38,11 @@ from server.run.checkpoint import package_versions
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from common.config import Digest
     from common.crypto.primitives import Identity
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerFiles:
-    """Where they are: PEM, the key without a passphrase."""
-
-    authority: Path
-    """One root certificate, which the join files carry to the sites."""
-    certificate: Path
-    """The server's, then whatever stands between it and the root."""
-    key: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerContent:
-    """What was in them."""
-
-    authority: bytes
-    certificate: bytes
-    key: bytes = field(repr=False)
-
-
-def read_server_files(files: ServerFiles, config: FederationConfig, *, now: dt.datetime) -> ServerContent:
-    """Read and check them.
-
-    Raises:
-        ProvisioningError: Unreadable, out of their time, for another address, from another authority, or another key.
-
-    """
-    authority, certificate = read_small_file(files.authority), read_small_file(files.certificate)
-    if len(authority) > MAX_AUTHORITY_BYTES:
-        raise ProvisioningError(f"{files.authority}: wanted one root certificate; this is a collection of them")
-    check_server_certificate(certificate, authority=authority, hosts=config.hosts[:1], now=now)
-    check_server_key(certificate, files.key)
-    return ServerContent(authority=authority, certificate=certificate, key=read_small_file(files.key))
-
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
@@ -134,6 +92,41 @@ class FederationConfig(Config, frozen=True, kw_only=True):
             ipaddress.ip_address(self.listen)
         except ValueError:
             yield f"listen: wanted an address of this machine, got {self.listen!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFiles:
+    """Where the public listener's certificates are, ours or another authority's: PEM, the key without a passphrase."""
+
+    authority: Path
+    """One root certificate, which the join files carry to the sites."""
+    certificate: Path
+    """The server's, then whatever stands between it and the root."""
+    key: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerContent:
+    """What was in them."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+def read_server_files(files: ServerFiles, config: FederationConfig, *, now: dt.datetime) -> ServerContent:
+    """Read certificates that another authority issued, and check them before they are kept.
+
+    Raises:
+        ProvisioningError: Unreadable, out of their time, for another address, from another authority, or another key.
+
+    """
+    authority, certificate = read_small_file(files.authority), read_small_file(files.certificate)
+    if len(authority) > MAX_AUTHORITY_BYTES:
+        raise ProvisioningError(f"{files.authority}: wanted one root certificate; this is a collection of them")
+    check_server_certificate(certificate, authority=authority, hosts=config.hosts[:1], now=now)
+    check_server_key(certificate, files.key)
+    return ServerContent(authority=authority, certificate=certificate, key=read_small_file(files.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +273,9 @@ class FederationDirectory:
             roster = with_site(roster, request)
         return roster
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[int]:
         """Between reading and replacing the roster, so that no revocation in between is lost."""
-        with (self.root / "roster.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return locked(self.root / "roster.lock", wait_s="forever")
 
     def sites_with_another_bundle(self, bundle: Digest) -> tuple[str, ...]:
         """Approved sites whose join file names another bundle, or cannot be read; sorted."""
@@ -350,9 +340,7 @@ def _fill(
         directory.take(content)
     create_authority(directory.file("ca.crt"), directory.file("ca.key"), name=config.name, now=now)
     identity = create_identity_file(directory.file("coordinator.key"))
-    descriptor = os.open(directory.superexec_secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(32))
+    write_new(directory.superexec_secret, secrets.token_urlsafe(32).encode())
     directory.issue(config, now=now)
     directory.write_roster(Roster())
     write_atomically(directory.config_file, msgspec.toml.encode(config))

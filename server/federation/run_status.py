@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from common.privacy.run_plan import private_plan
-from server.rounds.session import COUNTERSIGNATURES
+from server.rounds.secagg_session import COUNTERSIGNATURES
 from server.run import attempts, leadership
 from server.run.directory import finished_rounds, read_metrics
 

@@ -10,8 +10,8 @@ from common.host.systemd import (
     WITHOUT_CAPABILITIES,
     WITHOUT_DEVICES,
     WITHOUT_NEW_CODE,
+    ServiceFile,
     Setting,
-    Unit,
     check_places,
     escaped,
     path_value,
@@ -30,7 +30,7 @@ _FIRST_FREE_PORT: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorService:
-    """Everything that the unit is made from."""
+    """Everything that the service file is made from."""
 
     directory: FederationDirectory
     config: FederationConfig
@@ -46,9 +46,9 @@ class CoordinatorService:
         """
         check_places((self.directory.root, self.installation.programs, self.installation.prefix))
 
-    def unit(self) -> Unit:
+    def service_file(self) -> ServiceFile:
         """The service."""
-        return Unit(
+        return ServiceFile(
             name=_NAME,
             description=f"Darkroom coordinator of {self.config.name}",
             after=("network-online.target",),
@@ -74,15 +74,15 @@ class CoordinatorService:
         else:
             yield from WITHOUT_CAPABILITIES
 
-    def steps(self, *, units: Path) -> Iterator[str]:
-        """Commands for root, which put the unit in place; each safe to run again."""
+    def steps(self, *, files: Path) -> Iterator[str]:
+        """Commands for root, which put the file in place; each safe to run again."""
         root = shlex.quote(str(self.directory.root))
         yield (
             f"id {self.user} || useradd --system --user-group --no-create-home --home-dir / "
             f"--shell /usr/sbin/nologin {self.user}"
         )
         yield f"chown -R {self.user}: {root}; chmod 700 {root}"
-        yield f"cp {shlex.quote(str(units))}/{_NAME}.service /etc/systemd/system/"
+        yield f"cp {shlex.quote(str(files))}/{_NAME}.service /etc/systemd/system/"
         yield "systemctl daemon-reload"
         yield f"systemctl enable --now {_NAME}"
         yield f"# other commands as the same user: runuser -u {self.user} -- darkroom-server run status …"

@@ -6,6 +6,7 @@ app dies, or when the SuperLink is away for too long, and never takes it up agai
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -30,7 +31,7 @@ _LONGEST_SECONDS: Final = 600.0
 _log = logging.getLogger(__name__)
 
 
-class RosterKeeper:
+class RosterReconciler:
     """Has Flower follow the roster file of one federation."""
 
     def __init__(self, launch: Launch, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -43,7 +44,7 @@ class RosterKeeper:
         self._due = 0.0
         self._told = ""
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Do what a changed roster asks for; call about once a second."""
         try:
             roster = self._launch.directory.roster()
@@ -65,7 +66,7 @@ class RosterKeeper:
         self._told = warning
 
 
-class RunKeeper:
+class RunReconciler:
     """Looks after the runs of one federation; at ever longer intervals after one that does not come up."""
 
     def __init__(self, launch: Launch, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -74,9 +75,10 @@ class RunKeeper:
         self._now = now
         self._due: dict[str, float] = {}
         self._pause: dict[str, float] = {}
-        self._told: set[str] = set()
+        # each once, for a copied folder stays where it is
+        self._tell = functools.cache(functools.partial(_log.warning, "%s"))
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Start what should run and does not; call about once a second."""
         for folder in sorted((self._launch.directory.root / "runs").glob("*/run")):
             name = folder.parent.name
@@ -94,20 +96,14 @@ class RunKeeper:
         elif self._now() >= self._due.setdefault(name, self._now() + GRACE_SECONDS):
             self._due[name] = self._now() + self._start(files)
 
-    def _tell(self, warning: str) -> None:
-        """Once, for a copied folder stays where it is."""
-        if warning not in self._told:
-            self._told.add(warning)
-            _log.warning("%s", warning)
-
     def _start(self, files: RunFiles) -> float:
         """Seconds until the next look."""
         run = FlowerRun(self._launch, files)
         try:
-            if not run.has_ended():
+            if (number := run.start_again()) is None:
                 # Flower finds out within about a minute that the process has died; until then it would have two of them
                 return GRACE_SECONDS
-            _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, run.start())
+            _log.warning("run %s has lost its process and goes on as Flower's run %s", files.name, number)
         except (DarkroomError, OSError) as error:
             _log.warning("run %s is led by nobody, and cannot be started yet: %s", files.name, error)
         pause = self._pause[files.name] = min(_LONGEST_SECONDS, 2 * self._pause.get(files.name, GRACE_SECONDS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import secrets
 import shutil
@@ -15,12 +14,14 @@ import msgspec
 from common.durable_files import write_atomically
 from common.errors import ProvisioningError
 from common.host.app_bundle import parse_bundle
+from common.host.file_lock import locked
 from server.federation.node_names import with_names
 from server.flower.superlink import CONNECTION, parse_flower
 from server.run import leadership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from common.host.app_bundle import AppBundle
@@ -112,31 +113,51 @@ class FlowerRun:
             ProvisioningError: It runs already, or Flower refused.
 
         """
-        files = self.files
-        files.signed()
-        app = KeptBundle(files.federation).app
-        if not app.is_dir():
-            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
+        self._check_ready()
         with self._alone():
             if not self.has_ended():
-                raise ProvisioningError(f"{files.name}: runs already; end it with darkroom-server run stop")
-            wanted = leadership.is_wanted(files.directory)
-            leadership.want(files.directory)  # before it starts: one that fails at once is wanted no more
-            try:
-                number = self._hand_over(app)
-            except ProvisioningError:
-                if not wanted:
-                    leadership.want_no_more(files.directory)
-                raise
-            write_atomically(files.flower_file, number.encode())
-        return number
+                raise ProvisioningError(f"{self.files.name}: runs already; end it with darkroom-server run stop")
+            return self._start()
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One start at a time: ``up`` must not start what a person is just starting, whose number nobody knows yet."""
-        with (self.files.root / "start.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def start_again(self) -> str | None:
+        """Start it if it is still wanted and Flower has given it up; Flower's number of it, or None.
+
+        Raises:
+            ManifestError: It has no signed manifest.
+            ProvisioningError: Flower refused, or did not answer.
+
+        """
+        self._check_ready()
+        with self._alone():
+            # looked at within: since somebody saw that nobody leads it, a person may have stopped or started it
+            is_due = leadership.is_wanted(self.files.directory) and self.has_ended()
+            return self._start() if is_due else None
+
+    def _check_ready(self) -> None:
+        self.files.signed()
+        if not (app := KeptBundle(self.files.federation).app).is_dir():
+            raise ProvisioningError(f"{app}: no bundle; darkroom-server approve keeps the one that sites are given")
+
+    def _alone(self) -> AbstractContextManager[int]:
+        """One start or stop at a time.
+
+        ``up`` must not start what a person is just starting, whose number nobody knows yet, nor what one is just
+        stopping; and what a stop says of the run must not be said of the start that follows it.
+        """
+        return locked(self.files.root / "start.lock", wait_s="forever")
+
+    def _start(self) -> str:
+        directory = self.files.directory
+        wanted = leadership.is_wanted(directory)
+        leadership.want(directory)  # before it starts: one that fails at once is wanted no more
+        try:
+            number = self._hand_over(KeptBundle(self.files.federation).app)
+        except ProvisioningError:
+            if not wanted:
+                leadership.want_no_more(directory)
+            raise
+        write_atomically(self.files.flower_file, number.encode())
+        return number
 
     def _hand_over(self, app: Path) -> str:
         files = self.files
@@ -172,13 +193,15 @@ class FlowerRun:
             ProvisioningError: It was never started, or Flower refused.
 
         """
-        number, directory = self._started(), self.files.directory
-        wanted = leadership.is_wanted(directory)
-        leadership.want_no_more(directory)  # first: else it would be started again
-        if not leadership.is_led(directory) and (not wanted or self.has_ended()):
-            return wanted
-        self.launch.flwr("stop", number, CONNECTION)
-        leadership.note(directory, "stopped", "by darkroom-server run stop")
+        directory = self.files.directory
+        self._started()
+        with self._alone():
+            wanted = leadership.is_wanted(directory)
+            leadership.want_no_more(directory)  # first: else it would be started again
+            if not leadership.is_led(directory) and (not wanted or self.has_ended()):
+                return wanted
+            self.launch.flwr("stop", self._started(), CONNECTION)
+            leadership.note(directory, "stopped", "by darkroom-server run stop")
         return True
 
     def log(self) -> str:

@@ -8,6 +8,7 @@ and our note of it, or a lost note, leaves as the only trace.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sqlite3
 from typing import TYPE_CHECKING, Final
@@ -44,7 +45,8 @@ class SiteNodes:
     def __init__(self, launch: Launch) -> None:
         """Nothing is asked yet."""
         self._launch = launch
-        self._told: set[str] = set()
+        # each once: the roster is looked at every second while anything is left to do
+        self._tell = functools.cache(functools.partial(_log.warning, "%s"))
 
     def align(self, roster: Roster) -> bool:
         """Register what is approved and unregister what is revoked; False: not everything could be done yet.
@@ -102,12 +104,6 @@ class SiteNodes:
         write_atomically(key, site.node_key.encode() + b"\n")
         said = self._launch.flwr("supernode", "register", str(key), CONNECTION, "--name", site.name, "--format", "json")
         return str(parse_flower(said, _Registered).node_id)
-
-    def _tell(self, warning: str) -> None:
-        """Once: the roster is looked at every second while anything is left to do."""
-        if warning not in self._told:
-            self._told.add(warning)
-            _log.warning("%s", warning)
 
 
 def number_by_key(database: Path, node_key: str) -> str:

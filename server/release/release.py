@@ -10,13 +10,14 @@ import datetime as dt
 import os
 import shutil
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from common.adapter.kohya import kohya_bytes
 from common.adapter.spec import vector_digest
 from common.audit_log import HEADS, Entry, verify_log
+from common.durable_files import sync_tree
 from common.manifest.manifest import open_manifest
 from common.privacy.run_plan import private_plan
 from common.release.check import Expected, check_release
@@ -32,10 +33,11 @@ from common.release.model_card import model_card
 from common.release.statement import LogHead, Release, ReleaseError, file_bytes, sign_release, stated_privacy
 from server.release.adapter_files import save_released
 from server.release.card_facts import stated_facts
-from server.rounds.session import check_log_belongs
+from server.rounds.secagg_session import check_log_belongs
 from server.run.attempts import FILE, AttemptJournal
 from server.run.checkpoint import load_checkpoint
 from server.run.coordinator import CHECKPOINTS
+from server.run.directory import AUDIT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +51,6 @@ if TYPE_CHECKING:
     from common.release.statement import RosterKind, StatedPrivacy
     from server.run.checkpoint import Checkpoint
 
-AUDIT_FILE: Final = "audit.log"
-"""The coordinator's log in the run's directory, as :mod:`server.app` keeps it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunLeft:
@@ -60,6 +59,7 @@ class RunLeft:
     Attributes:
         signed: the signed manifest's bytes.
         directory: checkpoints, journal of attempts, audit log.
+
     """
 
     signed: bytes = field(repr=False)
@@ -75,6 +75,7 @@ class ReleasePlan:
         out: the folder to make; it must not exist.
         roster: whether the institutions' names and keys go out with it.
         rounds: ``done``: a run that has rounds left, too.
+
     """
 
     base: Path
@@ -121,7 +122,7 @@ def make_release(left: RunLeft, plan: ReleasePlan) -> Release:
         release = _sign(ReleaseFolder(staging), release, spec, left.identity)
         expected = Expected(manifest=left.signed, signatures=0, base=plan.base)
         check_release(ReleaseFolder(staging), expected).require_sound()
-        _make_durable(staging)
+        sync_tree(staging)  # before the folder gets its name
         staging.rename(plan.out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -217,13 +218,3 @@ def _sign(folder: ReleaseFolder, release: Release, spec: AdapterSpec, coordinato
     (folder.root / RELEASE_FILE).write_bytes(file_bytes(signed))
     folder.signatures.mkdir()
     return signed
-
-
-def _make_durable(folder: Path) -> None:
-    """All of it on disk before the folder gets its name."""
-    for path in (*folder.iterdir(), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

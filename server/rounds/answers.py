@@ -6,18 +6,11 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from common.errors import ProtocolError
-from common.wire.messages import (
-    MaskedAnswer,
-    NoisedContribution,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    SecureReply,
-    decode_reply,
-)
+from common.wire.messages import Refusal, SecureReply
+from common.wire.replies import Contribution, PlainEvaluation, decode_reply
 from server.rounds.dropouts import PROTOCOL, refused
 from server.rounds.reports import InstitutionLoss
 from server.rounds.transport import Failure
@@ -29,7 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Answer: TypeAlias = PlainContribution | NoisedContribution | PlainEvaluation | SecureReply | str
+C = TypeVar("C", "Collecting", "MaskedCollecting")
+Answer: TypeAlias = Contribution | PlainEvaluation | SecureReply | str
 """A message, or the reason why there is none."""
 
 
@@ -50,35 +44,40 @@ def timed_answers(outcomes: Iterator[tuple[int, bytes | Failure]], clock: Clock)
     """Decode outcomes as they come, and add the time they take to come to the clock."""
     while True:
         asked = time.monotonic()
-        outcome = next(outcomes, None)
+        came = next(outcomes, None)
         clock.waiting += time.monotonic() - asked
-        if outcome is None:
+        if came is None:
             return
-        node, body = outcome
-        yield node, _decoded(node, body)
+        node, outcome = came
+        yield node, decode_answer(node, outcome)
 
 
-def take_contribution(collecting: Collecting, node: int, answer: Answer) -> Collecting:
+def decode_answer(node: int, outcome: bytes | Failure) -> Answer:
+    """The message in a node's reply, unless it is a refusal or cannot be read."""
+    if isinstance(outcome, Failure):
+        return outcome.kind.value
+    try:
+        reply = decode_reply(outcome)
+    except ProtocolError as error:
+        _log.warning("answer of node %d refused: %s", node, error)
+        return PROTOCOL
+    return refused(reply.code) if isinstance(reply, Refusal) else reply
+
+
+def reason_of(answer: Answer) -> str:
+    """Why there is no message, or that this one is not what was asked for."""
+    return answer if isinstance(answer, str) else PROTOCOL
+
+
+def take_answer(collecting: C, node: int, answer: Answer) -> C:
     """Count the answer in, or count its node as failed."""
-    if isinstance(answer, PlainContribution | NoisedContribution):
+    if not isinstance(answer, str):
         try:
             return collecting.handle_reply(node, answer)
         except ProtocolError as error:
             _log.warning("answer of node %d refused: %s", node, error)
-    reason = answer if isinstance(answer, str) else PROTOCOL
     # a node that has answered already is none the worse for a second answer, nor is the round for a stranger's
-    return collecting.handle_failure(node, reason) if collecting.is_outstanding(node) else collecting
-
-
-def take_masked(collecting: MaskedCollecting, node: int, answer: Answer) -> MaskedCollecting:
-    """The same for a masked answer."""
-    if isinstance(answer, MaskedAnswer):
-        try:
-            return collecting.handle_reply(node, answer)
-        except ProtocolError as error:
-            _log.warning("masked answer of node %d refused: %s", node, error)
-    reason = answer if isinstance(answer, str) else PROTOCOL
-    return collecting.handle_failure(node, reason) if collecting.is_outstanding(node) else collecting
+    return collecting.handle_failure(node, reason_of(answer)) if collecting.is_outstanding(node) else collecting
 
 
 def evaluation_row(node: int, answer: Answer, *, round_number: int) -> InstitutionLoss | str:
@@ -89,14 +88,3 @@ def evaluation_row(node: int, answer: Answer, *, round_number: int) -> Instituti
         _log.warning("evaluation of node %d refused: wanted a finite loss of round %d", node, round_number)
         return PROTOCOL
     return InstitutionLoss(node=node, institution=answer.institution, loss=answer.loss, pictures=answer.pictures)
-
-
-def _decoded(node: int, body: bytes | Failure) -> Answer:
-    if isinstance(body, Failure):
-        return body.kind.value
-    try:
-        reply = decode_reply(body)
-    except ProtocolError as error:
-        _log.warning("answer of node %d refused: %s", node, error)
-        return PROTOCOL
-    return refused(reply.code) if isinstance(reply, Refusal) else reply

@@ -4,8 +4,6 @@ Moments are float64 and a step is computed in float64, then rounded to float32 o
 nothing to rounding, and SGD with learning rate 1 and no momentum gives exactly ``float32(adapter + mean change)``,
 which is plain FedAvg. At a few million coordinates the extra bytes do not matter. Every operation is element by
 element, so the same inputs give the same bits.
-
-Adapter vectors as the coordinator holds them: float32[d], and their bytes on the wire.
 """
 
 from __future__ import annotations
@@ -22,23 +20,10 @@ if TYPE_CHECKING:
 
     from common.config import ServerConfig
 
-
 Vector: TypeAlias = npt.NDArray[np.float32]
-"""float32[d]"""
+"""float32[d]: an adapter as the coordinator holds it."""
 Precise: TypeAlias = npt.NDArray[np.float64]
 """float64[d]"""
-
-
-def to_bytes(vector: Vector) -> bytes:
-    """The vector's wire form: float32, little-endian, 4·d bytes."""
-    return vector.astype("<f4", copy=False).tobytes()
-
-
-def frozen_copy(values: npt.ArrayLike, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
-    """A copy in the given float type that cannot be written to, so that a state stays what it was."""
-    made = np.array(values, dtype=kind)
-    made.setflags(write=False)
-    return made
 
 
 FIRST: Final = "first_moment"
@@ -143,3 +128,15 @@ def _next(state: OptimizerState, first: Precise, second: Precise | None) -> Opti
         if moment is not None:
             moment.setflags(write=False)
     return OptimizerState(steps=state.steps + 1, first=first, second=second)
+
+
+def to_bytes(vector: Vector) -> bytes:
+    """The vector's wire form: float32, little-endian, 4·d bytes."""
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+def frozen_copy(values: npt.ArrayLike, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
+    """A copy in the given float type that cannot be written to, so that a state stays what it was."""
+    made = np.array(values, dtype=kind)
+    made.setflags(write=False)
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,32 +121,27 @@ class RunFinish:
     """What holds for the attempts that were sent; None for a run without privacy."""
 
 
-class RunObserver(Protocol):
-    """Listens to a run: the run directory, a progress display, a test."""
+class RunObserver:
+    """Listens to a run, and does nothing: the run directory, a progress display or a test takes what it needs of it."""
 
     def on_start(self, start: RunStart) -> None:
         """Before the first request of this start."""
-        ...
 
     def on_round(self, report: RoundReport) -> None:
         """After each round that counted, before its checkpoint."""
-        ...
 
     def on_void(self, report: VoidReport) -> None:
         """After an attempt whose mean no honest institutions make; then the run stops."""
-        ...
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """After each evaluation, before the checkpoint of its round."""
-        ...
 
     def on_finish(self, finish: RunFinish) -> None:
         """After the last round's checkpoint."""
-        ...
 
 
 @dataclass(frozen=True)
-class Observers:
+class Observers(RunObserver):
     """Several observers as one, told in order."""
 
     members: tuple[RunObserver, ...]

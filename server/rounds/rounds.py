@@ -4,13 +4,9 @@
 
     ReadyForRound ──create_requests──▶ Collecting ──handle_reply, handle_failure──▶ Collecting ──close──▶ ReadyForRound
 
-One frozen dataclass per state. ``close`` gives the next round, or the next attempt at this one where too few
-institutions answered. A reply that does not fit is refused with an error and never summed.
-
-Guarantee: the sum is taken in float64 and in the order of the participants, whatever order the answers arrive in, so
-equal answers give equal bits. No more than the answers that overtook a slower participant are held in memory.
-
-A masked round under way, as a state machine without I/O: everybody answers, or the attempt is void.
+One frozen dataclass per state; with masked sums :class:`MaskedCollecting` stands in the middle. ``close`` gives the
+next round, or the next attempt at this one: in the clear where too few institutions answered, with masks where anybody
+did not. A reply that does not fit is refused with an error and never summed.
 """
 
 from __future__ import annotations
@@ -18,19 +14,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
-from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed
-from common.privacy.mechanisms import dequantise
+from common.errors import MasksDidNotCancel, OutOfOrder, ProtocolError, RoundFailed, SumTooLong, TooFewInstitutions
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, encode
-from server.errors import SumTooLong, TooFewInstitutions
+from common.wire.messages import Contribute, MaskedAnswer, encode
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import OptimizerState, learning_rate, moving_average, step, to_bytes
-from server.rounds.sum_norm import mean_norm
 from server.rounds.sums import PartialSum, RingSum
 
 if TYPE_CHECKING:
@@ -39,10 +33,14 @@ if TYPE_CHECKING:
     from common.config import RunConfig
     from common.secagg import aggregator
     from common.secagg.ring import VectorSum
-    from common.wire.messages import Contribution, MaskedAnswer
+    from common.wire.replies import Contribution, Reply
     from server.rounds.optimizer import Precise, Vector
     from server.rounds.sum_norm import MeanNorm
     from server.rounds.sums import RoundSum
+
+MASKS: Final = "masks_did_not_cancel"
+"""Reason of a void attempt: the sum's check coordinates are wrong, and nobody knows because of whom."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +152,12 @@ class ReadyForRound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collecting:
+class Attempt:
     """A round under way: requests are out, answers come in."""
 
     ready: ReadyForRound
     participants: tuple[int, ...]
-    """Nodes asked, in the order of summation."""
-    sum: RoundSum
-    held: Mapping[int, Contribution] = field(default_factory=dict)
-    """Answers waiting for a participant before them."""
+    """Nodes asked, sorted."""
     answered: frozenset[int] = frozenset()
     failures: Mapping[int, str] = field(default_factory=dict)
     """Reason by node."""
@@ -170,7 +165,7 @@ class Collecting:
     @property
     def outstanding(self) -> tuple[int, ...]:
         """Participants that neither answered nor failed."""
-        return tuple(node for node in self.participants if node not in self.answered and node not in self.failures)
+        return tuple(node for node in self.participants if self.is_outstanding(node))
 
     def is_outstanding(self, node: int) -> bool:
         """Whether the node was asked and neither answered nor failed."""
@@ -178,10 +173,53 @@ class Collecting:
 
     @property
     def train_loss(self) -> float:
+        """Mean training loss so far, weighted as the update is; NaN if nobody reported one, as with masks."""
+        return math.nan
+
+    def handle_failure(self, node: int, reason: str) -> Self:
+        """Note that a participant will not answer this attempt.
+
+        Raises:
+            OutOfOrder: It was not asked, or has answered or failed already.
+
+        """
+        self._check_expected(node, f"a failure ({reason})")
+        return replace(self, failures={**self.failures, node: reason})
+
+    def _check_expected(self, node: int, got: str) -> None:
+        if node not in self.participants:
+            raise OutOfOrder(expected="a node that was asked", got=f"{got} from node {node}")
+        if not self.is_outstanding(node):
+            raise OutOfOrder(
+                expected="one answer per node", got=f"{got} from node {node}, which has answered or failed"
+            )
+
+    def _check_over(self) -> None:
+        if self.outstanding:
+            raise OutOfOrder(expected=f"answers of {len(self.outstanding)} participants", got="the end of the round")
+
+    def _next_attempt(self, failures: Mapping[int, str]) -> ReadyForRound:
+        return next_attempt(self.ready, answered=len(self.answered), asked=len(self.participants), failures=failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collecting(Attempt):
+    """Contributions come in that can be read.
+
+    Guarantee: the sum is taken in float64 and in the order of the participants, whatever order the answers arrive in,
+    so equal answers give equal bits. No more than the answers that overtook a slower participant are held in memory.
+    """
+
+    sum: RoundSum
+    held: Mapping[int, Contribution] = field(default_factory=dict)
+    """Answers waiting for a participant before them."""
+
+    @property
+    def train_loss(self) -> float:
         """Mean training loss so far, weighted as the update is; NaN if nobody reported one."""
         return self.sum.train_loss
 
-    def handle_reply(self, node: int, reply: Contribution) -> Collecting:
+    def handle_reply(self, node: int, reply: Reply) -> Collecting:
         """Take one answer in.
 
         Raises:
@@ -189,6 +227,8 @@ class Collecting:
             ProtocolError: Wrong kind or length, a value that is not finite, or a weight that is not above 0.
 
         """
+        if not isinstance(reply, PlainContribution | NoisedContribution):
+            raise ProtocolError(f"wanted a contribution, got {type(reply).__name__}")
         self._check_expected(node, f"a contribution to round {reply.round}, attempt {reply.attempt}")
         if (reply.round, reply.attempt) != (self.ready.round, self.ready.attempt):
             raise OutOfOrder(
@@ -199,14 +239,8 @@ class Collecting:
         return _settled(replace(self, answered=self.answered | {node}, held={**self.held, node: reply}))
 
     def handle_failure(self, node: int, reason: str) -> Collecting:
-        """Note that a participant will not answer this attempt.
-
-        Raises:
-            OutOfOrder: It was not asked, or has answered or failed already.
-
-        """
-        self._check_expected(node, f"a failure ({reason})")
-        return _settled(replace(self, failures={**self.failures, node: reason}))
+        """As :meth:`Attempt.handle_failure`; answers that waited for this one are summed."""
+        return _settled(super().handle_failure(node, reason))
 
     def close(self) -> ReadyForRound:
         """The next round with the new adapter; or this round's next attempt where too few answered.
@@ -217,23 +251,83 @@ class Collecting:
             SumTooLong: Noise and cap cannot explain the mean.
 
         """
-        if self.outstanding:
-            raise OutOfOrder(expected=f"answers of {len(self.outstanding)} participants", got="the end of the round")
+        self._check_over()
         if len(self.answered) < self.ready.rules.minimum:
-            return next_attempt(
-                self.ready, answered=len(self.answered), asked=len(self.participants), failures=self.failures
-            )
+            return self._next_attempt(self.failures)
         mean = self.sum.mean()
         gradient = -mean if self.ready.rules.config.training.mode == "fedavg" else mean
         return apply_update(self.ready, gradient, self.sum.norm(mean))
 
-    def _check_expected(self, node: int, got: str) -> None:
-        if node not in self.participants:
-            raise OutOfOrder(expected="a node that was asked", got=f"{got} from node {node}")
-        if node in self.answered or node in self.failures:
-            raise OutOfOrder(
-                expected="one answer per node", got=f"{got} from node {node}, which has answered or failed"
-            )
+
+def _settled(state: Collecting) -> Collecting:
+    """Move answers into the sum as far as no earlier participant is outstanding."""
+    total, held = state.sum, dict(state.held)
+    while total.settled < len(state.participants):
+        node = state.participants[total.settled]
+        if node not in held and node not in state.failures:
+            break
+        total = total.plus(held.pop(node, None))
+    return replace(state, sum=total, held=held)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedCollecting(Attempt):
+    """Masked vectors come in; what is held is one running total, uniform until it is complete.
+
+    Guarantee: the update is made from the sum over every participant or not at all, and divided by the public expected
+    batch; memory does not grow with the number of participants.
+    """
+
+    places: Mapping[int, int]
+    """Place in the roster of each node that was asked."""
+    state: aggregator.Collecting
+
+    def handle_reply(self, node: int, reply: Reply) -> MaskedCollecting:
+        """Add one masked vector.
+
+        Raises:
+            OutOfOrder: From a node that was not asked, or has answered or failed.
+            ProtocolError: Wrong kind, another institution's, or whatever
+                :meth:`common.secagg.aggregator.Collecting.handle_contribution` refuses.
+
+        """
+        if not isinstance(reply, MaskedAnswer):
+            raise ProtocolError(f"wanted a masked answer, got {type(reply).__name__}")
+        self._check_expected(node, "a masked answer")
+        before = set(self.state.missing())
+        state = self.state.handle_contribution(reply.message)
+        if self.places[node] not in before - set(state.missing()):
+            raise ProtocolError(f"node {node} sent the answer of another institution than its session key's")
+        return replace(self, state=state, answered=self.answered | {node})
+
+    def close(self) -> tuple[ReadyForRound, aggregator.Open]:
+        """The next round with the new adapter, or this round's next attempt; and the protocol's state after it.
+
+        Raises:
+            OutOfOrder: Participants are outstanding.
+            RoundFailed: It was the last attempt, or the step gave values that are not finite.
+            SumTooLong: Noise and cap cannot explain the mean.
+
+        """
+        self._check_over()
+        if self.failures:
+            return self._next_attempt(self.failures), self.state.abort()
+        try:
+            opened, total = self.state.create_sum()
+        except MasksDidNotCancel as error:
+            _log.warning("round=%d attempt=%d: %s", self.ready.round, self.ready.attempt, error)
+            # nobody knows whose fault it was, so nobody is passed over in the next attempt
+            return self._next_attempt({-1: MASKS}), self.state.abort()
+        return self._step(total), opened
+
+    def _step(self, total: VectorSum) -> ReadyForRound:
+        """The step with the sum in units of the gradient over the public expected batch."""
+        empty = self.ready.rules.empty_sum()
+        if not isinstance(empty, RingSum):
+            raise ProtocolError("wanted a run with differential privacy")
+        complete = replace(empty, settled=len(self.participants), values=total.words)
+        mean = complete.mean()
+        return apply_update(self.ready, mean, complete.norm(mean))
 
 
 def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> ReadyForRound:
@@ -252,7 +346,7 @@ def apply_update(ready: ReadyForRound, gradient: Precise, norm: MeanNorm) -> Rea
             "adapter; nobody can see whose it was. The adapter is as it was before; the attempt is paid for. "
             "Ask every institution of this attempt to look at its steward, draft a run without one that you cannot "
             "trust, or resume this one: it goes on with the round's next attempt",
-            norm,
+            **asdict(norm),
         )
     config = ready.rules.config
     adapter, state = step(
@@ -294,17 +388,6 @@ def next_attempt(ready: ReadyForRound, *, answered: int, asked: int, failures: M
     return replace(ready, attempt=ready.attempt + 1, failed=ready.failed | frozenset(failures))
 
 
-def _settled(state: Collecting) -> Collecting:
-    """Move answers into the sum as far as no earlier participant is outstanding."""
-    total, held = state.sum, dict(state.held)
-    while total.settled < len(state.participants):
-        node = state.participants[total.settled]
-        if node not in held and node not in state.failures:
-            break
-        total = total.plus(held.pop(node, None))
-    return replace(state, sum=total, held=held)
-
-
 def draw_participants(
     nodes: Sequence[int], *, count: int | None, seed: int, round_number: int, last: frozenset[int] = frozenset()
 ) -> tuple[int, ...]:
@@ -319,105 +402,3 @@ def draw_participants(
 
 def _rank(seed: int, round_number: int, position: int) -> bytes:
     return hashlib.sha256(f"darkroom/participants/{seed}/{round_number}/{position}".encode()).digest()
-
-
-_log = logging.getLogger(__name__)
-
-MASKS: Final = "masks_did_not_cancel"
-"""Reason of a void attempt: the sum's check coordinates are wrong, and nobody knows because of whom."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedCollecting:
-    """Requests are out, masked vectors come in; what is held is one running total, uniform until it is complete.
-
-    Guarantee: the update is made from the sum over every participant or not at all, and divided by the public expected
-    batch; memory does not grow with the number of participants.
-    """
-
-    ready: ReadyForRound
-    places: Mapping[int, int]
-    """Place in the roster of each node that was asked."""
-    state: aggregator.Collecting
-    answered: frozenset[int] = frozenset()
-    failures: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def participants(self) -> tuple[int, ...]:
-        """Nodes asked, sorted."""
-        return tuple(sorted(self.places))
-
-    @property
-    def outstanding(self) -> tuple[int, ...]:
-        """Participants that neither answered nor failed."""
-        return tuple(node for node in self.participants if self.is_outstanding(node))
-
-    def is_outstanding(self, node: int) -> bool:
-        """Whether the node was asked and neither answered nor failed."""
-        return node in self.places and node not in self.answered and node not in self.failures
-
-    @property
-    def train_loss(self) -> float:
-        """NaN: no institution tells its loss."""
-        return math.nan
-
-    def handle_reply(self, node: int, reply: MaskedAnswer) -> MaskedCollecting:
-        """Add one masked vector.
-
-        Raises:
-            OutOfOrder: From a node that was not asked, or has answered or failed.
-            ProtocolError: Whatever :meth:`common.secagg.aggregator.Collecting.handle_contribution` refuses.
-
-        """
-        if not self.is_outstanding(node):
-            raise OutOfOrder(expected="one answer per node that was asked", got=f"a masked answer from node {node}")
-        before = set(self.state.missing())
-        state = self.state.handle_contribution(reply.message)
-        if self.places[node] not in before - set(state.missing()):
-            raise ProtocolError(f"node {node} sent the answer of another institution than its session key's")
-        return replace(self, state=state, answered=self.answered | {node})
-
-    def handle_failure(self, node: int, reason: str) -> MaskedCollecting:
-        """Note that a participant will not answer; the attempt is void.
-
-        Raises:
-            OutOfOrder: It was not asked, or has answered or failed already.
-
-        """
-        if not self.is_outstanding(node):
-            raise OutOfOrder(expected="a node that was asked", got=f"a failure of node {node} ({reason})")
-        return replace(self, failures={**self.failures, node: reason})
-
-    def close(self) -> tuple[ReadyForRound, aggregator.Open]:
-        """The next round with the new adapter, or this round's next attempt; and the protocol's state after it.
-
-        Raises:
-            OutOfOrder: Participants are outstanding.
-            RoundFailed: It was the last attempt, or the step gave values that are not finite.
-            SumTooLong: Noise and cap cannot explain the mean.
-
-        """
-        if self.outstanding:
-            raise OutOfOrder(expected=f"answers of {len(self.outstanding)} participants", got="the end of the round")
-        if self.failures:
-            return self._void(self.failures), self.state.abort()
-        try:
-            opened, total = self.state.create_sum()
-        except MasksDidNotCancel as error:
-            _log.warning("round=%d attempt=%d: %s", self.ready.round, self.ready.attempt, error)
-            # nobody knows whose fault it was, so nobody is passed over in the next attempt
-            return self._void({-1: MASKS}), self.state.abort()
-        return self._step(total), opened
-
-    def _void(self, failures: Mapping[int, str]) -> ReadyForRound:
-        answered = len(self.answered)
-        return next_attempt(self.ready, answered=answered, asked=len(self.places), failures=failures)
-
-    def _step(self, total: VectorSum) -> ReadyForRound:
-        """The step with the sum in units of the gradient over the public expected batch."""
-        plan = private_plan(self.ready.rules.config)
-        if plan is None:
-            raise ProtocolError("wanted a run with differential privacy")
-        noise, expected = plan.noise(self.ready.rules.dimension), plan.config.expected_batch
-        mean = dequantise(total.words, noise) / expected
-        return apply_update(self.ready, mean, mean_norm(mean, noise, expected_batch=expected))

@@ -4,54 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 from common.errors import ProtocolError
 from common.privacy.mechanisms import dequantise
-from common.wire.messages import NoisedContribution, PlainContribution
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.sum_norm import mean_norm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from common.privacy.mechanisms import NoisePlan
-    from common.wire.messages import Contribution
+    from common.wire.replies import Contribution
     from server.rounds.optimizer import Precise
     from server.rounds.sum_norm import MeanNorm
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
-
-
-class RoundSum(Protocol):
-    """The sum over the first ``settled`` participants in their order; immutable."""
-
-    @property
-    def settled(self) -> int:
-        """Participants counted in, failed ones included."""
-        ...
-
-    @property
-    def train_loss(self) -> float:
-        """Mean training loss so far; NaN if nobody told one."""
-        ...
-
-    def check(self, reply: Contribution) -> None:
-        """Raise ProtocolError for an answer that cannot be summed."""
-        ...
-
-    def plus(self, answer: Contribution | None) -> RoundSum:
-        """The sum over one participant more; None stands for one that failed."""
-        ...
-
-    def mean(self) -> Precise:
-        """The update to step with, float64[d]."""
-        ...
-
-    def norm(self, mean: Precise) -> MeanNorm:
-        """How long this mean is, and may be."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +121,10 @@ class RingSum:
     def norm(self, mean: Precise) -> MeanNorm:
         """How long it is, and may be."""
         return mean_norm(mean, self.plan, expected_batch=self.expected_batch)
+
+
+RoundSum: TypeAlias = PartialSum | RingSum
+"""The sum over the first ``settled`` participants in their order, failed ones included; immutable."""
 
 
 def _check_plain(reply: PlainContribution, dimension: int) -> None:

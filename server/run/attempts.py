@@ -22,7 +22,7 @@ FILE: Final = "attempts.json"
 _Round = Annotated[int, Meta(ge=1)]
 _Attempts = Annotated[int, Meta(ge=1)]
 """A negative one would make room for more than the noise is sized for."""
-_log = logging.getLogger("server.run.coordinator")
+_log = logging.getLogger(__name__)
 
 
 class AttemptJournal:

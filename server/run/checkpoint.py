@@ -5,8 +5,6 @@ is written beside the others and renamed into place, so that a crash never leave
 
 Guarantee: ``load_checkpoint`` gives back exactly what ``save_checkpoint`` was given, or raises; a changed byte is
 noticed, because a SHA-256 of description and values stands in the header.
-
-Versions of what a run's result depends on, read without importing it.
 """
 
 from __future__ import annotations
@@ -32,28 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-
-PACKAGES: Final = ("darkroom", "torch", "diffusers", "transformers", "peft", "flwr", "numpy")
-
-
-def package_versions() -> dict[str, str]:
-    """Version by package; ``not installed`` where it is missing, as torch may be at a coordinator."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-@functools.cache
-def _version(name: str) -> str:
-    """Read once a process: it takes a millisecond, and every checkpoint asks."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 _Array: TypeAlias = Any
 """A numpy array of any type; safetensors carries no types."""
 _log = logging.getLogger(__name__)
 
+PACKAGES: Final = ("darkroom", "torch", "diffusers", "transformers", "peft", "flwr", "numpy")
+"""What a run's result depends on."""
 FORMAT: Final = 1
 KEPT: Final = 2
 """Checkpoints that stay on disk."""
@@ -246,3 +228,17 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from _differences(was, now, f"{path}.")
         elif was != now:
             yield path, f"{path}: checkpoint {was!r}, this run {now!r}"
+
+
+def package_versions() -> dict[str, str]:
+    """Version by package, which is not imported; ``not installed`` where it is missing, as torch may be."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    """Read once a process: it takes a millisecond, and every checkpoint asks."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,7 +1,4 @@
-"""The coordinator's loop: rounds, evaluations, checkpoints, and one log line for each round.
-
-What the coordinator reports and logs of a round and of an evaluation: one canonical line each.
-"""
+"""The coordinator's loop: rounds, evaluations, checkpoints, and one canonical log line for each of them."""
 
 from __future__ import annotations
 
@@ -9,140 +6,52 @@ import contextlib
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
 
 from common.adapter.spec import vector_digest
-from common.errors import CheckpointError, ConfigError, ManifestError, OutOfOrder, ProtocolError
+from common.errors import (
+    CheckpointError,
+    ConfigError,
+    ManifestError,
+    OutOfOrder,
+    ProtocolError,
+    SumTooLong,
+    TooFewInstitutions,
+)
 from common.manifest.words import describe_changes
 from common.privacy.run_plan import private_plan
 from common.wire.messages import Evaluate, encode
-from server.errors import SumTooLong, TooFewInstitutions
-from server.rounds.answers import Clock, evaluation_row, take_contribution, take_masked, timed_answers
+from server.rounds.answers import Clock, evaluation_row, take_answer, timed_answers
 from server.rounds.dropouts import failure_words
 from server.rounds.optimizer import Vector, frozen_copy, initial_state, to_bytes
 from server.rounds.reports import EvaluationReport, InstitutionLoss, RoundReport, RunFinish, RunStart, VoidReport
 from server.rounds.rounds import ReadyForRound, Rules
-from server.rounds.session import SecureSession
+from server.rounds.secagg_session import SecAggSession
 from server.run import attempts
 from server.run.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, plain_values, save_checkpoint
 from server.run.leadership import wait_while_paused
-from server.run.waiting import WaitsForNobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from common.adapter.spec import AdapterSpec
     from common.config import RunConfig
     from common.manifest.manifest import Manifest
     from common.privacy.run_plan import PrivacyReport
     from server.rounds.answers import Answer
     from server.rounds.reports import RunObserver
     from server.rounds.rounds import Collecting, MaskedCollecting
-    from server.rounds.session import SecureRun
+    from server.rounds.secagg_session import SecureRun
     from server.rounds.transport import Transport
-    from server.run.waiting import Patience
-
-
-def report_round(collecting: Collecting | MaskedCollecting, following: ReadyForRound, clock: Clock) -> RoundReport:
-    """The report of a round that counted."""
-    before = collecting.ready
-    change = following.adapter.astype(np.float64) - before.adapter
-    norm = following.norm
-    if norm is None:
-        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
-    return RoundReport(
-        round=before.round,
-        attempt=before.attempt,
-        participants=collecting.participants,
-        answered=tuple(node for node in collecting.participants if node in collecting.answered),
-        failures=collecting.failures,
-        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
-        step_norm=float(np.linalg.norm(change)),
-        decoded_mean_norm=norm.decoded,
-        noise_norm_expected=norm.noise_expected,
-        mean_norm_limit=norm.limit,
-        learning_rate=before.rate,
-        seconds=clock.seconds,
-        seconds_waiting=clock.waiting,
-    )
-
-
-def log_round(report: RoundReport) -> None:
-    """One line; of a loss only where one was sent."""
-    _log.info(
-        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
-        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
-        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
-        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
-        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
-    )
-
-
-def report_void(ready: ReadyForRound, participants: tuple[int, ...], error: SumTooLong) -> VoidReport:
-    """The report of an attempt that is void."""
-    norm = error.norm
-    return VoidReport(
-        round=ready.round,
-        attempt=ready.attempt,
-        participants=participants,
-        decoded_mean_norm=norm.decoded,
-        noise_norm_expected=norm.noise_expected,
-        mean_norm_limit=norm.limit,
-    )
-
-
-def log_void(report: VoidReport) -> None:
-    """One line; what it means and what to do is in the error that follows."""
-    _log.warning(
-        "round=%d attempt=%d void: participants=%d %s",
-        *(report.round, report.attempt, len(report.participants), _lengths(report)),
-    )
-
-
-def _lengths(report: RoundReport | VoidReport) -> str:
-    """Of the mean, and of what bounds it where something does."""
-    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
-    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
-        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
-    return words
-
-
-def log_evaluation(report: EvaluationReport) -> None:
-    """One line; a warning where everybody was asked and nobody answered."""
-    if not report.asked:
-        _log.info(
-            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
-        )
-    elif report.loss is None:
-        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
-    else:
-        _log.info(
-            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
-            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
-        )
-
-
-_log = logging.getLogger(__name__)
+    from server.run.waiting import WaitsForInstitutions
 
 CHECKPOINTS: Final = "checkpoints"
 """Folder of checkpoints in a run's directory."""
-
-
-class VectorSpec(Protocol):
-    """What the coordinator needs of an adapter's spec."""
-
-    @property
-    def dimension(self) -> int:
-        """Coordinates of the adapter vector."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """``sha256:`` and 64 hexadecimal digits."""
-        ...
+_log = logging.getLogger(__name__)
 
 
 class Coordinator:
@@ -159,17 +68,18 @@ class Coordinator:
         self,
         *,
         config: RunConfig,
-        spec: VectorSpec,
+        spec: AdapterSpec,
         initial: Vector,
         transport: Transport,
         observer: RunObserver,
         directory: Path,
         secure: SecureRun | None = None,
-        patience: Patience | None = None,
+        waiting: WaitsForInstitutions | None = None,
     ) -> None:
         """Put the parts together; ``initial`` is float32[d], ``directory`` the run's directory.
 
-        ``patience`` says what to do below the minimum; absent, the run ends there.
+        ``waiting`` waits below the minimum; absent, as in a simulation, the run ends there: whoever is missing will
+        not come back.
 
         Raises:
             ConfigError: A run with masked sums needs ``secure``, and no other may have it.
@@ -186,16 +96,16 @@ class Coordinator:
         self._transport = transport
         self._observer = observer
         self._directory = directory
-        self._patience = patience or WaitsForNobody()
+        self._waiting = waiting
         self._checkpoints = directory / CHECKPOINTS
         self._privacy = private_plan(config)
         self._journal: attempts.AttemptJournal | None = None
         if self._privacy is not None:
             self._privacy.noise(spec.dimension)  # noise that no scale carries is a fault now, not in the first round
             self._journal = attempts.AttemptJournal(directory / attempts.FILE, most=self._privacy.attempts)
-        self._session: SecureSession | None = None
+        self._session: SecAggSession | None = None
         if secure is not None:
-            self._session = SecureSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
+            self._session = SecAggSession(secure, transport, directory, timeout_s=config.server.round_timeout_s)
             _check_manifest(self._session.manifest, config, spec)
         self._manifest = "" if self._session is None else self._session.digest
 
@@ -302,7 +212,9 @@ class Coordinator:
             try:
                 collecting, following = self._attempt(current, clock)
             except TooFewInstitutions as shortage:
-                self._patience.wait(shortage)
+                if self._waiting is None:
+                    raise
+                self._waiting.wait(shortage)
                 continue
             if following.round > current.round:
                 break
@@ -312,7 +224,7 @@ class Coordinator:
                 failure_words(collecting.failures) or "masks did not cancel",
             )
             current = following
-        report = report_round(collecting, following, clock)
+        report = _report_round(collecting, following, clock)
         log_round(report)
         self._observer.on_round(report)
         return following
@@ -325,19 +237,19 @@ class Coordinator:
         collecting, requests = ready.create_requests(nodes)
         self._record(ready)
         for node, answer in self._answers(requests, clock):
-            collecting = take_contribution(collecting, node, answer)
+            collecting = take_answer(collecting, node, answer)
         with self._told_if_void(collecting):
             return collecting, collecting.close()
 
     def _masked_attempt(
-        self, session: SecureSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
+        self, session: SecAggSession, ready: ReadyForRound, nodes: tuple[int, ...], clock: Clock
     ) -> tuple[MaskedCollecting, ReadyForRound]:
         session.ensure(nodes, minimum=self._rules.minimum)
         participants = ready.draw(session.members(nodes))
         self._record(ready)
         collecting, request = session.start_round(ready, participants)
         for node, answer in self._answers(dict.fromkeys(participants, request), clock):
-            collecting = take_masked(collecting, node, answer)
+            collecting = take_answer(collecting, node, answer)
         with self._told_if_void(collecting):
             return collecting, session.end_round(collecting)
 
@@ -347,14 +259,22 @@ class Coordinator:
         try:
             yield
         except SumTooLong as error:
-            report = report_void(collecting.ready, collecting.participants, error)
-            log_void(report)
+            report = VoidReport(
+                round=collecting.ready.round,
+                attempt=collecting.ready.attempt,
+                participants=collecting.participants,
+                decoded_mean_norm=error.decoded,
+                noise_norm_expected=error.noise_expected,
+                mean_norm_limit=error.limit,
+            )
+            _log_void(report)
             self._observer.on_void(report)
             raise
 
     def _record(self, ready: ReadyForRound) -> None:
         """On disk before it is sent: no round and attempt is asked for twice. Enough are there, or it would not be."""
-        self._patience.over()  # now: a round may take an hour, and must not be said to wait meanwhile
+        if self._waiting is not None:
+            self._waiting.over()  # now: a round may take an hour, and must not be said to wait meanwhile
         if self._journal is not None:
             self._journal.record(ready.round, ready.attempt)
 
@@ -363,7 +283,7 @@ class Coordinator:
         return timed_answers(outcomes, clock)
 
     def _nodes(self, at_least: int) -> tuple[int, ...]:
-        seconds = self._patience.nodes_s or self._config.server.round_timeout_s
+        seconds = self._config.server.round_timeout_s if self._waiting is None else self._waiting.nodes_s
         return self._transport.nodes(at_least=at_least, timeout_s=seconds)
 
     def _evaluate(self, ready: ReadyForRound) -> None:
@@ -393,7 +313,7 @@ class Coordinator:
         self._observer.on_evaluation(report)
 
 
-def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> None:
+def _check_manifest(manifest: Manifest, config: RunConfig, spec: AdapterSpec) -> None:
     """The institutions hold the coordinator to the manifest, so it had better be of this run."""
     wanted = msgspec.structs.replace(manifest, config=config, adapter_digest=spec.digest, dimension=spec.dimension)
     if changes := describe_changes(manifest, wanted):
@@ -401,4 +321,70 @@ def _check_manifest(manifest: Manifest, config: RunConfig, spec: VectorSpec) -> 
         raise ManifestError(
             f"the run's signed manifest says otherwise; from the manifest to what is wanted now:\n{listed}\n"
             "restore these, or start a new run, which has a manifest of its own, in another directory"
+        )
+
+
+def _report_round(collecting: Collecting | MaskedCollecting, following: ReadyForRound, clock: Clock) -> RoundReport:
+    """The report of a round that counted."""
+    before = collecting.ready
+    change = following.adapter.astype(np.float64) - before.adapter
+    norm = following.norm
+    if norm is None:
+        raise OutOfOrder(expected="the state that follows a round that counted", got="one that follows none")
+    return RoundReport(
+        round=before.round,
+        attempt=before.attempt,
+        participants=collecting.participants,
+        answered=tuple(node for node in collecting.participants if node in collecting.answered),
+        failures=collecting.failures,
+        train_loss=collecting.train_loss if math.isfinite(collecting.train_loss) else None,
+        step_norm=float(np.linalg.norm(change)),
+        decoded_mean_norm=norm.decoded,
+        noise_norm_expected=norm.noise_expected,
+        mean_norm_limit=norm.limit,
+        learning_rate=before.rate,
+        seconds=clock.seconds,
+        seconds_waiting=clock.waiting,
+    )
+
+
+def log_round(report: RoundReport) -> None:
+    """One line; of a loss only where one was sent."""
+    _log.info(
+        "round=%d attempt=%d participants=%d answered=%d failures=%d%s step_norm=%.6g %s "
+        "learning_rate=%.6g seconds=%.3f waiting=%.3f",
+        *(report.round, report.attempt, len(report.participants), len(report.answered), len(report.failures)),
+        "" if report.train_loss is None else f" train_loss={report.train_loss:.6g}",
+        *(report.step_norm, _lengths(report), report.learning_rate, report.seconds, report.seconds_waiting),
+    )
+
+
+def _log_void(report: VoidReport) -> None:
+    """One line; what it means and what to do is in the error that follows."""
+    _log.warning(
+        "round=%d attempt=%d void: participants=%d %s",
+        *(report.round, report.attempt, len(report.participants), _lengths(report)),
+    )
+
+
+def _lengths(report: RoundReport | VoidReport) -> str:
+    """Of the mean, and of what bounds it where something does."""
+    words = f"decoded_mean_norm={report.decoded_mean_norm:.6g}"
+    if report.noise_norm_expected is not None and report.mean_norm_limit is not None:
+        words += f" noise_norm_expected={report.noise_norm_expected:.6g} mean_norm_limit={report.mean_norm_limit:.6g}"
+    return words
+
+
+def log_evaluation(report: EvaluationReport) -> None:
+    """One line; a warning where everybody was asked and nobody answered."""
+    if not report.asked:
+        _log.info(
+            "evaluation round=%d: hold-out loss not sent, by design: it would tell of private pictures", report.round
+        )
+    elif report.loss is None:
+        _log.warning("evaluation round=%d: no hold-out loss; %s", report.round, failure_words(report.failures))
+    else:
+        _log.info(
+            "evaluation round=%d institutions=%d failures=%d pictures=%d loss=%.6g seconds=%.3f",
+            *(report.round, len(report.losses), len(report.failures), report.pictures, report.loss, report.seconds),
         )

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from common.durable_files import naming, write_atomically
+from common.durable_files import naming, sync, write_atomically
+from server.rounds.reports import RunObserver
 from server.run.checkpoint import package_versions, plain_values
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+AUDIT_FILE: Final = "audit.log"
+"""The coordinator's audit log."""
 METRICS: Final = "metrics.jsonl"
 DESCRIPTION: Final = "run.json"
 _VOID: Final = "void"
@@ -43,7 +46,7 @@ PAST_THE_PROTOCOL: Final = (
 """Beside losses that no institution was asked for."""
 
 
-class RunDirectory:
+class RunDirectory(RunObserver):
     """A run observer that writes everything down.
 
     Guarantee: after a crash and a resume the metrics hold each round and evaluation once: rows beyond the checkpoint
@@ -103,8 +106,7 @@ class RunDirectory:
         path = self._path / METRICS
         with naming(path), path.open("ab") as file:
             file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def _write(self, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)

@@ -2,15 +2,13 @@
 
 ``wanted`` is there from ``run start`` until the run has ended or is stopped: the coordinator's ``up`` starts such a run
 again when its process has died. ``lock`` is held by the one process that leads it. ``standing.json`` says what it waits
-for or why it ended early.
-
-Pausing a run: a file in its directory that the loop looks for between rounds, so that no round is torn.
+for or why it ended early. ``pause`` is there while the run is to wait; the loop looks for it between rounds, so that no
+round is torn.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import time
 from datetime import UTC, datetime
@@ -19,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from common.durable_files import write_atomically
-from common.errors import DarkroomError
-from server.errors import RunBusy
+from common.errors import DarkroomError, RunBusy
+from common.host.file_lock import is_locked, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,9 +28,10 @@ if TYPE_CHECKING:
 _WANTED: Final = "wanted"
 _LOCK: Final = "lock"
 _STANDING: Final = "standing.json"
+_PAUSE: Final = "pause"
 _TAKE_OVER_SECONDS: Final = 30.0
 """How long a new process waits for an old one to let go: Flower ends it within seconds of giving a run up."""
-
+_LOOK_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -86,17 +85,13 @@ def go_on(directory: Path) -> None:
 def is_led(directory: Path) -> bool:
     """Whether a living process leads it."""
     try:
-        with (directory / _LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return is_locked(directory / _LOCK)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 @contextlib.contextmanager
-def leading(directory: Path, *, patience_s: float = _TAKE_OVER_SECONDS) -> Iterator[None]:
+def leading(directory: Path, *, wait_s: float = _TAKE_OVER_SECONDS) -> Iterator[None]:
     """Lead the run, alone, and write down how it ended.
 
     Guarantee: two processes never lead one run, whatever Flower believes: neither a round and attempt nor a session
@@ -107,8 +102,8 @@ def leading(directory: Path, *, patience_s: float = _TAKE_OVER_SECONDS) -> Itera
 
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK).open("ab") as file:
-        _hold(file.fileno(), directory, patience_s)
+    busy = RunBusy(f"{directory}: another process leads this run; end it first")
+    with locked(directory / _LOCK, wait_s=wait_s, busy=busy):
         go_on(directory)
         try:
             yield
@@ -120,37 +115,19 @@ def leading(directory: Path, *, patience_s: float = _TAKE_OVER_SECONDS) -> Itera
         want_no_more(directory)
 
 
-def _hold(descriptor: int, directory: Path, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise RunBusy(f"{directory}: another process leads this run; end it first") from error
-            time.sleep(0.2)
-        else:
-            return
-
-
-PAUSE: Final = "pause"
-"""Name of the file; it is there while the run is to wait."""
-_LOOK_SECONDS: Final = 1.0
-
-
 def pause(directory: Path) -> None:
     """Have the run in this directory wait before its next round."""
-    write_atomically(directory / PAUSE, b"")
+    write_atomically(directory / _PAUSE, b"")
 
 
 def resume(directory: Path) -> None:
     """Let it go on."""
-    (directory / PAUSE).unlink(missing_ok=True)
+    (directory / _PAUSE).unlink(missing_ok=True)
 
 
 def is_paused(directory: Path) -> bool:
     """Whether it is to wait."""
-    return (directory / PAUSE).exists()
+    return (directory / _PAUSE).exists()
 
 
 def wait_while_paused(directory: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from server.run.leadership import go_on, note, standing, wait_while_paused
 
@@ -12,34 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from server.errors import TooFewInstitutions
+    from common.errors import TooFewInstitutions
 
 _LONGEST_WAIT: Final = 60.0
 _log = logging.getLogger(__name__)
 
 
-class Patience(Protocol):
-    """What a run does below the minimum of institutions."""
-
-    @property
-    def nodes_s(self) -> float | None:
-        """Longest wait for nodes before it says so; None: a round's time."""
-        ...
-
-    def wait(self, shortage: TooFewInstitutions) -> None:
-        """Return when it is time to look again, or raise the shortage."""
-        ...
-
-    def over(self) -> None:
-        """Enough were there."""
-        ...
-
-
 class WaitsForInstitutions:
-    """The patience of a deployed run: below the minimum it waits for as long as it takes, and says so."""
+    """A deployed run below the minimum of institutions: it waits for as long as it takes, and says so."""
 
     nodes_s: float = 5.0
-    """Between looks for institutions."""
+    """Longest look for nodes before it says that it waits."""
 
     def __init__(self, directory: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Of the run in this directory."""
@@ -63,16 +46,3 @@ class WaitsForInstitutions:
             _log.info("enough institutions are there again")
             go_on(self._directory)
         self._times = 0
-
-
-class WaitsForNobody:
-    """The patience of a simulation: whoever is missing will not come back."""
-
-    nodes_s: float | None = None
-
-    def wait(self, shortage: TooFewInstitutions) -> None:
-        """Raise it."""
-        raise shortage
-
-    def over(self) -> None:
-        """Nothing to do."""

@@ -3,8 +3,6 @@
 In one process, on one model and batch, the steps take turns in a fresh random order each round, so that whatever else
 the machine does falls on all of them; ratios are taken within a round. Wall time is what a user waits; processor time
 is less disturbed by other programs.
-
-Peak memory of a step, on CPU as well as on CUDA.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -41,29 +40,6 @@ METHOD: Final = {
     "scratch space that oneDNN and OpenBLAS take by themselves is not seen",
     "cuda": "torch.cuda.max_memory_allocated less memory_allocated before the step",
 }
-
-
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that a step holds at once in torch's allocator, beyond those held before it.
-
-    Unlike a process's resident size, this does not depend on what ran before, so steps can be compared in one process.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    profiler = recorded.profiler
-    if profiler is None:
-        return 0
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda one: one.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 DEFAULT_STEPS: Final = ("plain", "ours", "opacus_hooks", "opacus_ghost")
@@ -97,6 +73,7 @@ def measure(setting: Setting, *, rounds: int, steps: Sequence[str] = DEFAULT_STE
         setting: model, adapter and batch.
         rounds: timed rounds; one more warms up and measures memory.
         steps: names of :data:`STEPS`; ``plain`` is always among them.
+
     """
     subject = build(setting)
     names = ["plain", *(name for name in steps if name != "plain")]
@@ -161,6 +138,29 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that a step holds at once in torch's allocator, beyond those held before it.
+
+    Unlike a process's resident size, this does not depend on what ran before, so steps can be compared in one process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    profiler = recorded.profiler
+    if profiler is None:
+        return 0
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def _result(name: str, times: dict[str, list[tuple[float, float]]], peaks: dict[str, int]) -> Result:
     mine, plain = np.array(times[name]), np.array(times["plain"])
     return Result(
@@ -178,8 +178,6 @@ def _figure(values: np.ndarray[Any, np.dtype[np.float64]]) -> Figure:
 
 
 def _as_json(value: object) -> str:
-    import msgspec  # noqa: PLC0415 - only the report needs it
-
     return msgspec.json.encode(value).decode()
 
 

@@ -88,6 +88,7 @@ def build(setting: Setting) -> Subject:
 
     Raises:
         ConfigError: no such model, or the shipped base has not been built.
+
     """
     torch.manual_seed(0)
     # to its device before the adapter is injected: some versions of PEFT leave new factors behind otherwise

@@ -28,7 +28,7 @@ import msgspec
 from common.audit_log import Entry
 from server.run.directory import read_metrics
 from simulations.bench.process_watch import ProcessWatch
-from simulations.bench.stage import Stage, stage_config
+from simulations.bench.stub_federation import StubFederation, stub_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,11 +70,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool = False) -> Report:
     """Run once and look at everything."""
     names = tuple(f"site-{number:04d}" for number in range(sites))
-    stage = Stage(root=root, config=stage_config(sites, rounds), names=names, dimension=dimension)
-    stage.make()
+    stubs = StubFederation(root, stub_config(sites, rounds), names, dimension=dimension)
+    stubs.make()
     with ProcessWatch() as watch:
-        stage.lead((rounds + 4) * (60.0 + 10.0 * sites), light=light)
-    rows = [row for row in read_metrics(stage.files.directory) if row["kind"] == "round"]
+        stubs.lead((rounds + 4) * (60.0 + 10.0 * sites), light=light)
+    rows = [row for row in read_metrics(stubs.files.directory) if row["kind"] == "round"]
     # the coordinator has an executor, too
     idle = 0.0 if light else watch.share["supernode"] / sites + watch.share["superexec"] / (sites + 1)
     return Report(
@@ -85,22 +85,22 @@ def measure(root: Path, *, sites: int, rounds: int, dimension: int, light: bool 
         dimension=dimension,
         upload_bytes=4 * dimension,
         seconds=tuple(round(row["seconds"], 3) for row in rows),
-        split=_split(stage, watch, rows),
+        split=_split(stubs, watch, rows),
         peak_mib={name: round(size / 2**20, 1) for name, size in sorted(watch.peak.items())},
         site_mib=round(idle / 2**20, 1),
         server_mib=round((watch.peak["superlink"] + watch.peak["serverapp"]) / 2**20, 1),
     )
 
 
-def _split(stage: Stage, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Split:
-    attempts = attempt_times(stage.files.directory / "audit.log")
+def _split(stubs: StubFederation, watch: ProcessWatch, rows: list[dict[str, Any]]) -> Split:
+    attempts = attempt_times(stubs.files.directory / "audit.log")
     starts = sorted(each.started for each in watch.seen.values() if each.program == "clientapp")
     parts: dict[str, list[float]] = {name: [] for name in ("dispatch", "process_start", "steward", "give_back")}
     for asked, done in attempts[1:]:  # a session is opened before the first
         if done is None:
             continue
         mine = [start for start in starts if asked <= start <= done]
-        answers = [each for s in stage.stewards.values() for each in s.answered if asked <= each.asked <= done]
+        answers = [each for s in stubs.stewards.values() for each in s.answered if asked <= each.asked <= done]
         if not mine or not answers:
             continue
         parts["dispatch"].append(max(mine) - asked)

@@ -1,18 +1,15 @@
-"""What processes take: memory by program, and when each of Flower's short-lived ones was started (Linux)."""
+"""What processes take: memory by program, and when each of Flower's short-lived ones was started."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import psutil
 
 PROGRAMS: Final = {
     "flower-superlink": "superlink",
@@ -25,7 +22,6 @@ PROGRAMS: Final = {
 _LOOK_SECONDS: Final = 0.05
 _MEMORY_LOOKS: Final = 20
 """Looks between two at memory, which costs more."""
-_TICK: Final = float(os.sysconf("SC_CLK_TCK"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +50,6 @@ class ProcessWatch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        self._boot = time.time() - float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -64,58 +59,33 @@ class ProcessWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        looks = 0
+        looks, ours = 0, psutil.Process()
         while not self._stop.wait(_LOOK_SECONDS):
-            living = [each for pid in descendants(os.getpid()) if (each := self._sight(pid)) is not None]
+            below = ours.children(recursive=True)
+            living = [(each, sighting) for each in below if (sighting := self._sight(each)) is not None]
             if looks % _MEMORY_LOOKS == 0:
                 self._weigh(living)
             looks += 1
 
-    def _sight(self, pid: int) -> Sighting | None:
-        if pid in self.seen:
-            return self.seen[pid]
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
-            line = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-            program = next((PROGRAMS[name] for part in line[:3] if (name := Path(part).name) in PROGRAMS), None)
-            if program is not None:
-                ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-                self.seen[pid] = Sighting(pid=pid, program=program, started=self._boot + ticks / _TICK)
-                return self.seen[pid]
-        return None
+    def _sight(self, process: psutil.Process) -> Sighting | None:
+        if process.pid not in self.seen:
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                line = process.cmdline()[:3]
+                program = next((PROGRAMS[name] for part in line if (name := Path(part).name) in PROGRAMS), None)
+                if program is not None:
+                    started = process.create_time()
+                    self.seen[process.pid] = Sighting(pid=process.pid, program=program, started=started)
+        return self.seen.get(process.pid)
 
-    def _weigh(self, living: list[Sighting]) -> None:
+    def _weigh(self, living: list[tuple[psutil.Process, Sighting]]) -> None:
         share: dict[str, int] = defaultdict(int)
         count: dict[str, int] = defaultdict(int)
-        for each in living:
-            with contextlib.suppress(OSError):
-                sizes = memory(each.pid)
-                self.peak[each.program] = max(self.peak[each.program], sizes["Rss"])
-                share[each.program] += sizes["Pss"]
+        for process, each in living:
+            with contextlib.suppress(psutil.Error):
+                sizes = process.memory_full_info()
+                self.peak[each.program] = max(self.peak[each.program], sizes.rss)
+                share[each.program] += sizes.pss
                 count[each.program] += 1
         for program, sum_of_all in share.items():
             self.share[program] = max(self.share[program], sum_of_all)
             self.count[program] = max(self.count[program], count[program])
-
-
-def memory(pid: int) -> dict[str, int]:
-    """``Rss`` and ``Pss`` of a process in bytes; 0 where it has ended."""
-    found = {"Rss": 0, "Pss": 0}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
-        name, _, rest = line.partition(":")
-        if name in found:
-            found[name] = int(rest.split()[0]) << 10
-    return found
-
-
-def descendants(root: int) -> Iterator[int]:
-    """Ids of everything that this process started, and of what that started."""
-    below: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-                below[parent].append(int(entry.name))
-    front = [root]
-    while front:
-        front = sorted(pid for parent in front for pid in below[parent])
-        yield from front

@@ -30,10 +30,17 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs
 
 from common.config import PLAIN_WORDS, BaseModelConfig, RunConfig
 from common.crypto.primitives import Identity, aes_ctr_keystream, expand_key, random_key
-from common.manifest.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
+from common.manifest.manifest import (
+    Manifest,
+    Member,
+    PrivacyTerms,
+    SecureAggregationTerms,
+    canonical_bytes,
+    manifest_digest,
+)
 from common.secagg import aggregator, masking, participant
 from common.secagg.messages import Step
-from common.secagg.ring import dequantize, from_integers
+from common.secagg.ring import from_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +60,10 @@ FLOWER_RANGE: Final = 1 << 22
 FLOWER_MODULUS: Final = 1 << 32
 FLOWER_CLIP: Final = 8.0
 ZERO_DIGEST: Final = "sha256:" + "0" * 64
+PRIVACY: Final = PrivacyTerms(
+    unit="image", epsilon=8, delta=1e-6, clip=1, sampling_rate=1, noise_multiplier=1, maximum_units=1
+)
+"""Stated alone: what noise costs is measured by itself."""
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,9 +163,8 @@ def _open_session(n: int, dimension: int, bits: int) -> tuple[Open, list[Partici
         dimension=dimension,
         coordinator=coordinator.public.hex(),
         roster=tuple(Member(name=f"site-{i:04}", key=who.public.hex()) for i, who in enumerate(identities)),
-        secure_aggregation=msgspec.convert(
-            {"scale": SCALE, "minimum_cohort": 2, "colluders": 0, "bits": bits}, SecureAggregationTerms
-        ),
+        privacy=PRIVACY,
+        secure_aggregation=msgspec.convert({"minimum_cohort": 2, "colluders": 0, "bits": bits}, SecureAggregationTerms),
         code_version="bench",
     )
     name = manifest_digest(canonical_bytes(manifest))
@@ -195,7 +205,8 @@ def _sum_time(collecting: aggregator.Collecting, uploads: list[bytes]) -> float:
     for upload in uploads:
         collecting = collecting.handle_contribution(upload)
     if not collecting.missing():
-        dequantize(collecting.create_sum()[1], scale=SCALE)
+        total = collecting.create_sum()[1]
+        total.words.view(f"<i{total.bits // 8}").astype(np.float64) / SCALE
     return time.perf_counter() - start
 
 

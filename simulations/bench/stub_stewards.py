@@ -95,15 +95,12 @@ class StubSteward:
         return self._state
 
 
-class _Nobody:
-    def note_turned_away(self, counts: dict[str, int]) -> None:
-        """A benchmark keeps no log."""
-
-
 def serve_stub(steward: StubSteward, folder: Path) -> Serving:
     """Listen on ``folder/run/steward.sock`` with a token beside it."""
     place, token = SocketPlace(path=folder / "run" / "steward.sock"), folder / "run" / "token"
     place.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     create_token_file(token)
-    service = StewardService(steward=steward, token=read_token(token), turned_away=_Nobody(), limits=Limits(waiting=0))
+    service = StewardService(
+        steward=steward, token=read_token(token), turned_away=lambda _: None, limits=Limits(waiting=0)
+    )
     return serve(service, place)

@@ -35,6 +35,7 @@ class Settings(Config, frozen=True, kw_only=True, rename="kebab"):
         population: units of all institutions together; absent: not known, and δ not checked against it.
         institutions: n; 1 is training in one place.
         colluders: t.
+
     """
 
     noise_multiplier: bounds.NoiseMultiplier | None = None
@@ -70,6 +71,7 @@ def budget_of(settings: Settings) -> str:
 
     Raises:
         AccountingError: Settings for which no (ε, δ) can be stated, or not in the memory there is.
+
     """
     with _accounting():
         return _budget_of(settings)
@@ -118,6 +120,7 @@ def budget_of_scenario(scenario: Scenario, *, epsilon: float | None) -> str:
     Raises:
         ConfigError: A scenario without privacy, or one that the other ε does not fit.
         AccountingError: Settings for which no (ε, δ) can be stated.
+
     """
     config = scenario.run_config()
     if config.privacy == "none":

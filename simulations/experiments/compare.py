@@ -3,8 +3,6 @@
 All train for the same number of optimiser steps from the same initial adapter. Alone, an institution uses its own
 batch; centralised, one site holds everything and uses the sum of the batches. Each adapter is judged on every
 institution's hold-out set.
-
-Verdicts as a table for people.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from server.run.coordinator import CHECKPOINTS
 from server.run.directory import RunDirectory
 from simulations.experiments.judge import Judge, Verdict
 from simulations.experiments.observers import Progress, SheetRow, contact_sheet
-from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.experiments.run import Federation, federate, open_scenario_base
 from simulations.scenario.prepare import prepare_store, sites_of
 
 if TYPE_CHECKING:
@@ -38,6 +36,12 @@ if TYPE_CHECKING:
     from simulations.scenario.store import InstitutionStore
 
 
+BASE: Final = "base"
+FEDERATED: Final = "federated"
+CENTRALISED: Final = "centralised"
+_MOST_INSTITUTIONS: Final = 12
+
+
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """All verdicts of one scenario, and what they are measured against."""
 
@@ -46,42 +50,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """KID-local of real pictures against other real ones, by domain."""
     features: str
     """SHA-256 of the feature network's weights."""
-
-
-def render_table(comparison: Comparison) -> str:
-    """Markdown: a row per adapter; hold-out loss and KID-local by domain, classifier accuracy over all pictures."""
-    domains = [domain.domain for domain in comparison.verdicts[0].domains]
-    head = ["adapter", *(f"loss {d}" for d in domains), "mean loss", *(f"KID {d}" for d in domains), "recognised"]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-    lines += [_row(_cells(verdict)) for verdict in comparison.verdicts]
-    floors = ", ".join(f"{name} {floor:.3f}" for name, floor in comparison.floors.items())
-    return (
-        "\n".join(lines)
-        + f"\n\nKID is KID-local: features of EfficientNet-Lite0 (sha256:{comparison.features[:16]}…), not Inception; "
-        + f"real pictures against real pictures score {floors}.\n"
-        + "Recognised: share of drawn pictures that a linear classifier of real pictures puts in the prompted domain.\n"
-    )
-
-
-def _cells(verdict: Verdict) -> list[str]:
-    losses = [_figure(loss) for loss in (*(domain.holdout_loss for domain in verdict.domains), verdict.mean_loss)]
-    kids = [f"{domain.kid:.2f} ± {domain.kid_spread:.2f}" for domain in verdict.domains]
-    recognised = float(np.mean([domain.recognised for domain in verdict.domains]))
-    return [verdict.label, *losses, *kids, f"{100 * recognised:.0f} %"]
-
-
-def _figure(loss: float | None) -> str:
-    return "none held out" if loss is None else f"{loss:.4f}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-BASE: Final = "base"
-FEDERATED: Final = "federated"
-CENTRALISED: Final = "centralised"
-_MOST_INSTITUTIONS: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +122,7 @@ def _with_one_institution(config: RunConfig, batch_size: int) -> RunConfig:
 def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
     """The contender's adapter; a finished run is read, a stopped one goes on."""
     resume = bool(checkpoint_files(directory / CHECKPOINTS))
-    federation = make_federation(contender.config, trainer, contender.store, directory)
+    federation = Federation(contender.config, trainer, contender.store, directory)
     return federate(federation, (RunDirectory(directory), Progress()), resume=resume)
 
 
@@ -166,3 +134,33 @@ def _write(directory: Path, judge: Judge, verdicts: tuple[Verdict, ...], adapter
     rows = [SheetRow(label.replace(" ", "\n"), judge.samples(adapter)) for label, adapter in adapters.items()]
     contact_sheet(judge.prompts, rows).save(directory / "pictures.png")
     return f"{table}\n{directory / 'table.md'}\n{directory / 'pictures.png'}"
+
+
+def render_table(comparison: Comparison) -> str:
+    """Markdown: a row per adapter; hold-out loss and KID-local by domain, classifier accuracy over all pictures."""
+    domains = [domain.domain for domain in comparison.verdicts[0].domains]
+    head = ["adapter", *(f"loss {d}" for d in domains), "mean loss", *(f"KID {d}" for d in domains), "recognised"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    lines += [_row(_cells(verdict)) for verdict in comparison.verdicts]
+    floors = ", ".join(f"{name} {floor:.3f}" for name, floor in comparison.floors.items())
+    return (
+        "\n".join(lines)
+        + f"\n\nKID is KID-local: features of EfficientNet-Lite0 (sha256:{comparison.features[:16]}…), not Inception; "
+        + f"real pictures against real pictures score {floors}.\n"
+        + "Recognised: share of drawn pictures that a linear classifier of real pictures puts in the prompted domain.\n"
+    )
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    losses = [_figure(loss) for loss in (*(domain.holdout_loss for domain in verdict.domains), verdict.mean_loss)]
+    kids = [f"{domain.kid:.2f} ± {domain.kid_spread:.2f}" for domain in verdict.domains]
+    recognised = float(np.mean([domain.recognised for domain in verdict.domains]))
+    return [verdict.label, *losses, *kids, f"{100 * recognised:.0f} %"]
+
+
+def _figure(loss: float | None) -> str:
+    return "none held out" if loss is None else f"{loss:.4f}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

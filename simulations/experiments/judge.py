@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from client.intake.imagefolder import load_pixels
 from common.adapter.generate import generate
 from common.adapter.vector import write_vector
 from simulations.experiments.metrics import WEIGHTS_SHA256, DomainProbe, Kid, features, kid, real_vs_real_floor
 from simulations.experiments.observers import sample_plan
+from simulations.scenario.folder_latents import load_pixels
+from simulations.scenario.plain_steward import holdout_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ class Judge:
 
     def _on(self, domain: _Domain) -> DomainVerdict:
         shard = self.store.holdout_of(domain.index)
-        loss = None if shard is None else self.trainer.holdout_loss(shard, self.config.evaluation.draws)
+        loss = None if shard is None else holdout_loss(self.trainer, shard, self.config.evaluation.draws)
         found = features(np.stack([np.asarray(picture) for picture in self._draw(domain.captions)]))
         score = kid(found, domain.real, subsets=_SUBSETS, subset_size=_subset(found, domain.real), seed=_SEED)
         recognised = self.probe.accuracy(found, [domain.name] * len(found))

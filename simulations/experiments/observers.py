@@ -1,12 +1,4 @@
-"""What a person watches during a run: a progress bar, sample sheets, curves.
-
-What a simulation shows of a private run beyond what the run itself tells anybody.
-
-A real coordinator learns no loss. Here all pictures are in one process, so the hold-out loss is measured past the
-protocol, for the curves: it is no release, no part of the training, and no institution is asked.
-
-Sample pictures as one contact sheet: a row per adapter, a column per prompt, prompts written above.
-"""
+"""What a person watches during a run: a progress bar, sample sheets, curves, and what a private run promises."""
 
 from __future__ import annotations
 
@@ -24,8 +16,9 @@ from tqdm import tqdm
 from common.adapter.generate import SamplePlan, generate
 from common.adapter.vector import write_vector
 from common.durable_files import write_atomically
-from server.rounds.reports import InstitutionLoss
+from server.rounds.reports import InstitutionLoss, Observers, RunObserver
 from server.run.directory import read_metrics
+from simulations.scenario.plain_steward import holdout_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,47 +27,19 @@ if TYPE_CHECKING:
     from client.training.trainer import Trainer
     from common.config import RunConfig
     from server.rounds.optimizer import Vector
-    from server.rounds.reports import EvaluationReport, RoundReport, RunFinish, RunObserver, RunStart, VoidReport
+    from server.rounds.reports import EvaluationReport, RoundReport, RunFinish, RunStart, VoidReport
     from simulations.scenario.store import InstitutionStore
 
 
+SAMPLES: Final = "samples"
+CURVES: Final = "curves.png"
 _EDGE: Final = 144
 _MARGIN: Final = 8
 _LABEL: Final = 96
 _HEADER: Final = 52
 
 
-@dataclass(frozen=True)
-class SheetRow:
-    """A label and one picture per prompt."""
-
-    label: str
-    pictures: tuple[Image.Image, ...]
-
-
-def contact_sheet(prompts: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
-    """The rows under one another, each picture enlarged to 144 pixels a side."""
-    cell = _EDGE + _MARGIN
-    sheet = Image.new("RGB", (_LABEL + cell * len(prompts) + _MARGIN, _HEADER + cell * len(rows) + _MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
-    for column, prompt in enumerate(prompts):
-        text = "\n".join(textwrap.wrap(prompt, 24)[:3])
-        draw.multiline_text((_LABEL + column * cell, _MARGIN), text, fill="black", font=font)
-    for index, row in enumerate(rows):
-        top = _HEADER + index * cell
-        draw.multiline_text((_MARGIN, top + _EDGE // 2 - 8), row.label, fill="black", font=font)
-        for column, picture in enumerate(row.pictures):
-            shown = picture.resize((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (_LABEL + column * cell, top))
-    return sheet
-
-
-SAMPLES: Final = "samples"
-CURVES: Final = "curves.png"
-
-
-class Progress:
+class Progress(RunObserver):
     """A progress bar in a terminal; elsewhere the coordinator's log has a line a round."""
 
     def __init__(self) -> None:
@@ -111,22 +76,13 @@ class Progress:
 
 
 @dataclass
-class Gallery:
+class Gallery(RunObserver):
     """Draws the scenario's prompts at each evaluation, above them what the base alone draws from the same noise."""
 
     trainer: Trainer
     config: RunConfig
     directory: Path
     _base_row: tuple[Image.Image, ...] = field(default=(), init=False)
-
-    def on_start(self, start: RunStart) -> None:
-        """Nothing yet: the base's row is drawn with the first sheet."""
-
-    def on_round(self, report: RoundReport) -> None:
-        """Rounds without an evaluation leave no sheet."""
-
-    def on_void(self, report: VoidReport) -> None:
-        """The adapter stayed as it was."""
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Write ``samples/round_NNNN.png``."""
@@ -142,9 +98,6 @@ class Gallery:
         sheet = BytesIO()
         contact_sheet(prompts, rows).save(sheet, "PNG")
         write_atomically(folder / f"round_{report.round:04d}.png", sheet.getvalue())
-
-    def on_finish(self, finish: RunFinish) -> None:
-        """The last evaluation drew the final adapter."""
 
     def _draw(self, adapter: Vector) -> tuple[Image.Image, ...]:
         write_vector(self.trainer.unet, self.trainer.spec, adapter)
@@ -164,16 +117,10 @@ def sample_plan(config: RunConfig, trainer: Trainer) -> SamplePlan:
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(RunObserver):
     """Draws ``curves.png`` from ``metrics.jsonl`` at each evaluation and at the end."""
 
     directory: Path
-
-    def on_start(self, start: RunStart) -> None:
-        """Nothing to draw yet."""
-
-    def on_round(self, report: RoundReport) -> None:
-        """Drawn at evaluations."""
 
     def on_void(self, report: VoidReport) -> None:
         """Draw what there is: the run stops."""
@@ -222,47 +169,7 @@ def draw_curves(directory: Path) -> None:
     write_atomically(directory / CURVES, picture.getvalue())
 
 
-@dataclass(frozen=True)
-class MeasuredHoldout:
-    """Passes everything on, and adds to each evaluation the hold-out losses that nobody was asked for."""
-
-    inner: RunObserver
-    trainer: Trainer
-    store: InstitutionStore
-    config: RunConfig
-
-    def on_start(self, start: RunStart) -> None:
-        """Pass on."""
-        self.inner.on_start(start)
-
-    def on_round(self, report: RoundReport) -> None:
-        """Pass on."""
-        self.inner.on_round(report)
-
-    def on_void(self, report: VoidReport) -> None:
-        """Pass on."""
-        self.inner.on_void(report)
-
-    def on_evaluation(self, report: EvaluationReport) -> None:
-        """Measure, and pass on; what institutions answered themselves stays."""
-        self.inner.on_evaluation(report if report.asked else replace(report, losses=self._measure(report)))
-
-    def on_finish(self, finish: RunFinish) -> None:
-        """Pass on."""
-        self.inner.on_finish(finish)
-
-    def _measure(self, report: EvaluationReport) -> tuple[InstitutionLoss, ...]:
-        self.trainer.set_adapter(report.adapter)
-        rows = []
-        for node, institution in enumerate(self.store.institutions):
-            shard = self.store.holdout_of(node)
-            if shard is not None:
-                loss = self.trainer.holdout_loss(shard, self.config.evaluation.draws)
-                rows.append(InstitutionLoss(node=node, institution=institution.name, loss=loss, pictures=len(shard)))
-        return tuple(rows)
-
-
-class PrivacyNotice:
+class PrivacyNotice(RunObserver):
     """Says at the start what a private run promises, and at the end what holds for the attempts that were sent."""
 
     def on_start(self, start: RunStart) -> None:
@@ -272,16 +179,60 @@ class PrivacyNotice:
                 f"What this run promises, all {start.privacy.attempts} attempts used:\n{start.privacy.as_text()}\n"
             )
 
-    def on_round(self, report: RoundReport) -> None:
-        """Rounds change nothing about it."""
-
-    def on_void(self, report: VoidReport) -> None:
-        """An attempt counts, whatever came of it."""
-
-    def on_evaluation(self, report: EvaluationReport) -> None:
-        """Nor do evaluations."""
-
     def on_finish(self, finish: RunFinish) -> None:
         """Say what holds."""
         if finish.privacy is not None:
             tqdm.write(f"\nWhat holds after {finish.privacy.attempts} attempts:\n{finish.privacy.as_text()}")
+
+
+@dataclass(frozen=True)
+class MeasuredHoldout(Observers):
+    """Tells its members everything, and adds to each evaluation the hold-out losses that nobody was asked for.
+
+    A real coordinator of a private run learns no loss. Here all pictures are in one process, so it is measured past the
+    protocol, for the curves: it is no release, no part of the training, and no institution is asked.
+    """
+
+    trainer: Trainer
+    store: InstitutionStore
+    config: RunConfig
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Measure, and pass on; what institutions answered themselves stays."""
+        super().on_evaluation(report if report.asked else replace(report, losses=self._measure(report)))
+
+    def _measure(self, report: EvaluationReport) -> tuple[InstitutionLoss, ...]:
+        self.trainer.set_adapter(report.adapter)
+        rows = []
+        for node, institution in enumerate(self.store.institutions):
+            shard = self.store.holdout_of(node)
+            if shard is not None:
+                loss = holdout_loss(self.trainer, shard, self.config.evaluation.draws)
+                rows.append(InstitutionLoss(node=node, institution=institution.name, loss=loss, pictures=len(shard)))
+        return tuple(rows)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A label and one picture per prompt."""
+
+    label: str
+    pictures: tuple[Image.Image, ...]
+
+
+def contact_sheet(prompts: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
+    """The rows under one another, each picture enlarged to 144 pixels a side."""
+    cell = _EDGE + _MARGIN
+    sheet = Image.new("RGB", (_LABEL + cell * len(prompts) + _MARGIN, _HEADER + cell * len(rows) + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for column, prompt in enumerate(prompts):
+        text = "\n".join(textwrap.wrap(prompt, 24)[:3])
+        draw.multiline_text((_LABEL + column * cell, _MARGIN), text, fill="black", font=font)
+    for index, row in enumerate(rows):
+        top = _HEADER + index * cell
+        draw.multiline_text((_MARGIN, top + _EDGE // 2 - 8), row.label, fill="black", font=font)
+        for column, picture in enumerate(row.pictures):
+            shown = picture.resize((_EDGE, _EDGE), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (_LABEL + column * cell, top))
+    return sheet

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
+    from client.training.private_update import TrainingSide
     from client.training.trainer import Trainer
     from common.adapter.model import BaseModel
     from common.config import RunConfig
@@ -75,7 +77,8 @@ def run_scenario(plan: RunPlan, warn: Callable[[str], None]) -> None:
         final = _federate(plan, config, trainer, store)
     except RoundFailed as error:
         names = {node: institution.name for node, institution in enumerate(store.institutions)}
-        raise type(error)(with_names(str(error), names)) from error
+        error.args = (with_names(str(error), names),)
+        raise
     write_vector(trainer.unet, trainer.spec, final)
     save_adapter(plan.directory / ADAPTER, trainer.unet, trainer.spec)
 
@@ -84,7 +87,7 @@ def _federate(plan: RunPlan, config: RunConfig, trainer: Trainer, store: Institu
     if plan.engine == "ray":
         return _federate_on_ray(plan, config, trainer, store)
     return federate(
-        make_federation(config, trainer, store, plan.directory),
+        Federation(config, trainer, store, plan.directory),
         _observers(plan, config, trainer, store),
         resume=plan.resume and has_begun(plan.directory),
     )
@@ -135,7 +138,7 @@ def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer, store: Instit
     )
     if config.privacy == "none":
         return listening
-    return (PrivacyNotice(), MeasuredHoldout(Observers(listening), trainer, store, config))
+    return (PrivacyNotice(), MeasuredHoldout(listening, trainer, store, config))
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,15 @@ class Federation:
     trainer: Trainer
     store: InstitutionStore
     directory: Path
+    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
+    """Puts something between an institution and its pictures, to be looked at after a simulation."""
 
-    secured: SimulatedFederation | None = None
-    """Keys, manifest and records, with secure aggregation."""
+    @cached_property
+    def secured(self) -> SimulatedFederation | None:
+        """Everybody's keys, manifest and records, where sums are masked."""
+        if not self.config.is_secure:
+            return None
+        return SimulatedFederation(self.config, self.trainer, self.store, self.directory, self.watch)
 
     def connect(self, context: Context) -> StewardPort:
         """The steward of the institution that Flower's node plays."""
@@ -169,12 +178,6 @@ class Federation:
             directory=self.directory,
             secure=None if self.secured is None else self.secured.secure_run(),
         )
-
-
-def make_federation(config: RunConfig, trainer: Trainer, store: InstitutionStore, directory: Path) -> Federation:
-    """The federation of a run in this process, with keys and records where sums are masked."""
-    secured = SimulatedFederation(config, trainer, store, directory) if config.is_secure else None
-    return Federation(config, trainer, store, directory, secured)
 
 
 def federate(federation: Federation, observers: tuple[RunObserver, ...], *, resume: bool) -> Vector:

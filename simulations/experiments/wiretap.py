@@ -2,8 +2,6 @@
 
 The tap sits between Flower and the stewards: every byte that a real network would carry passes it. Only because this is
 a simulation can the report also hold what nobody sees, one institution's true update, to compare the two.
-
-One institution's masked upload, its true update and uniform words, side by side.
 """
 
 from __future__ import annotations
@@ -19,17 +17,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from client.app import make_client_app
-from client.steward.membership import TrainingSide
-from client.training.private_update import PrivateUpdate
+from client.training.private_update import PrivateUpdate, TrainingSide
 from client.training.trainer import build_trainer
 from common.errors import ConfigError
 from common.secagg.messages import MaskedContribution, decode
-from common.wire.messages import MaskedAnswer, decode_reply, decode_request
+from common.wire.messages import MaskedAnswer, decode_request
+from common.wire.replies import decode_reply
 from server.run.directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess
 from simulations.experiments.run import Federation, open_scenario_base
 from simulations.scenario.prepare import prepare_store, sites_of
-from simulations.scenario.secure_sites import SimulatedFederation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,27 +40,6 @@ if TYPE_CHECKING:
     from common.privacy.run_plan import PrivatePlan
     from common.wire.messages import StewardPort
     from simulations.scenario.scenario import Scenario
-
-
-def draw_comparison(
-    words: NDArray[np.unsignedinteger], update: NDArray[np.float64], comparison: Comparison, path: Path
-) -> None:
-    """Histograms of the three, and the upload over the update: a cloud, if masks do what they should."""
-    span = 2.0 ** (8 * words.dtype.itemsize)
-    uniform = np.random.default_rng(1).random(len(words))
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    true, masked, even, cloud = figure.subplots(1, 4)
-    _histogram(true, update, "its true update (nobody sees it)")
-    _histogram(masked, words / span, f"what left, of 2^{8 * words.dtype.itemsize}: p = {comparison.uniformity:.2f}")
-    _histogram(even, uniform, f"uniform words: p = {comparison.uniform_uniformity:.2f}")
-    cloud.plot(update[:5000], (words / span)[:5000], ",", alpha=0.6)
-    cloud.set_title(f"what left, over the true update: r = {comparison.correlation:+.4f}", fontsize=9)
-    figure.savefig(path, dpi=110)
-
-
-def _histogram(panel: Axes, values: NDArray[np.float64], title: str) -> None:
-    panel.hist(values, bins=64)
-    panel.set_title(title, fontsize=9)
 
 
 _LIMIT: Final = 1 << 30
@@ -177,10 +153,7 @@ def tap_scenario(scenario: Scenario, directory: Path, cache: Path) -> str:
     trainer = build_trainer(base, config)
     tap = Tap(directory)
     first = store.institutions[0].name
-    secured = SimulatedFederation(
-        config, trainer, store, directory / "run", watch=lambda side: _watched(side, tap, first)
-    )
-    federation = Federation(config, trainer, store, directory / "run", secured)
+    federation = Federation(config, trainer, store, directory / "run", watch=lambda side: _watched(side, tap, first))
 
     def connect(context: Context) -> StewardPort:
         return tap.wire(int(context.node_config["partition-id"]), federation.connect(context))
@@ -230,6 +203,27 @@ def compare(words: NDArray[np.unsignedinteger], update: NDArray[np.float64], dim
 def _uniformity(words: NDArray[np.unsignedinteger]) -> float:
     top = (words >> (8 * words.dtype.itemsize - 8)).astype(np.int64)
     return float(stats.chisquare(np.bincount(top, minlength=256)).pvalue)
+
+
+def draw_comparison(
+    words: NDArray[np.unsignedinteger], update: NDArray[np.float64], comparison: Comparison, path: Path
+) -> None:
+    """Histograms of the three, and the upload over the update: a cloud, if masks do what they should."""
+    span = 2.0 ** (8 * words.dtype.itemsize)
+    uniform = np.random.default_rng(1).random(len(words))
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    true, masked, even, cloud = figure.subplots(1, 4)
+    _histogram(true, update, "its true update (nobody sees it)")
+    _histogram(masked, words / span, f"what left, of 2^{8 * words.dtype.itemsize}: p = {comparison.uniformity:.2f}")
+    _histogram(even, uniform, f"uniform words: p = {comparison.uniform_uniformity:.2f}")
+    cloud.plot(update[:5000], (words / span)[:5000], ",", alpha=0.6)
+    cloud.set_title(f"what left, over the true update: r = {comparison.correlation:+.4f}", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _histogram(panel: Axes, values: NDArray[np.float64], title: str) -> None:
+    panel.hist(values, bins=64)
+    panel.set_title(title, fontsize=9)
 
 
 def report(tap: Tap, comparison: Comparison, captions: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""One institution of the pilot: a folder of its own, made with the commands that an institution uses."""
+"""One institution on this machine: a folder of its own, filled with the commands that an institution uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from client.connection.supernode import steward_node_config
 from client.site.layout import SiteLayout
 from client.site.open_site import link_to_steward
 from client.site.settings import read_site
-from client.site.vault_access import count_vault, today
+from client.site.vault_access import count_vault
+from client.vault.records import today
 from common.errors import StewardUnavailable
 from simulations.pilot.processes import client, client_command
 from simulations.pilot.users import FIRST_UID, UnixUser, as_user, give
@@ -58,17 +59,15 @@ class Sent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PilotSite:
-    """An institution and the pictures that it starts from."""
+class LocalSite:
+    """An institution's folder and processes."""
 
     name: str
     root: Path
-    pictures: Path
-    """An image folder."""
     port: int
     """Loopback port of its SuperNode."""
     users: SiteUsers | None = None
-    """Of steward and SuperNode; None: whoever runs the pilot."""
+    """Of steward and SuperNode; None: whoever starts them."""
 
     @property
     def layout(self) -> SiteLayout:
@@ -79,11 +78,6 @@ class PilotSite:
     def site_file(self) -> Path:
         """Its settings."""
         return self.layout.site_file
-
-    @property
-    def request_file(self) -> Path:
-        """What it sends to the coordinator."""
-        return self.root / f"{self.name}.request"
 
     def copy_base(self, base: Path) -> Path:
         """Its own copy: what others own, its steward's user may not be able to read."""
@@ -108,12 +102,12 @@ class PilotSite:
         """Its public key, as the others hear it."""
         return self.layout.identity_public_file.read_text(encoding="ascii").strip()
 
-    def fill_vault(self, log: Path) -> int:
-        """Take the pictures into the vault, by the command for that; how many can be trained with."""
+    def fill_vault(self, pictures: Path, log: Path) -> int:
+        """Take an image folder into the vault, by the command for that; how many pictures can be trained with."""
         rules = self.root / "ingest.toml"
         rules.write_text(_RULES, encoding="utf-8")
         place = ("--config", str(self.site_file), "--rules", str(rules))
-        client(log, "ingest", str(self.pictures), *place, "--commit", "--yes")
+        client(log, "ingest", str(pictures), *place, "--commit", "--yes")
         counts = count_vault(read_site(self.site_file).vault, day=today(), expected=None)
         return counts.pictures - counts.held_out
 
@@ -155,11 +149,11 @@ class PilotSite:
             return command
         return as_user(command, self.users.steward, needed=(self.root,), home=self.root, network=False)
 
-    def supernode(self, received: Sent, *, allow_root: bool) -> Command:
+    def supernode(self, received: Sent) -> Command:
         """The process that keeps the connection."""
         place = ("--directory", str(self.root), "--port", str(self.port))
         steward = ("--steward", steward_node_config(read_site(self.site_file)))
-        root = ("--allow-root",) if allow_root and self.users is None else ()
+        root = ("--allow-root",) if os.geteuid() == 0 and self.users is None else ()
         words = ("join", *received.words(), *place, *steward, *root)
         command = client_command(f"{self.name}-join", self.root, *words)
         if self.users is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.intake.imagefolder import Picture
+    from simulations.scenario.imagefolder import Picture
 
 
 class Iid(msgspec.Struct, frozen=True, tag_field="kind", tag="iid", forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""The steward: holds an institution's data and answers the coordinator's requests, each of which it treats as hostile.
+"""The steward that answers in the clear, for runs without secure aggregation: no institution's package has one.
 
 Every request is parsed, checked against the run that the institution agreed to, and answered with a reply or with a
 refusal that carries a code and no text. Details of a refusal stay in the institution's own log.
@@ -12,35 +12,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
-from client.training.private_update import PrivateUpdate
-from client.training.trainer import training_draws
-from common.crypto.randomness import SystemRandomness, repeatable_randomness
+from client.training.private_update import PrivateUpdate, adapter_vector, contribution_randomness
+from client.training.trainer import Draws, training_draws
+from common.adapter.vector import gradient_vector, trained_parameters
 from common.errors import DarkroomError, PrivacyError, ProtocolError
 from common.privacy.run_plan import private_plan
-from common.wire.messages import (
-    Contribute,
-    Evaluate,
-    NoisedContribution,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    RefusalCode,
-    Reply,
-    Request,
-    decode_request,
-    encode,
-)
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, decode_request, encode
+from common.wire.replies import NoisedContribution, PlainContribution, PlainEvaluation, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from client.training.latents import LatentShard
-    from client.training.trainer import Draws, Trainer
+    from client.training.trainer import Trainer
     from common.config import RunConfig
-    from common.crypto.randomness import Randomness
     from common.privacy.run_plan import PrivatePlan
 
+HOLDOUT_SEED: Final = 20_260_101
+"""Seed of the hold-out draws: the same (timestep, noise) for every adapter, so that losses can be compared."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -111,12 +104,11 @@ class Steward:
         spec = self.trainer.spec
         if request.spec_digest != spec.digest:
             raise _Refused(RefusalCode.WRONG_SPEC, f"adapter spec {request.spec_digest}, agreed {spec.digest}")
-        if len(request.adapter) != 4 * spec.dimension:
-            raise _Refused(RefusalCode.WRONG_SIZE, f"adapter of {len(request.adapter)} bytes, d = {spec.dimension}")
-        vector = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise _Refused(RefusalCode.NOT_FINITE, "adapter holds values that are not finite")
-        return vector
+        try:
+            return adapter_vector(request.adapter, spec.dimension)
+        except ProtocolError as error:
+            is_whole = len(request.adapter) == 4 * spec.dimension
+            raise _Refused(RefusalCode.NOT_FINITE if is_whole else RefusalCode.WRONG_SIZE, str(error)) from error
 
     def _contribute(self, request: Contribute, vector: NDArray[np.float32]) -> PlainContribution:
         self.trainer.set_adapter(vector)
@@ -137,7 +129,8 @@ class Steward:
         units = tuple((row,) for row in range(len(self.train))) if self.units is None else self.units
         try:
             update = PrivateUpdate(trainer=self.trainer, shard=self.train, units=units, plan=plan)
-            values = update.share(self._randomness(request, plan)).ring()
+            stream = f"{self.name}/{request.round}/{request.attempt}"
+            values = update.share(contribution_randomness(plan, stream, seed=self.config.seed)).ring()
         except PrivacyError as error:
             raise _Refused(RefusalCode.NOT_ALLOWED, str(error)) from error
         return NoisedContribution(
@@ -146,17 +139,10 @@ class Steward:
             values=values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(),
         )
 
-    def _randomness(self, request: Contribute, plan: PrivatePlan) -> Randomness:
-        """Secret, but in a run that says aloud that it is not private."""
-        if plan.config.is_private:
-            return SystemRandomness()
-        name = f"{self.name}/{request.round}/{request.attempt}"
-        return repeatable_randomness(name, seed=self.config.seed, acknowledge=plan.config.repeatable)
-
     def _one_gradient(self, request: Contribute) -> _Update:
         """FedSGD: the sum of per-picture gradients at the global adapter; the weight is the public batch size."""
         batch = self.config.training.batch_size
-        total = self.trainer.gradient_sum(self.train, self._draws(self._stream(request), batch))
+        total = gradient_sum(self.trainer, self.train, self._draws(self._stream(request), batch))
         return _Update(total.vector, float(batch), total.loss_sum / batch)
 
     def _local_training(self, request: Contribute) -> _Update:
@@ -164,7 +150,7 @@ class Steward:
         training, rng = self.config.training, self._stream(request)
         start = self.trainer.adapter()
         batches = (self._draws(rng, training.batch_size) for _ in range(training.local_steps))
-        loss = self.trainer.train_locally(self.train, batches, training.local_learning_rate)
+        loss = train_locally(self.trainer, self.train, batches, training.local_learning_rate)
         weight = float(len(self.train))
         return _Update((self.trainer.adapter() - start) * np.float32(weight), weight, loss)
 
@@ -184,5 +170,65 @@ class Steward:
         if self.holdout is None:
             raise _Refused(RefusalCode.NO_DATA, "asked for a hold-out loss, but there is no hold-out set")
         self.trainer.set_adapter(vector)
-        loss = self.trainer.holdout_loss(self.holdout, self.config.evaluation.draws)
+        loss = holdout_loss(self.trainer, self.holdout, self.config.evaluation.draws)
         return PlainEvaluation(round=request.round, institution=self.name, loss=loss, pictures=len(self.holdout))
+
+
+@dataclass(frozen=True)
+class GradientSum:
+    """Sum over draws of the loss's gradient, float32 [d], and the sum of the losses."""
+
+    vector: NDArray[np.float32]
+    loss_sum: float
+
+
+def holdout_draws(shard: LatentShard, draws_per_picture: int, steps: int) -> Draws:
+    """Fixed draws for every picture: timesteps spread evenly over the schedule, the latent at its mean."""
+    rng = np.random.default_rng(HOLDOUT_SEED)
+    rows = torch.arange(len(shard)).repeat_interleave(draws_per_picture)
+    strata = np.tile(np.arange(draws_per_picture), len(shard))
+    timesteps = ((strata + rng.random(len(rows))) / draws_per_picture * steps).astype(np.int64)
+    shape = (len(rows), *shard.mean.shape[2:])
+    return Draws(
+        rows=rows,
+        views=torch.zeros_like(rows),
+        timesteps=torch.from_numpy(timesteps),
+        caption_rows=shard.caption_rows[rows],
+        latent_noise=torch.zeros(shape),
+        noise=torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+    )
+
+
+def gradient_sum(trainer: Trainer, shard: LatentShard, draws: Draws) -> GradientSum:
+    """Sum of the draws' gradients at the present adapter."""
+    parameters = trained_parameters(trainer.unet, trainer.spec)
+    for parameter in parameters:
+        parameter.grad = None
+    total = 0.0
+    for part in draws.split(trainer.microbatch):
+        loss = trainer.losses(shard, part).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return GradientSum(gradient_vector(trainer.unet, trainer.spec), total)
+
+
+def train_locally(trainer: Trainer, shard: LatentShard, batches: Iterable[Draws], learning_rate: float) -> float:
+    """Adam steps from the present adapter, one per batch; returns the mean training loss. Moments are not kept."""
+    parameters = trained_parameters(trainer.unet, trainer.spec)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    losses = []
+    for draws in batches:
+        losses.append(gradient_sum(trainer, shard, draws).loss_sum / len(draws))
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= len(draws)
+        optimizer.step()
+    return float(np.mean(losses))
+
+
+def holdout_loss(trainer: Trainer, shard: LatentShard, draws_per_picture: int) -> float:
+    """Mean unweighted denoising loss over the fixed hold-out draws."""
+    draws = holdout_draws(shard, draws_per_picture, trainer.schedule_steps)
+    with torch.no_grad():
+        parts = [trainer.squared_errors(shard, part).double() for part in draws.split(2 * trainer.microbatch)]
+    return float(torch.cat(parts).mean())

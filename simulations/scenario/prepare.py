@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.intake.imagefolder import read_imagefolder
-from client.training.latents import EncodingPlan, concatenate, encode_folder, overlong
+from client.training.latents import EncodingPlan
 from common.errors import DataError, EmptyFolder
+from simulations.scenario.folder_latents import concatenate, encode_folder, overlong
+from simulations.scenario.imagefolder import read_imagefolder
 from simulations.scenario.medical import build_institutions
 from simulations.scenario.partition import Dirichlet, Iid, partition, split_holdout
 from simulations.scenario.store import InstitutionStore, deal
@@ -19,9 +20,9 @@ from simulations.scenario.store import InstitutionStore, deal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from client.intake.imagefolder import Picture
     from client.training.latents import LatentShard
     from common.adapter.model import BaseModel
+    from simulations.scenario.imagefolder import Picture
     from simulations.scenario.partition import Scheme
     from simulations.scenario.scenario import Scenario
 
@@ -60,22 +61,21 @@ def prepare_store(scenario: Scenario, base: BaseModel, cache: Path, warn: Callab
     plan = EncodingPlan(
         resolution=scenario.training.resolution or base.resolution,
         horizontal_flips=scenario.training.horizontal_flips,
-        cache=cache / "latents",
     )
     for site in sites:
         _warn_of_long_captions(site, base, warn)
     held = [site.holdout for site in sites if site.holdout.pictures]
-    shards = _encode_all(base, [*(site.train for site in sites), *held], plan)
+    shards = _encode_all(base, [*(site.train for site in sites), *held], plan, cache / "latents")
     train, holdout = concatenate(shards[: len(sites)]), concatenate(shards[len(sites) :])
     return _dealt(scenario, sites, train, holdout)
 
 
-def _encode_all(base: BaseModel, parts: Sequence[Pictures], plan: EncodingPlan) -> list[LatentShard]:
+def _encode_all(base: BaseModel, parts: Sequence[Pictures], plan: EncodingPlan, cache: Path) -> list[LatentShard]:
     """A shard for each part; every part is looked at before one that cannot be used stops the run."""
     shards, faults = [], []
     for part in parts:
         try:
-            shards.append(encode_folder(base, part.folder, part.pictures, plan))
+            shards.append(encode_folder(base, part.folder, part.pictures, plan, cache=cache))
         except DataError as error:
             faults.append(str(error))
     if faults:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy
-from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
+from client.steward.membership import SiteRecords
 from client.steward.steward import SecureSteward
+from client.training.private_update import TrainingSide
 from common.audit_log import AuditLog
 from common.crypto.identity_file import create_identity_file, read_identity_file
 from common.durable_files import write_atomically
 from common.errors import ConfigError
 from common.manifest.manifest import Member, open_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
-from server.rounds.session import SecureRun
+from server.rounds.secagg_session import SecureRun
 from server.run.checkpoint import package_versions
 
 if TYPE_CHECKING:
@@ -39,6 +40,18 @@ _LOG: Final = "audit.log"
 POPULATION: Final = "simulated"
 
 
+class PolicyAlone:
+    """Approves whatever the policy allows: for simulations, where nobody is there to be asked."""
+
+    def is_approved(self, digest: bytes) -> bool:
+        """Yes."""
+        del digest
+        return True
+
+    def note_proposal(self, signed: bytes) -> None:
+        """Nobody will look at it."""
+
+
 @dataclass(frozen=True)
 class SimulatedFederation:
     """Everybody's keys and records, made when the run is started and read when it goes on."""
@@ -47,7 +60,7 @@ class SimulatedFederation:
     trainer: Trainer = field(repr=False)
     store: InstitutionStore = field(repr=False)
     directory: Path
-    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
+    watch: Callable[[TrainingSide], TrainingSide] = field(repr=False)
     """Puts something between an institution and its pictures, to be looked at after a simulation."""
     _stewards: dict[int, SecureSteward] = field(default_factory=dict, init=False, repr=False)
 
@@ -101,7 +114,7 @@ class SimulatedFederation:
             ledger=open_ledger(path, PldAccountant()),
             audit=AuditLog(path=folder / _LOG, identity=identity),
             approvals=PolicyAlone(),
-            population=POPULATION,
+            collection=POPULATION,
         )
         return SecureSteward(rows.name, records, _Shared(self, index))
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import torch
 
-from client.training.latents import LatentShard, load_shard, save_shard
 from client.training.trainer import Trainer, build_trainer
 from common.adapter.model import open_base
 from common.config import RunConfig
+from simulations.scenario.folder_latents import load_shard, save_shard
 from simulations.scenario.plain_steward import Steward
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flwr.app import Context
+
+    from client.training.latents import LatentShard
 
 _INDEX: Final = "institutions.json"
 

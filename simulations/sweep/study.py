@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from simulations.sweep.plot import by_setting, draw_sweep
 from simulations.sweep.trial import Axis, trials
-from simulations.sweep.workers import Outcome, Workshop, append_outcome, read_outcomes
+from simulations.sweep.workers import Outcome, TrialPool, append_outcome, read_outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,8 +56,8 @@ def run_study(plan: StudyPlan) -> str:
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
     wanted, todo = planned(plan)
-    workshop = Workshop(scenario=plan.scenario, cache=plan.cache, workers=plan.workers)
-    for outcome in tqdm(workshop.run(todo), total=len(todo), desc="trainings", unit="training", disable=not todo):
+    pool = TrialPool(scenario=plan.scenario, cache=plan.cache, workers=plan.workers)
+    for outcome in tqdm(pool.run(todo), total=len(todo), desc="trainings", unit="training", disable=not todo):
         append_outcome(plan.table, outcome)
         tqdm.write(f"{_settings(outcome.trial)}: {outcome.loss:.4f}")
     outcomes = _answers(wanted, read_outcomes(plan.table))

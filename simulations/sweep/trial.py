@@ -1,6 +1,4 @@
-"""One training of a sweep: which settings of the scenario differ.
-
-Which trials a sweep holds: the scenario's own settings, and one axis at a time moved away from them.
+"""The trainings of a sweep: the scenario's own settings, and one axis at a time moved away from them.
 
 A full factorial of seven axes would take days and answer little more: what is compared is always one column.
 """
@@ -24,6 +22,24 @@ if TYPE_CHECKING:
 
 Place = Literal["federated", "central"]
 Train = Literal["B", "AB", "core"]
+
+
+class Axis(StrEnum):
+    """One question that a sweep answers."""
+
+    EPSILON = "epsilon"
+    """What each ε costs, up to no privacy with the same settings."""
+    UNIT = "unit"
+    """A picture, or a made-up subject of four neighbouring pictures."""
+    TRAIN = "train"
+    """Which factors are trained, each at the learning rates that suit it."""
+    RANK = "rank"
+    DRAWS = "draws"
+    """K, the draws whose mean is a unit's gradient."""
+    PICTURES = "pictures"
+    """Fewer pictures: what more of them would bring."""
+    PLACE = "place"
+    """Three institutions against one that holds everything, with the same noise."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,48 +73,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(f"{name}={value}" for name, value in values.items())
 
 
-def scenario_trial(scenario: Scenario, *, axis: str, seed: int) -> Trial:
-    """The scenario's own settings as a trial.
-
-    Raises:
-        ConfigError: A scenario without privacy.
-
-    """
-    privacy = scenario.privacy
-    if privacy == "none":
-        raise ConfigError(f'{scenario.name}: wanted a table privacy to vary, got "none"')
-    return Trial(
-        axis=axis,
-        epsilon=privacy.epsilon,
-        unit=privacy.unit,
-        train=scenario.adapter.train,
-        rank=scenario.adapter.rank,
-        draws=privacy.draws,
-        learning_rate=scenario.server.learning_rate,
-        rounds=scenario.rounds,
-        colluders=privacy.colluders,
-        seed=seed,
-    )
-
-
-class Axis(StrEnum):
-    """One question that a sweep answers."""
-
-    EPSILON = "epsilon"
-    """What each ε costs, up to no privacy with the same settings."""
-    UNIT = "unit"
-    """A picture, or a made-up subject of four neighbouring pictures."""
-    TRAIN = "train"
-    """Which factors are trained, each at the learning rates that suit it."""
-    RANK = "rank"
-    DRAWS = "draws"
-    """K, the draws whose mean is a unit's gradient."""
-    PICTURES = "pictures"
-    """Fewer pictures: what more of them would bring."""
-    PLACE = "place"
-    """Three institutions against one that holds everything, with the same noise."""
-
-
 Change: TypeAlias = "Mapping[str, Any]"
 
 _CHANGES: Final[Mapping[Axis, Sequence[Change]]] = {
@@ -124,6 +98,30 @@ def trials(scenario: Scenario, axes: Sequence[Axis], *, seeds: Sequence[int]) ->
 
     """
     return tuple(trial for seed in seeds for axis in axes for trial in _axis_trials(scenario, axis, seed))
+
+
+def scenario_trial(scenario: Scenario, *, axis: str, seed: int) -> Trial:
+    """The scenario's own settings as a trial.
+
+    Raises:
+        ConfigError: A scenario without privacy.
+
+    """
+    privacy = scenario.privacy
+    if privacy == "none":
+        raise ConfigError(f'{scenario.name}: wanted a table privacy to vary, got "none"')
+    return Trial(
+        axis=axis,
+        epsilon=privacy.epsilon,
+        unit=privacy.unit,
+        train=scenario.adapter.train,
+        rank=scenario.adapter.rank,
+        draws=privacy.draws,
+        learning_rate=scenario.server.learning_rate,
+        rounds=scenario.rounds,
+        colluders=privacy.colluders,
+        seed=seed,
+    )
 
 
 def _axis_trials(scenario: Scenario, axis: Axis, seed: int) -> Iterator[Trial]:

@@ -1,8 +1,7 @@
 """Runs trials in worker processes of one thread each; base and pictures are loaded once a process.
 
-Sums are added in the clear: masks cancel exactly, so the same noised sums would come out, later.
-
-Outcomes as rows of a CSV file, one appended and synced after each training, so that a stopped sweep goes on.
+Sums are added in the clear: masks cancel exactly, so the same noised sums would come out, later. Outcomes are rows of a
+CSV file, one appended and synced after each training, so that a stopped sweep goes on.
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ import torch
 
 from client.training.trainer import build_trainer
 from common.command_line import quiet_libraries
+from common.durable_files import sync
 from common.errors import ConfigError
 from common.privacy.run_plan import private_plan
-from simulations.experiments.run import federate, make_federation, open_scenario_base
+from simulations.experiments.run import Federation, federate, open_scenario_base
+from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
 from simulations.sweep.settings import trial_config, trial_store
 from simulations.sweep.trial import Trial
@@ -61,9 +62,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+_TRIAL: Final = Trial.__struct_fields__
+_RESULT: Final = tuple(name for name in Outcome.__struct_fields__ if name != "trial")
+COLUMNS: Final = (*_TRIAL, *_RESULT)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Where trials run."""
+class TrialPool:
+    """Processes in which trials run."""
 
     scenario: Scenario
     cache: Path
@@ -144,7 +150,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     trainer = build_trainer(base, config)
     before = mean_loss(trainer, store, config.evaluation.draws)
     with tempfile.TemporaryDirectory(prefix="darkroom-sweep-") as directory:
-        final = federate(make_federation(config, trainer, chosen, Path(directory)), (), resume=False)
+        final = federate(Federation(config, trainer, chosen, Path(directory)), (), resume=False)
     trainer.set_adapter(final)
     plan = private_plan(config)
     return Outcome(
@@ -161,12 +167,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
 def mean_loss(trainer: Trainer, store: InstitutionStore, draws: int) -> float:
     """Mean over the institutions that hold pictures out of their hold-out losses, at the trainer's adapter."""
     shards = [store.holdout_of(node) for node in range(len(store.institutions))]
-    return float(np.mean([trainer.holdout_loss(shard, draws) for shard in shards if shard is not None]))
-
-
-_TRIAL: Final = Trial.__struct_fields__
-_RESULT: Final = tuple(name for name in Outcome.__struct_fields__ if name != "trial")
-COLUMNS: Final = (*_TRIAL, *_RESULT)
+    return float(np.mean([holdout_loss(trainer, shard, draws) for shard in shards if shard is not None]))
 
 
 def append_outcome(path: Path, outcome: Outcome) -> None:
@@ -179,8 +180,7 @@ def append_outcome(path: Path, outcome: Outcome) -> None:
     writer.writerow(values)
     with path.open("a", encoding="utf-8") as file:
         file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def read_outcomes(path: Path) -> tuple[Outcome, ...]:

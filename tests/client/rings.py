@@ -11,8 +11,9 @@ import msgspec
 from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import PrivacyLimits, SitePolicy
 from client.governance.pricing import PricedHere
-from client.steward.membership import SiteRecords, TrainingSide
+from client.steward.membership import SiteRecords
 from client.steward.steward import SecureSteward
+from client.training.private_update import TrainingSide
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog
 from common.crypto.primitives import Identity, Secret
@@ -27,9 +28,9 @@ from common.wire.messages import (
     Refusal,
     SessionKeyAdvert,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
+from common.wire.replies import decode_reply
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
     from common.secagg.messages import Step
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
     from tests.client.sites import Site
 
 HEAD = bytes(32)
@@ -138,7 +140,7 @@ class Ring:
             ledger=opened,
             audit=self.log(place),
             approvals=self.desks[place],
-            population="ward",
+            collection="ward",
             pricing=self.pricing,
         )
         return SecureSteward(f"site-{place}", records, self)

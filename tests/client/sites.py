@@ -10,14 +10,19 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from client.training.latents import EncodingPlan
 from client.training.trainer import Trainer, build_trainer
+from common.adapter.model import open_base
 from common.config import PLAIN_WORDS, RunConfig
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
+from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.training.latents import LatentShard
-    from common.adapter.model import BaseModel
+    from common.adapter.model import BaseModel, Family
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -44,6 +49,14 @@ def write_folder(folder: Path, count: int = 6) -> Path:
         rows.append(json.dumps({"file_name": name, "text": f"picture {index % 3}"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     return folder
+
+
+def encoded_site(root: Path, family: Family) -> Site:
+    """A tiny base of one family, and an encoded folder of six pictures with mirrored views."""
+    base = open_base(write_tiny_base(root / "base", family))
+    folder = write_folder(root / "pictures")
+    plan = EncodingPlan(resolution=base.resolution, horizontal_flips=True)
+    return Site(base, folder, encode_folder(base, folder, read_imagefolder(folder), plan))
 
 
 @dataclass(frozen=True)

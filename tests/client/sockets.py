@@ -55,7 +55,7 @@ class Noted:
 
     entries: list[dict[str, int]] = field(default_factory=list)
 
-    def note_turned_away(self, counts: dict[str, int]) -> None:
+    def note(self, counts: dict[str, int]) -> None:
         self.entries.append(counts)
 
     def total(self, reason: str) -> int:
@@ -78,14 +78,14 @@ class Open:
 
     def settle(self) -> None:
         """Have what was turned away so far noted."""
-        with self.serving.service.turnstile.passage(lambda: True):
+        with self.serving.service.admission.passage(lambda: True):
             self.serving.service.note_turned_away()
 
 
 @contextlib.contextmanager
 def opened(folder: Path, steward: Any, limits: Limits | None = None) -> Iterator[Open]:
     noted = Noted()
-    service = StewardService(steward=steward, token=TOKEN, turned_away=noted, limits=limits or Limits())
+    service = StewardService(steward=steward, token=TOKEN, turned_away=noted.note, limits=limits or Limits())
     place = SocketPlace(path=folder / "run" / "s.sock")
     with held(place):
         serving = serve(service, place)

@@ -13,7 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as deployed_app
 from client.app import make_client_app
-from common.wire.messages import FIELD, MESSAGE_TYPE, RECORD, Refusal, RefusalCode, decode_reply
+from common.wire.messages import FIELD, MESSAGE_TYPE, RECORD, Refusal, RefusalCode
+from common.wire.replies import decode_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from client.vault.errors import VaultDamaged
 from client.vault.master_key import KeyFile, create_key_file
 from client.vault.records import NewRecord
 from client.vault.vault import Vault
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from client.vault.records import RecordId
 
 
 def png(seed: int, side: int = 8) -> bytes:
@@ -51,3 +54,14 @@ def filled(folder: Path, count: int = 6, name: str = "vault") -> Vault:
     vault.put_derived("caption", {each: b"embedding of " + each.encode() for each in ids[:2]})
     vault.note_run("run one")
     return vault
+
+
+def damaged(vault: Vault) -> tuple[RecordId, ...]:
+    """Open every picture; the ids of those that cannot be."""
+    bad = []
+    for info in vault.infos():
+        try:
+            vault.read(info.record_id)
+        except VaultDamaged:
+            bad.append(info.record_id)
+    return tuple(bad)

@@ -29,7 +29,7 @@ from common.wire.messages import Contribute, ContributeMasked, Evaluate, OpenSec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from common.privacy.mechanisms import QuantizedSum
+    from common.privacy.mechanisms import QuantisedSum
 
 Number = inspect.IntType | inspect.FloatType
 
@@ -118,10 +118,8 @@ any_float = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
 often_possible = any_float | st.floats(1e-13, 1e13)
 
 
-def noise_of(plan: NoisePlan) -> QuantizedSum:
-    return quantise(
-        ClippedSum(vector=np.zeros(plan.coordinates), sensitivity=plan.clip, relation="add_remove_one"), plan
-    )
+def noise_of(plan: NoisePlan) -> QuantisedSum:
+    return quantise(ClippedSum(vector=np.zeros(plan.coordinates), sensitivity=plan.clip), plan)
 
 
 @settings(max_examples=300, deadline=None)
@@ -178,7 +176,6 @@ def test_a_clip_that_would_switch_the_noise_off_is_refused_at_every_door(clip: f
         NoisePlan(
             coordinates=10,
             clip=clip,
-            relation="add_remove_one",
             noise_multiplier=1.0,
             institutions=3,
             colluders=0,

@@ -53,8 +53,8 @@ class Federation:
     def __enter__(self) -> Self:
         self._start("up", self.lab.up())
         for name in self.lab.plan.names:
-            self._start(f"steward {name}", self.lab.steward(name))
-        self.wait_for(lambda: self.lab.registered() and all(map(self.lab.serves, self.lab.plan.names)), 180)
+            self._start(f"steward {name}", self.lab.sites[name].steward())
+        self.wait_for(lambda: self.lab.is_registered() and all(site.serves() for site in self.lab.sites.values()), 180)
         for name in self.lab.plan.names if self.joining is None else self.joining:
             self.start_joining(name)
         return self
@@ -83,7 +83,8 @@ class Federation:
 
     def processes(self, kind: str) -> list[int]:
         """Ids of the living processes of a kind, in a fixed order; of what we started, and of what that started."""
-        own = {name: pid for name, each in self._supervisors.items() for pid in each.alive().values()}
+        started = [(name, one.process) for name, each in self._supervisors.items() for one in each._running]
+        own = {name: process.pid for name, process in started if process.poll() is None}
         if kind in {"up", "steward", "join"}:
             return [pid for name, pid in own.items() if name.split()[0] == kind]
         program, below = _PROGRAMS[kind], set(own.values())
@@ -203,7 +204,7 @@ def audit(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def charged_and_sent(lab: Laboratory, name: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """Rounds and attempts in a site's ledger, and those of vectors that left its steward."""
-    root = lab.root(name)
+    root = lab.sites[name].root
     verify_log(root / "audit.log", read_identity_file(root / "identity.key").public)
     with connection(root / "ledger.sqlite", busy_seconds=5) as store:
         charged = {(row.round + 1, row.attempt) for row in read_rows(store)}

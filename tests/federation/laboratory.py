@@ -1,4 +1,4 @@
-"""A federation of separate processes on loopback, made at once: for chaos, captures and benchmarks.
+"""A federation of separate processes on loopback, made at once: for chaos and captures.
 
 The pilot goes through the commands that people type; here the same keys, vaults, join files and manifest are made by
 the functions behind them, because a command takes seconds to start and a test needs dozens.
@@ -6,10 +6,8 @@ the functions behind them, because a command takes seconds to start and a test n
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import io
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -19,29 +17,25 @@ from PIL import Image
 
 from client.connection.supernode import request_to_join
 from client.operations.new_site import make_site
-from client.site.layout import SiteLayout
-from client.site.open_site import link_to_steward, open_site
+from client.site.open_site import open_site
 from client.site.settings import read_site
 from client.site.vault_access import open_vault
 from client.vault.records import NewRecord
 from common.adapter.model import open_base
 from common.config import RunConfig
 from common.crypto.identity_file import read_identity_file
-from common.errors import StewardUnavailable
-from common.host.flower_commands import program
-from common.provisioning import coordinator_fingerprint, sign_join_file
-from server.federation.directory import FederationConfig, FederationDirectory
-from server.federation.run_files import RunFiles
-from server.flower.runs import FlowerRun, KeptBundle
-from server.flower.superlink import Launch
+from common.provisioning import sign_join_file
 from server.release.adapter_files import adapter_spec
-from simulations.pilot.processes import ROOT, call, client_command, free_ports, server_command
+from simulations.pilot.local_federation import LocalFederation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from common.host.supervision import Command
+    from common.provisioning import SiteRequest
+    from server.federation.run_files import RunFiles
+    from simulations.pilot.site import LocalSite
 
 _PIXELS: Final = 32
 _POLICY: Final = """\
@@ -101,53 +95,22 @@ class LaboratoryPlan:
     """TOML of a site's policy in place of the usual one; ``{coordinator}`` and ``{base}`` are filled in."""
 
 
-class Laboratory:
+class Laboratory(LocalFederation):
     """One federation with one run, approved by everybody."""
 
     def __init__(self, plan: LaboratoryPlan) -> None:
         """Nothing is made yet, but the ports are chosen."""
-        public, superlink, *nodes = free_ports(2 + len(plan.names))
+        super().__init__(plan.directory, plan.names, title="Laboratory", run=plan.config.name)
         self.plan = plan
-        self.federation = FederationDirectory(plan.directory / "coordinator")
-        self.files = RunFiles(self.federation, plan.config.name)
-        self.address = f"127.0.0.1:{public}"
-        self._superlink_port = superlink
-        self._ports = dict(zip(plan.names, nodes, strict=True))
-
-    @property
-    def launch(self) -> Launch:
-        """The coordinator's processes."""
-        return Launch(self.federation, self.federation.config())
-
-    @property
-    def run(self) -> FlowerRun:
-        """The run in Flower's hands."""
-        return FlowerRun(self.launch, self.files)
-
-    @property
-    def bundle(self) -> Path:
-        """What every site installs."""
-        return KeptBundle(self.federation).file
-
-    def root(self, name: str) -> Path:
-        """A site's folder."""
-        return self.plan.directory / name
 
     def make(self) -> None:
         """Keys, vaults, roster, join files, the signed manifest and everybody's approval."""
-        config = FederationConfig(
-            name="Laboratory", address=self.address, listen="127.0.0.1", superlink_port=self._superlink_port
-        )
-        self.federation.create(config, now=dt.datetime.now(dt.UTC))
+        self.create()
         base_digest = open_base(str(self.plan.base)).digest
-        requests = []
-        for name in self.plan.names:
-            make_site(self.root(name), name)
-        for name in self.plan.names:
-            self._fill_site(name, base_digest)
-            requests.append(request_to_join(SiteLayout(self.root(name)), name=name, contact=f"it@{name}.example")[0])
-        bundle = KeptBundle(self.federation).keep(self._build())
-        self.federation.approve(requests, bundle=bundle)
+        for site in self.sites.values():
+            make_site(site.root, site.name)
+        requests = [self._fill_site(site, base_digest) for site in self.sites.values()]
+        self.approve(requests)
         for name, address in self.plan.addresses.items():
             self._write_join_file(name, address)
         self.agree(self.files, self.plan.config)
@@ -157,73 +120,34 @@ class Laboratory:
         files.draft(config, adapter_spec(self.plan.base, config))
         files.sign()
         signed = files.manifest_file.read_bytes()
-        for name in self.plan.names:
-            open_site(SiteLayout(self.root(name)).site_file).approvals.approve(signed)
+        for site in self.sites.values():
+            open_site(site.site_file).approvals.approve(signed)
 
-    def _fill_site(self, name: str, base_digest: str) -> None:
-        root = self.root(name)
-        settings = SiteLayout(root).site_file
+    def _fill_site(self, site: LocalSite, base_digest: str) -> SiteRequest:
+        settings = site.site_file
         settings.write_text(
             settings.read_text(encoding="utf-8").replace('base = "base"', f'base = "{self.plan.base}"'),
             encoding="utf-8",
         )
-        policy = self.plan.policies.get(name, _POLICY).format(
+        policy = self.plan.policies.get(site.name, _POLICY).format(
             coordinator=self.federation.identity().public.hex(),
             base=base_digest,
-            institutions=[self._key(each) for each in self.plan.names],
+            institutions=[read_identity_file(each.layout.identity_file).public.hex() for each in self.sites.values()],
             minimum=self.plan.config.server.minimum_institutions,
         )
-        (root / "policy.toml").write_text(policy, encoding="utf-8")
+        site.layout.policy_file.write_text(policy, encoding="utf-8")
         with open_vault(read_site(settings).vault, access="write") as vault:
-            vault.add([self.plan.record(name, number) for number in range(self.plan.pictures)])
-
-    def _key(self, name: str) -> str:
-        return read_identity_file(SiteLayout(self.root(name)).identity_file).public.hex()
-
-    def _build(self) -> bytes:
-        built = self.plan.directory / "bundle"
-        built.mkdir()
-        call(self.plan.directory / "commands.log", program("flwr"), "build", "--app", str(ROOT), cwd=built)
-        (bundle,) = built.glob("*.fab")
-        return bundle.read_bytes()
+            vault.add([self.plan.record(site.name, number) for number in range(self.plan.pictures)])
+        return request_to_join(site.layout, name=site.name, contact=f"it@{site.name}.example")[0]
 
     def _write_join_file(self, name: str, address: str) -> None:
         """With another address than the federation's own, as behind a relay."""
         join = msgspec.structs.replace(self.federation.join_file(name), address=address)
-        self.join_file(name).write_bytes(sign_join_file(join, self.federation.identity()))
-
-    def join_file(self, name: str) -> Path:
-        """What the coordinator sends to a site."""
-        return self.federation.root / "join" / f"{name}.join"
-
-    def up(self) -> Command:
-        """``darkroom-server up``."""
-        return server_command("up", self.federation.root, "up", str(self.federation.root))
-
-    def steward(self, name: str) -> Command:
-        """``darkroom-client steward``."""
-        return client_command(
-            f"{name}-steward", self.root(name), "steward", "--config", str(SiteLayout(self.root(name)).site_file)
-        )
+        self.sent(name).join_file.write_bytes(sign_join_file(join, self.federation.identity()))
 
     def join(self, name: str) -> Command:
         """``darkroom-client join``."""
-        fingerprint = coordinator_fingerprint(self.federation.identity().public)
-        given = ("join", str(self.join_file(name)), "--bundle", str(self.bundle), "--fingerprint", fingerprint)
-        place = ("--directory", str(self.root(name)), "--port", str(self._ports[name]))
-        root = ("--allow-root",) if os.geteuid() == 0 else ()
-        return client_command(f"{name}-join", self.root(name), *given, *place, *root)
-
-    def registered(self) -> bool:
-        """Whether the SuperLink knows every site's node."""
-        return len(list((self.federation.root / "nodes").glob("*.id"))) == len(self.plan.names)
-
-    def serves(self, name: str) -> bool:
-        """Whether a site's steward answers."""
-        try:
-            return link_to_steward(read_site(SiteLayout(self.root(name)).site_file)).health().serving
-        except StewardUnavailable:
-            return False
+        return self.sites[name].supernode(self.sent(name))
 
 
 def laboratory_config(*, rounds: int, sites: int, minimum: int, pictures: int = 6, repeats: int = 0) -> RunConfig:

@@ -18,7 +18,6 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,7 +28,7 @@ import torch
 from client.site.open_site import open_site
 from client.site.settings import read_site
 from client.site.vault_access import open_vault
-from client.training.loaded_base import TrainingRoom
+from client.training.loaded_base import LoadedBase
 from client.training.vault_latents import VaultRecords
 from common.adapter.spec import Family
 from common.audit_log import AuditLog
@@ -54,6 +53,7 @@ from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -109,7 +109,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
     lab = Laboratory(plan)
     lab.make()
     for name, count in PICTURES.items():
-        with open_vault(read_site(lab.root(name) / "site.toml").vault, access="write") as vault:
+        with open_vault(read_site(lab.sites[name].root / "site.toml").vault, access="write") as vault:
             vault.add([noise_record(name, number) for number in range(plan.pictures, count)])
     lead(lab, raw_ports, seen_ports, ports[-1], made := {})
     return Captured(lab=lab, folder=root / "captured", **made)
@@ -128,7 +128,7 @@ def lead(
     launch.write_connection()
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        enter(Supervisor([*launch.commands(), *[lab.steward(name) for name in PICTURES]], stop_seconds=20))
+        enter(Supervisor([*launch.commands(), *[lab.sites[name].steward() for name in PICTURES]], stop_seconds=20))
         made["inside"] = enter(Proxy(inside_port, config.superlink_port, folder / "inside", server_tls, client_tls))
         enter(listening(Launch(federation, msgspec.structs.replace(config, superlink_port=inside_port))))
         made["public"] = {
@@ -138,7 +138,7 @@ def lead(
         made["raw"] = {
             name: enter(Proxy(port, seen_ports[name], folder / f"raw-{name}")) for name, port in raw_ports.items()
         }
-        wait_until(lambda: launch.is_up() and all(map(lab.serves, PICTURES)), 180)
+        wait_until(lambda: launch.is_up() and all(site.serves() for site in lab.sites.values()), 180)
         SiteNodes(launch).align(federation.roster())
         enter(Supervisor([lab.join(name) for name in PICTURES], stop_seconds=20))
         lab.run.start()
@@ -182,10 +182,10 @@ def work_out(lab: Laboratory, planted: Planted) -> Truth:
     noise = plan.noise(manifest.dimension)
     sides = []
     for name in PICTURES:
-        site = open_site(lab.root(name) / "site.toml")
-        log = AuditLog(path=Path(site.config.audit_log), identity=site.identity)
-        vault = VaultRecords(config=site.config.vault, population=site.config.population, audit=log)
-        room = TrainingRoom.of_site(site.config, vault)
+        site = open_site(lab.sites[name].root / "site.toml")
+        log = AuditLog(path=site.config.audit_log, identity=site.identity)
+        vault = VaultRecords(config=site.config.vault, collection=site.config.collection, audit=log)
+        room = LoadedBase.of_site(site.config, vault)
         sides.append(room.prepare(manifest))
         for part in (sides[-1].shard.mean, sides[-1].shard.std, sides[-1].shard.captions.embeddings):
             for row in part.numpy():
@@ -269,8 +269,8 @@ def test_nothing_private_crosses_or_stays_and_what_is_public_is_seen(captured: C
     assert truth.adapters[1].astype("<f4").tobytes() not in b"".join(captured.raw["aspen"].content("down"))  # TLS
 
     # captures, SuperLink's database with its journal, Flower's folders, every log of the coordinator and the shims
-    places = [captured.folder, lab.federation.root, *[lab.root(name) / "supernode" for name in PICTURES]]
-    places += [lab.root(name) / folder for name in PICTURES for folder in ("logs", "supernode/logs")]
+    places = [captured.folder, lab.federation.root, *[lab.sites[name].root / "supernode" for name in PICTURES]]
+    places += [lab.sites[name].root / folder for name in PICTURES for folder in ("logs", "supernode/logs")]
     assert len(planted.pieces) > 400
     assert (lab.federation.root / "state" / "superlink.db").stat().st_size > 0
     assert NeedleSearch(planted.needles()).in_folders(*places) == []

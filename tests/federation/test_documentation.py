@@ -24,7 +24,7 @@ from server.federation.directory import FederationDirectory
 from server.federation.run_files import RunFiles
 from server.federation.run_status import run_status
 from simulations.pilot.processes import free_ports
-from simulations.pilot.site import PilotSite
+from simulations.pilot.site import LocalSite
 from tests.federation.documented import ROOT, Page
 from tests.federation.live_federation import wait_for
 from tests.tiny_base import write_tiny_base
@@ -158,7 +158,7 @@ def furnish(life: Life, site: str) -> None:
         r"public key, for the sites' policies: ([0-9a-f]{64})", (life.root / "pilot.said").read_text()
     )
     assert coordinator
-    PilotSite(name=site, root=folder, pictures=folder, port=1).fill_in(
+    LocalSite(name=site, root=folder, port=1).fill_in(
         base=base, base_digest=digest, coordinator=coordinator.group(1), unit="subject"
     )
     if site == SITES[0]:
@@ -286,7 +286,7 @@ def look_after(life: Life) -> None:
     page.run("darkroom-server renew")
     page.run("darkroom-server revoke")
     digest = open_manifest((life.root / "trial.manifest").read_bytes())[1].hex()
-    life.pilot.run("darkroom-client revoke", answer="y\n", DIGEST=digest)
+    life.pilot.run("darkroom-client withdraw", answer="y\n", DIGEST=digest)
     life.end()
     life.running.clear()
 
@@ -305,6 +305,8 @@ def forget_and_prove(life: Life) -> None:
     keys = {"SITE_KEY": public_key(life), "COORDINATOR_KEY": life.federation.identity().public.hex()}
     assert "heads" in page.run("darkroom-client log verify", **keys)
     assert "heads" in page.run("darkroom-server log verify", **keys)
+    (receipt,) = (life.root / "site" / "receipts").glob("*.json")
+    assert "not altered" in page.run("darkroom-client receipt verify", RECEIPT=receipt.stem, **keys)
 
 
 def public_key(life: Life) -> str:

@@ -73,7 +73,7 @@ def rounds(federation: Federation) -> int:
 
 
 def site_log(federation: Federation, name: str) -> str:
-    return (federation.lab.root(name) / "logs" / f"{name}-steward.log").read_text()
+    return (federation.lab.sites[name].root / "logs" / f"{name}-steward.log").read_text()
 
 
 def test_an_operator_leads_a_run(federation: Federation) -> None:
@@ -88,7 +88,7 @@ def test_an_operator_leads_a_run(federation: Federation) -> None:
     # one site's policy forbids the run; both ends say so, and the others go on
     assert f"({UNWILLING}) does not take part: refused (not_allowed)" in command(federation, "logs")
     assert "epsilon" in site_log(federation, UNWILLING)
-    assert ("refused", "not_allowed") in [(k, d.get("code")) for k, d in audit(lab.root(UNWILLING) / "audit.log")]
+    assert ("refused", "not_allowed") in [(k, d.get("code")) for k, d in audit(lab.sites[UNWILLING].root / "audit.log")]
 
     command(federation, "pause")
     federation.wait_for(lambda: "paused before the next round" in lab.files.log_file.read_text(), 60)
@@ -156,7 +156,7 @@ def test_a_manifest_that_nobody_approved_waits_until_they_have(federation: Feder
         assert "waiting since" in command(federation, "status", name=files.name)
         assert not (files.directory / "attempts.json").exists()  # it has cost nothing
         for name in ("ash", "birch", "cedar"):
-            open_site(federation.lab.root(name) / "site.toml").approvals.approve(files.manifest_file.read_bytes())
+            open_site(federation.lab.sites[name].root / "site.toml").approvals.approve(files.manifest_file.read_bytes())
         federation.wait_for(lambda: run_status(files).round >= 1, 240)
         assert standing(files.directory) is None
 
@@ -166,7 +166,7 @@ def test_a_manifest_of_another_code_version_is_refused(federation: Federation) -
         federation, "versioned", edit=lambda manifest: msgspec.structs.replace(manifest, code_version="9.9.9")
     )
     for name in NAMES:
-        open_site(federation.lab.root(name) / "site.toml").approvals.approve(files.manifest_file.read_bytes())
+        open_site(federation.lab.sites[name].root / "site.toml").approvals.approve(files.manifest_file.read_bytes())
     with led(federation, files):
         federation.wait_for(lambda: waits_because_of(files, "refused (bad_manifest)"), 240)
     assert "the run is for version 9.9.9; this site has" in site_log(federation, "ash")
@@ -191,5 +191,5 @@ def test_parameters_that_change_in_mid_run_are_refused_at_both_ends(federation: 
         path.unlink()
     with led(federation, files):
         federation.wait_for(lambda: waits_because_of(files, "refused (awaiting_approval)"), 240)
-    contributed = [d["run"] for kind, d in audit(lab.root("ash") / "audit.log") if kind == "contributed"]
+    contributed = [d["run"] for kind, d in audit(lab.sites["ash"].root / "audit.log") if kind == "contributed"]
     assert files.signed()[1].hex() not in contributed

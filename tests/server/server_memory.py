@@ -31,8 +31,8 @@ from common.wire.messages import (
 )
 from server.rounds.transport import GridTransport
 from server.run.coordinator import Coordinator
-from tests.server.rounds import test_secure_session
-from tests.server.rounds.test_secure_session import Ring, _unmasked, make_ring
+from tests.server.rounds import test_secagg_session
+from tests.server.rounds.test_secagg_session import Ring, _unmasked, make_ring
 from tests.server.toy import ToySpec
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class SiteGrid:
 
 def main(sites: int, dimension: int) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    test_secure_session.SPEC = spec = ToySpec(dimension=dimension)
+    test_secagg_session.SPEC = spec = ToySpec(dimension=dimension)
     wide = {"population": 200 * sites, "largest_site": 200, "delta": 1e-6, "sampling_rate": 0.05, "clip": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         ring = make_ring(Path(folder), sites, minimum=sites, rounds=1, attempts=1, **wide)

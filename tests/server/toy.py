@@ -10,13 +10,9 @@ import numpy as np
 
 from client.app import make_client_app
 from common.config import PLAIN_WORDS, RunConfig
-from common.wire.messages import (
-    Contribute,
-    PlainContribution,
-    PlainEvaluation,
-    decode_request,
-    encode,
-)
+from common.wire.messages import Contribute, decode_request, encode
+from common.wire.replies import PlainContribution, PlainEvaluation
+from server.rounds.reports import RunObserver
 from server.run.coordinator import Coordinator
 
 if TYPE_CHECKING:
@@ -123,7 +119,7 @@ def toy_client_app(mode: str = "fedsgd", *, weighted: bool = False) -> ClientApp
 
 
 @dataclass
-class Recorder:
+class Recorder(RunObserver):
     """An observer that remembers what it was told."""
 
     starts: list[RunStart] = field(default_factory=list)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from common.command_line import run_command_line
 from common.errors import ConfigError
 from simulations.cli import app
 from simulations.scenario.scenario import load_scenario
@@ -250,15 +251,30 @@ def test_truncated_weights_are_named(world: Path) -> None:
 
 
 def test_a_folder_is_checked_without_changing_it(world: Path) -> None:
-    done = darkroom("client.cli", "check", "pictures", cwd=world)
+    done = darkroom("simulations.cli", "check", "pictures", cwd=world)
     assert "24 pictures" in done.stdout
     assert "cannot be used" in refused(_check_with_a_bad_picture(world))
+
+
+def test_an_interrupted_check_says_that_nothing_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("quiet_libraries", "print_in_any_terminal", "end_by_sigterm"):  # of a whole process
+        monkeypatch.setattr(f"common.command_line.{name}", lambda: None)
+    monkeypatch.setattr("simulations.scenario.imagefolder.look_at", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(lambda: app(["check", str(tmp_path)]))
+    assert ended.value.code == 130
+    assert "nothing was changed" in capsys.readouterr().err.splitlines()[-1]
 
 
 def _check_with_a_bad_picture(world: Path) -> subprocess.CompletedProcess[str]:
     shutil.copytree(world / "pictures", world / "damaged", dirs_exist_ok=True)
     (world / "damaged" / "red" / "0.png").write_bytes(b"")
-    return darkroom("client.cli", "check", "damaged", cwd=world)
+    return darkroom("simulations.cli", "check", "damaged", cwd=world)
 
 
 def test_a_run_configuration_is_checked_without_starting(world: Path) -> None:

@@ -31,15 +31,16 @@ from common.wire.messages import (
     Refusal,
     RefusalCode,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
+from common.wire.replies import decode_reply
 from common.wire.steward_link import _refusal
 from tests.client.sockets import at_once
 from tests.simulations.vault_sites import COORDINATOR, NAMES, VaultSites, make_vault_sites
 
 if TYPE_CHECKING:
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
 
 VICTIM = NAMES[0]
 HEAD = bytes(32)

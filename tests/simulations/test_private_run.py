@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from server.run.checkpoint import load_checkpoint
 from simulations.experiments.compare import ComparisonPlan, compare_scenario
 from simulations.experiments.run import RunPlan, run_scenario
+from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.scenario import load_scenario
 from simulations.scenario.store import deal
@@ -91,7 +92,7 @@ def test_holdout_losses_are_measured_past_the_protocol(world: Path, finished: Pa
     for row in evaluations[-1]["institutions"]:
         shard = store.holdout_of(row["node"])
         assert shard is not None
-        assert row["loss"] == pytest.approx(trainer.holdout_loss(shard, 2), rel=1e-5)
+        assert row["loss"] == pytest.approx(holdout_loss(trainer, shard, 2), rel=1e-5)
 
 
 def test_the_adapter_on_disk_is_the_released_average(world: Path, finished: Path) -> None:

@@ -28,10 +28,11 @@ from common.crypto.identity_file import read_identity_file
 from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import ConfigError, LedgerCorrupt, ManifestError, RoundFailed
 from common.secagg.messages import MaskedContribution, RoundRequest, decode
-from common.wire.messages import ContributeMasked, MaskedAnswer, decode_reply, decode_request
+from common.wire.messages import ContributeMasked, MaskedAnswer, decode_request
+from common.wire.replies import decode_reply
 from server.run.directory import RunDirectory, read_metrics
 from simulations.engines.inprocess import Fault, run_inprocess
-from simulations.experiments.run import Federation, RunPlan, make_federation, open_scenario_base, run_scenario
+from simulations.experiments.run import Federation, RunPlan, open_scenario_base, run_scenario
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.scenario import load_scenario
 from tests.simulations.worlds import MASKED, THREE, write_world
@@ -61,7 +62,7 @@ class World:
 
     def federation(self, name: str, **changes: Any) -> Federation:
         config = msgspec.structs.replace(self.config, **changes)
-        return make_federation(config, self.trainer, self.store, self.root / name)
+        return Federation(config, self.trainer, self.store, self.root / name)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from client.app import make_client_app
 from client.training.trainer import build_trainer
 from common.crypto.randomness import REPEATABLE_WORDS
 from simulations.engines.inprocess import run_inprocess
-from simulations.experiments.run import Federation, make_federation, open_scenario_base
+from simulations.experiments.run import Federation, open_scenario_base
 from simulations.scenario.prepare import prepare_store
 from simulations.scenario.scenario import load_scenario
 from tests.client.sockets import Counting, Open, opened
@@ -44,10 +44,10 @@ def test_the_same_adapter_through_the_service_as_in_process(tmp_path: Path, capl
     base, config = open_scenario_base(scenario)
     store = prepare_store(scenario, base, tmp_path / "cache", lambda _: None)
     trainer = build_trainer(base, config)
-    direct = make_federation(config, trainer, store, tmp_path / "direct")
+    direct = Federation(config, trainer, store, tmp_path / "direct")
     first = lead(direct, direct.connect)
 
-    served = make_federation(config, trainer, store, tmp_path / "served")
+    served = Federation(config, trainer, store, tmp_path / "served")
     doors: dict[int, Open] = {}
     with contextlib.ExitStack() as stack, caplog.at_level(logging.DEBUG):
 

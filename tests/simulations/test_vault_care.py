@@ -13,18 +13,20 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.operations import compose
-from client.operations.care import BooksCondition, Retention
+from client.operations.care import BooksCheck, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
 from client.training import vault_latents
 from client.training.vault_latents import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
+from client.vault.records import today
 from common.adapter.model import open_base
 from common.audit_log import AuditLog, read_entries, verify_log
 from common.errors import LedgerError, VaultError
 from common.manifest.manifest import open_manifest
-from common.wire.messages import Accepted, Propose, decode_reply, encode
+from common.wire.messages import Accepted, Propose, encode
+from common.wire.replies import decode_reply
 from tests.simulations.vault_sites import NAMES, VaultSites, make_vault_sites, new_record
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def test_a_serving_steward_erases_what_expires_and_trains_on_without_it(
     assert kinds(sites).count("joined") == 2
     with open_vault(sites.settings(SITE).vault) as vault:
         assert len(vault.infos()) == 6
-        assert not vault.expired(tomorrow)
+        assert vault.plan_expiry(tomorrow).records == 0
 
 
 def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_an_older_vault_is_used_by_no_run_and_no_look(sites: VaultSites, tmp_pat
         audit.append("ingested", {"vault": vault.state().text()})
     shutil.rmtree(site.config.vault.directory)
     shutil.copytree(tmp_path / "older", site.config.vault.directory)
-    records = VaultRecords(config=site.config.vault, population=site.config.population, audit=audit)
+    records = VaultRecords(config=site.config.vault, collection=site.config.collection, audit=audit)
     with pytest.raises(VaultRolledBack):
         records.encoded(base_of(sites), open_manifest(sites.signed)[0], device="cpu")
     with pytest.raises(VaultRolledBack):
@@ -150,9 +152,9 @@ def test_a_run_uses_a_vault_under_its_own_name_alone(sites: VaultSites) -> None:
     audit = AuditLog(path=sites.root / SITE / "audit.log", identity=site.identity)
     manifest = open_manifest(sites.signed)[0]
     given = {"base": base_of(sites), "manifest": manifest, "device": "cpu"}
-    VaultRecords(config=site.config.vault, population="first", audit=audit).encoded(**given)
+    VaultRecords(config=site.config.vault, collection="first", audit=audit).encoded(**given)
     with pytest.raises(LedgerError, match="charged as first"):
-        VaultRecords(config=site.config.vault, population="second", audit=audit).encoded(**given)
+        VaultRecords(config=site.config.vault, collection="second", audit=audit).encoded(**given)
     assert kinds(sites) == ["prepared"]
 
 
@@ -219,8 +221,8 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
 @pytest.mark.parametrize("what", ["policy", "audit_log", "ledger"])
 def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) -> None:
     site, now = sites.open(SITE), [0.0]
-    AuditLog(path=Path(site.config.audit_log), identity=site.identity).append("started", {})
-    books = BooksCondition(site=site, every=60.0, clock=lambda: now[0])
+    AuditLog(path=site.config.audit_log, identity=site.identity).append("started", {})
+    books = BooksCheck(site=site, every=60.0, clock=lambda: now[0])
 
     def later() -> bool:
         now[0] += 61.0
@@ -245,7 +247,7 @@ def test_books_that_are_no_longer_in_order_show(sites: VaultSites, what: str) ->
 
 def test_status_reads_a_log_whose_last_line_is_being_written(sites: VaultSites) -> None:
     site = sites.open(SITE)
-    path = Path(site.config.audit_log)
+    path = site.config.audit_log
     log = AuditLog(path=path, identity=site.identity)
     log.append("refused", {"code": "malformed"})
     log.append("refused", {"code": "replayed"})

@@ -35,7 +35,7 @@ def start(sites: VaultSites) -> subprocess.Popen[bytes]:
 
 
 def rows_of(sites: VaultSites) -> list[Any]:
-    with connection(Path(sites.settings(SITE).ledger), busy_seconds=5) as store:
+    with connection(sites.settings(SITE).ledger, busy_seconds=5) as store:
         return read_rows(store)
 
 

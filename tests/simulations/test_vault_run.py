@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from client.governance.ledger import Ledger, PldAccountant
-from client.intake.imagefolder import Picture
-from client.steward.membership import PolicyAlone, SiteRecords, TrainingSide
+from client.steward.membership import SiteRecords
 from client.steward.steward import SecureSteward
-from client.training.latents import EncodingPlan, encode_folder
+from client.training.latents import EncodingPlan
+from client.training.private_update import TrainingSide
 from common.adapter.model import open_base
 from common.adapter.vector import initial_vector
 from common.audit_log import AuditLog, verify_log
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import Picture
+from simulations.scenario.secure_sites import PolicyAlone
 from tests.simulations.vault_sites import NAMES, VaultSites, audit_kinds, make_vault_sites, new_record
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ def direct_steward(sites: VaultSites, place: int, folder: Path) -> SecureSteward
         ledger=Ledger.create(folder / "ledger.sqlite", PldAccountant()),
         audit=AuditLog(path=folder / "audit.log", identity=site.identity),
         approvals=PolicyAlone(),
-        population="ward",
+        collection="ward",
     )
     return SecureSteward(name, kept, Provider())
 

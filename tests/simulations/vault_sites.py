@@ -34,7 +34,7 @@ from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import StewardUnavailable
 from common.manifest.manifest import Member, sign_manifest
 from common.manifest.terms import draft_manifest
-from server.rounds.session import SecureRun
+from server.rounds.secagg_session import SecureRun
 from server.run.coordinator import Coordinator
 from server.run.directory import RunDirectory
 from simulations.engines.inprocess import run_inprocess

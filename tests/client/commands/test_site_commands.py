@@ -17,11 +17,12 @@ from client.operations.new_site import make_site
 from client.operations.preflight import steward_checks
 from client.site.open_site import open_site
 from client.site.settings import read_site
-from client.site.vault_access import count_units, hold_vault, open_vault, today
+from client.site.vault_access import count_units, hold_vault, open_vault
 from client.training.latents import EncodingPlan
-from client.training.loaded_base import MIB, TrainingRoom, check_memory
+from client.training.loaded_base import MIB, LoadedBase, check_memory
 from client.training.vault_latents import encode_vault
 from client.vault.errors import WrongMasterKey
+from client.vault.records import today
 from common.adapter.model import Family, open_base
 from common.crypto.identity_file import read_identity_file
 from common.crypto.primitives import Identity
@@ -68,13 +69,21 @@ def test_approve_shows_the_run_asks_and_only_a_yes_counts(sites: VaultSites) -> 
     assert f"approved  {digest.hex()}" in invoke(sites, "approvals").output
 
 
-def test_revoke_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSites) -> None:
+def test_withdraw_asks_and_is_told_by_the_beginning_of_the_digest(sites: VaultSites) -> None:
     digest = open_manifest(sites.signed)[1]
     sites.open(SITE).approvals.approve(sites.signed)
-    assert invoke(sites, "revoke", digest.hex()[:12], answer="n\n").exit_code == 1
+    assert invoke(sites, "withdraw", digest.hex()[:12], answer="n\n").exit_code == 1
     assert sites.open(SITE).approvals.is_approved(digest)
-    assert invoke(sites, "revoke", digest.hex()[:12], answer="y\n").exit_code == 0
+    assert invoke(sites, "withdraw", digest.hex()[:12], answer="y\n").exit_code == 0
     assert not sites.open(SITE).approvals.is_approved(digest)
+
+
+def test_revoke_says_that_it_is_called_withdraw_and_does_nothing(sites: VaultSites) -> None:
+    digest = open_manifest(sites.signed)[1]
+    sites.open(SITE).approvals.approve(sites.signed)
+    done = invoke(sites, "revoke", digest.hex()[:12], "--yes")
+    assert "called withdraw now" in str(done.exception)
+    assert sites.open(SITE).approvals.is_approved(digest)
 
 
 def test_what_is_neither_file_nor_digest_is_told_so(sites: VaultSites) -> None:
@@ -111,7 +120,8 @@ def test_a_roster_of_strangers_is_shown_and_what_approve_prints_makes_the_policy
         assert said.output.count("NOT NAMED in the policy") == len(NAMES)
         (line,) = re.findall(r"(?m)^institutions = .*$", said.output)
     assert "policy.institutions" in str(said.exception)
-    assert "no institution is named" in " ".join(invoke(sites, "status").output.split())
+    told = " ".join(invoke(sites, "status").output.split())
+    assert (told.count("institutions: empty"), "no institution is named" in told) == (1, False)
     policy.write_text(re.sub(r"(?m)^institutions = .*$", line, policy.read_text()))
     assert invoke(sites, "approve", str(sites.root / "run.manifest"), "--yes").exit_code == 0
     assert "NOT NAMED" not in invoke(sites, "approvals").output
@@ -261,7 +271,7 @@ def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(site
         def encoded(self, *_: object, **__: object) -> Any:
             raise AssertionError("pictures were read")
 
-    room = TrainingRoom(name="a", directory=str(base.directory), device="cpu", limit=100 * MIB, records=Untouched())
+    room = LoadedBase(name="a", directory=base.directory, device="cpu", limit=100 * MIB, records=Untouched())
 
     asked = msgspec.structs.replace(open_manifest(sites.signed)[0], base_digest=base.digest)
     with pytest.raises(NotEnoughMemory):

@@ -98,7 +98,7 @@ def test_what_is_no_manifest_is_named_with_what_was_wanted(site: Path, tmp_path:
 
 
 def test_a_run_that_nobody_proposed_is_not_counted(site: Path) -> None:
-    assert said("revoke", "abcd", "--config", str(site / "site.toml")).startswith("no run here begins with abcd")
+    assert said("withdraw", "abcd", "--config", str(site / "site.toml")).startswith("no run here begins with abcd")
 
 
 def test_the_vaults_own_key_is_no_new_one(site: Path) -> None:
@@ -146,7 +146,6 @@ def interrupted(*_: object, **__: object) -> Any:
             ("generate", "--base", "b", "--adapter", "a", "--prompt", "p"),
             "drawn",
         ),
-        ("client.intake.imagefolder.look_at", ("check", "folder"), "nothing was changed"),
         ("client.operations.countersigning.examine", ("countersign", "folder"), "nothing was signed"),
         ("client.steward.process.run_until_signal", ("steward",), "nothing was charged"),
         (
@@ -186,3 +185,12 @@ def test_a_file_of_another_kind_is_named_as_what_it_is(site: Path, tmp_path: Pat
     assert "is no PNG file" in said("picture", "verify", str(tmp_path / "letter.txt"))
     missing = said("install", "x.join", "--bundle", "x", "--fingerprint", "1", "--directory", str(site))
     assert missing.endswith("give the file that was sent")
+
+
+@pytest.mark.parametrize("words", [("check",), ("check", "folder"), ("check", "folder", "--verbose")])
+def test_the_check_of_a_folder_says_where_it_went(words: tuple[str, ...]) -> None:
+    ended = CliRunner().invoke(app, list(words))
+    assert ended.exit_code == 2
+    assert ended.stderr == (
+        "to look at a folder of pictures: darkroom-client ingest FOLDER, or darkroom-sim check FOLDER\n"
+    )

@@ -13,7 +13,7 @@ import pytest
 from client.connection.supernode import read_named
 from common.errors import ProvisioningError
 from common.host.app_bundle import MAX_BYTES, MAX_FILES, MAX_PACKED_BYTES, parse_bundle
-from tests.client.connection.test_joining import JOIN
+from tests.client.connection.test_supernode import JOIN
 
 if TYPE_CHECKING:
     from pathlib import Path

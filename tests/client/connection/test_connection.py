@@ -18,7 +18,7 @@ from client.connection.supernode import own_port
 from client.connection.supernode_process import CONNECTED, LOST, REFUSED, Answers, watch_answers
 from client.site.layout import SiteLayout
 from common.host.preflight import look_at, port_check
-from tests.client.connection.test_joining import JOIN
+from tests.client.connection.test_supernode import JOIN
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from client.connection.supernode import SuperNode
 from client.site.layout import SiteLayout
 from common.errors import ProvisioningError
 from tests.client.connection.test_bundle import PROJECT, bundle
-from tests.client.connection.test_joining import JOIN
+from tests.client.connection.test_supernode import JOIN
 
 if TYPE_CHECKING:
     from pathlib import Path

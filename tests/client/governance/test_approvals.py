@@ -46,17 +46,17 @@ def test_a_proposal_approves_nothing(store: ApprovalStore) -> None:
     assert [each.state for each in store.proposals()] == ["pending"]
 
 
-def test_approve_then_revoke_then_approve(store: ApprovalStore) -> None:
+def test_approve_then_withdraw_then_approve(store: ApprovalStore) -> None:
     digest = digest_of(signed())
     store.note_proposal(signed())
     assert store.approve(signed()).state == "approved"
     assert store.is_approved(digest)
     assert not store.is_approved(digest_of(signed(2)))
-    store.revoke(digest)
+    store.withdraw(digest)
     assert not store.is_approved(digest)
     store.note_proposal(signed())  # the coordinator asks again: no person said yes
     assert not store.is_approved(digest)
-    assert [each.state for each in store.proposals()] == ["revoked"]
+    assert [each.state for each in store.proposals()] == ["withdrawn"]
     store.approve(signed())
     assert store.is_approved(digest)
 
@@ -75,10 +75,10 @@ def test_a_word_about_another_run_is_none(store: ApprovalStore) -> None:
     assert not store.is_approved(digest_of(signed(2)))
 
 
-def test_a_revoked_word_cannot_be_turned_round(store: ApprovalStore) -> None:
+def test_a_withdrawn_word_cannot_be_turned_round(store: ApprovalStore) -> None:
     digest = digest_of(signed())
     store.approve(signed())
-    store.revoke(digest)
+    store.withdraw(digest)
     path = store.folder / "decided" / f"{digest.hex()}.word"
     fields = msgspec.msgpack.decode(path.read_bytes())
     path.write_bytes(msgspec.msgpack.encode(fields | {"decision": "approved"}))

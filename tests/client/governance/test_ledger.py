@@ -19,6 +19,7 @@ import pytest
 
 from client.governance import ledger_store
 from client.governance.ledger import Account, Budget, Event, Ledger, Spent
+from client.vault.database import scalar, transaction
 from common.errors import (
     AlreadyCharged,
     BudgetExceeded,
@@ -47,9 +48,9 @@ class Zcdp:
         return rho + 2 * math.sqrt(rho * math.log(1 / left)) if left > 0 else math.inf
 
 
-def account(lifetime: float = 100.0, per_run: float = 100.0, population: str = "scans") -> Account:
+def account(lifetime: float = 100.0, per_run: float = 100.0, collection: str = "scans") -> Account:
     return Account(
-        population=population,
+        collection=collection,
         lifetime=Budget(epsilon=lifetime, delta=1e-5),
         per_run=Budget(epsilon=per_run, delta=1e-6),
     )
@@ -182,9 +183,9 @@ def test_lifetime_spans_runs_and_run_budget_does_not(ledger: Ledger) -> None:
     assert two.spent.lifetime > one.spent.lifetime
 
 
-def test_populations_have_budgets_of_their_own(ledger: Ledger) -> None:
+def test_collections_have_budgets_of_their_own(ledger: Ledger) -> None:
     first = charge(ledger, (0, 0))
-    second = charge(ledger, (0, 1), account=account(population="slides"), run="bb" * 32)
+    second = charge(ledger, (0, 1), account=account(collection="slides"), run="bb" * 32)
     assert second.spent.lifetime == first.spent.lifetime
 
 
@@ -286,8 +287,8 @@ def test_nothing_is_charged_on_an_accountant_that_fails(tmp_path: Path, answer: 
 
 def test_settings_are_durable(ledger: Ledger) -> None:
     with ledger_store.connection(ledger.path, busy_seconds=1) as store:
-        assert ledger_store.scalar(store, "PRAGMA journal_mode") == "wal"
-        assert ledger_store.scalar(store, "PRAGMA synchronous") == 2
+        assert scalar(store, "PRAGMA journal_mode") == "wal"
+        assert scalar(store, "PRAGMA synchronous") == 2
     assert ledger.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -329,7 +330,7 @@ def test_a_connection_makes_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["text", "other database", "later version", "empty", "cut", "flipped"])
 def test_a_damaged_or_foreign_file_is_refused(ledger: Ledger, damage: str) -> None:
-    with ledger_store.connection(ledger.path, busy_seconds=1) as store, ledger_store.transaction(store):
+    with ledger_store.connection(ledger.path, busy_seconds=1) as store, transaction(store):
         for step in range(300):
             ledger_store.append_row(
                 store, ledger_store.Row("scans", RUN, step, 0, "add_remove_one", 10.0, 1.0, 0.0, 0.0, 0.0)
@@ -391,7 +392,7 @@ def test_a_full_disk_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
 
     def full(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
         store = real(path, busy_seconds=busy_seconds)
-        pages = ledger_store.scalar(store, "PRAGMA page_count")
+        pages = scalar(store, "PRAGMA page_count")
         store.execute(f"PRAGMA max_page_count = {pages}")
         return store
 
@@ -461,7 +462,7 @@ CHILD = """
             return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
     budget = Budget(epsilon=float(sys.argv[2]), delta=1e-5)
-    account = Account(population="scans", lifetime=budget, per_run=budget)
+    account = Account(collection="scans", lifetime=budget, per_run=budget)
     event = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0)
     ledger = Ledger(path=Path(sys.argv[1]), accountant=Zcdp())
 """

@@ -54,8 +54,8 @@ class Simple:
     """ε = √(Σ count) · rate / noise, ∞ beyond δ: an accountant whose answers a test can work out."""
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
-        if any(event.relation == "replace_one" for event in events):
-            raise ConfigError("replace_one is unknown to this accountant")
+        if any(event.sampling_rate == 0.25 for event in events):
+            raise ConfigError("a rate of 0.25 is unknown to this accountant")
         if sum(event.count * event.lost for event in events) >= delta:
             return math.inf
         return math.sqrt(sum(event.count * (event.sampling_rate / event.noise_multiplier) ** 2 for event in events))
@@ -103,11 +103,9 @@ def manifest(**changes: Any) -> Manifest:
         "coordinator": COORDINATOR,
         "roster": tuple(Member(name=f"site-{i}", key=key) for i, key in enumerate(SITES)),
         "privacy": PrivacyTerms(**privacy),
-        "secure_aggregation": SecureAggregationTerms(**secure),
+        "secure_aggregation": None if "privacy" in changes else SecureAggregationTerms(**secure),
         "code_version": "0.1",
     }
-    if "privacy" in changes and changes["privacy"] is None:
-        fields["secure_aggregation"] = SecureAggregationTerms(scale=1024.0, **secure)
     made = Manifest(**{**fields, **changes})
     canonical_bytes(made)
     return made
@@ -144,10 +142,9 @@ def test_a_manifest_within_the_policy_is_allowed() -> None:
         (manifest(privacy_delta=2e-5), policy(), "policy.privacy.delta_per_run"),
         (manifest(), policy(privacy_epsilon_per_run=4.9), "policy.privacy.epsilon_per_run"),
         (manifest(privacy_epsilon=4.9), policy(), "promises ε = 4.9, but its own noise gives 5"),
-        (manifest(privacy_relation="replace_one"), policy(), "does not know this run's mechanism"),
+        (manifest(privacy_sampling_rate=0.25), policy(), "does not know this run's mechanism"),
         (manifest(privacy_lost=9.9e-8, privacy_delta=9.8e-6), policy(), "promises"),
         (manifest(privacy=None), policy(), "a run without privacy"),
-        (manifest(privacy=None, secure_aggregation=None), policy(), "a run without privacy"),
     ],
 )
 def test_each_rule_refuses_with_one_reason(made: Manifest, rules: SitePolicy, word: str) -> None:

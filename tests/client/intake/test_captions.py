@@ -18,8 +18,8 @@ from client.intake.captions import (
     Names,
     PresidioFinder,
     load_presidio,
-    read_list,
 )
+from client.intake.rules import read_list
 from common.errors import ConfigError
 
 if TYPE_CHECKING:

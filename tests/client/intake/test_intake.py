@@ -381,7 +381,7 @@ def test_killed_for_real_it_goes_on(site: Site, folder: Path, tmp_path: Path) ->
             [sys.executable, "-c", script, str(tmp_path)], check=False, env=environment(), timeout=120
         )
         with Vault.open(tmp_path / "vault", KeyFile(tmp_path / "key")) as vault:
-            counts.append((ended.returncode, len(vault.infos()), len(vault.subjects())))
+            counts.append((ended.returncode, len(vault.infos()), len(vault.subject_ids())))
     kill = -signal.SIGKILL
     assert counts == [(kill, 2, 2), (kill, 4, 4), (kill, 6, 6), (0, 6, 6)]
 

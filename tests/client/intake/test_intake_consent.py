@@ -357,7 +357,7 @@ def test_characters_that_do_not_show_make_no_second_subject(site: Site, folder: 
     )
     site.take(folder)
     assert {record.subject_id for record in site.records()} == {"P17"}
-    assert len(site.vault.subjects()) == 1
+    assert len(site.vault.subject_ids()) == 1
 
 
 def test_subjects_in_two_letter_cases_are_told_of(site: Site, folder: Path) -> None:

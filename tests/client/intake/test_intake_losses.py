@@ -27,6 +27,7 @@ from common.audit_log import read_entries, verify_log
 from common.config import read_toml
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, VaultError
+from simulations.cli import app as simulations
 from tests.client.bad_inputs import picture
 from tests.client.dicom_objects import dicom_bytes
 from tests.client.intakes import Site, outcomes
@@ -338,8 +339,8 @@ def test_the_exit_code_says_when_nothing_was_taken(place: Path) -> None:
 # ------------------------------------------------------------------------------------------------ check and ingest
 
 
-def test_check_takes_what_ingest_takes(site: Site, folder: Path) -> None:
-    rows = {"a.png": {}, "b.png": {"text": None}, "c.png": {"consent": False}, "d.dcm": {}, "e.tif": {}, "f.png": {}}
+def test_a_simulations_check_takes_what_ingest_takes_of_pictures(site: Site, folder: Path) -> None:
+    rows = {"a.png": {}, "b.png": {"text": None}, "c.png": {"consent": False}, "e.tif": {}, "f.png": {}}
     paint(folder, *(name for name in rows if name.endswith("png")))
     (folder / "d.dcm").write_bytes(dicom_bytes(1))
     (folder / "e.tif").write_bytes(picture(9, mode="CMYK", kind="TIFF"))
@@ -355,11 +356,11 @@ def test_check_takes_what_ingest_takes(site: Site, folder: Path) -> None:
         else:
             (folder / "c.png").unlink()
         taken = site.take(folder, commit=False)
-        ended = CliRunner().invoke(app, ["check", str(folder)], env={"COLUMNS": "200"})
+        ended = CliRunner().invoke(simulations, ["check", str(folder)], env={"COLUMNS": "200"})
         assert ended.exit_code == 0, (ended.output, ended.exception)
-        assert taken.kept == 5
-        assert "3 pictures of 3 subjects can be used\n2 of them have no caption" in ended.output
-        assert ended.output.count("only through ingest") == 2
+        assert taken.kept == (4 if name else 5)
+        assert "4 pictures of 4 subjects can be used\n3 of them have no caption" in ended.output
+        assert ("no picture by its name: d.dcm" in ended.output) == (name is None)
         assert ("no consent or expired: c.png" in ended.output) == bool(name)
         if name:
             (folder / name).unlink()

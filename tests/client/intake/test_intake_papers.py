@@ -16,9 +16,20 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.intake import workers
-from client.intake.contact_sheet import LookedAt, render_contact_sheet, write_contact_sheet
-from client.intake.outcomes import SHEET_PICTURES, Accepted, Duplicate, Example, IntakeReport, Reason, Refused, line
+from client.intake.outcomes import (
+    SHEET_PICTURES,
+    Accepted,
+    Duplicate,
+    Example,
+    IntakeReport,
+    Reason,
+    Refused,
+    line,
+    render_contact_sheet,
+    write_contact_sheet,
+)
 from client.intake.receipt import Receipt, Room, make_receipt, verify_receipt
+from client.intake.rules import LookedAt
 from client.site.settings import read_site
 from client.steward.process import socket_place
 from client.steward.socket import held
@@ -283,6 +294,31 @@ def test_a_commit_asks_adds_and_leaves_a_receipt_and_an_entry(place: Path) -> No
     assert re.search(r"duplicate.*in the vault.*2", again.output)
     assert (place / "again.json").exists()
     assert re.search(r"duplicate.*in the vault.*2", run(place).output)
+
+
+def test_a_receipt_is_verified_on_the_command_line(place: Path) -> None:
+    assert run(place, "--commit", "--yes").exit_code == 0
+    (path,) = (place / "site/receipts").glob("*.json")
+    key = read_identity_file(place / "site/identity.key").public.hex()
+
+    def verify(file: Path, by: str) -> Any:
+        return CliRunner().invoke(app, ["receipt", "verify", str(file), "--key", by])
+
+    said = verify(path, key)
+    assert said.exit_code == 0, said.output
+    assert f"{path}: signed by this key on 20" in said.output
+    assert "files: 1 refused, not a picture" in said.output
+    assert sum(int(count) for count in re.findall(r"pictures added: (\d+)", said.output)) == 2
+    named = json.loads((place / "site/audit.log").read_text().splitlines()[-1])["details"]["receipt"]
+    assert named in said.output
+    other = place / "other.json"
+    other.write_text(path.read_text().replace("not a picture", "not a Picture"))
+    assert isinstance(verify(other, key).exception, BadSignature)
+    assert isinstance(verify(path, Identity.generate().public.hex()).exception, BadSignature)
+    assert isinstance(verify(path, "key").exception, ConfigError)
+    other.write_text("{}")
+    assert isinstance(verify(other, key).exception, DataError)
+    assert isinstance(verify(place / "none.json", key).exception, DataError)
 
 
 def test_an_intake_without_a_receipt_adds_nothing_and_one_that_is_stopped_is_seen(

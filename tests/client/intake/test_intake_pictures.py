@@ -18,9 +18,8 @@ from sklearn.datasets import load_sample_images
 from client.intake.burned_text import count_text_lines
 from client.intake.deidentify import clean_file, quiet_decoders
 from client.intake.duplicates import DuplicateSearch, difference, exact_hash, perceptual_hash, thumbnail
-from client.intake.imagefolder import FORMATS
 from client.intake.outcomes import Change, Reason, Refused
-from client.intake.pictures import Decoded, decode_picture, encode_png, is_bare_png, scale_to_8_bit, shrink
+from client.intake.pictures import FORMATS, Decoded, decode_picture, encode_png, is_bare_png, scale_to_8_bit, shrink
 from client.intake.rules import RULES_TOML, FileRules, IntakeRules, PixelRules, read_rules
 from common.errors import ConfigError, ConfigErrors
 from tests.client.bad_inputs import picture, pixels, translucent, wide, with_exif

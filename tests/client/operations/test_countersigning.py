@@ -418,7 +418,7 @@ def test_attempts_before_and_beside_those_that_this_site_was_asked_for_count(
     shutil.copy(site.config.audit_log, log)
     details = {"run": plain.release().manifest, "round": 1, "attempt": 1}
     AuditLog(path=log, identity=site.identity).append("charged", details)
-    other = replace(site, config=msgspec.structs.replace(site.config, audit_log=str(log)))
+    other = replace(site, config=msgspec.structs.replace(site.config, audit_log=log))
     told = refused(plain, other)
     assert "attempts: 2; by the rounds and attempts that this site was asked for, at least 3" in told
 
@@ -434,7 +434,7 @@ def _charge_again(ledger: Any, site: OpenSite, manifest: Any) -> None:
     from client.governance.policy import contribution_event  # noqa: PLC0415 - one test's need
     from common.secagg.messages import Step  # noqa: PLC0415 - as above
 
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     run = _rows(site)[0].run
     ledger.charge(account, run=run, step=Step(0, 5), event=contribution_event(manifest, site.policy, cohort=3))
 
@@ -458,7 +458,7 @@ def test_a_run_that_was_never_approved_here_is_refused(world: World, plain: Rele
 def test_a_run_whose_approval_was_taken_back_is_refused(world: World, plain: ReleaseFolder, tmp_path: Path) -> None:
     shutil.copytree(world.run.sites.root / SITE, tmp_path / "site")
     site = replace(world.site(), approvals=replace(world.site().approvals, folder=tmp_path / "site" / "approvals"))
-    site.approvals.revoke(bytes.fromhex(plain.release().manifest))
+    site.approvals.withdraw(bytes.fromhex(plain.release().manifest))
     assert "not approved at this site, or no longer" in refused(plain, site)
 
 

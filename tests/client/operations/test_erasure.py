@@ -63,7 +63,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "site" / "policy.toml").write_text(TOML)
     opened = open_site(tmp_path / "site" / "site.toml")
     event = Event(relation="add_remove_one", noise_multiplier=2.0, sampling_rate=0.1)
-    account = opened.policy.account(opened.config.population, private=True)
+    account = opened.policy.account(opened.config.collection, private=True)
     opened.ledger.charge(account, run=RUN, step=Step(0, 0), event=event)
     StandIn.erased = []
     monkeypatch.setattr("client.vault.vault.Vault.open", lambda *_, **__: StandIn())

@@ -24,14 +24,16 @@ from client.operations.new_site import make_site, site_steps
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward, open_site
 from client.site.settings import read_site
-from client.site.vault_access import open_vault, today
+from client.site.vault_access import open_vault
+from client.vault.records import today
 from common.adapter.model import Family
 from common.audit_log import read_entries, verify_log
 from common.crypto.identity_file import read_identity_file
 from common.errors import ConfigError, ConfigErrors, StewardUnavailable
 from common.provisioning import parse_request
 from common.secagg.messages import Step
-from common.wire.messages import Refusal, RefusalCode, decode_reply
+from common.wire.messages import Refusal, RefusalCode
+from common.wire.replies import decode_reply
 from common.wire.steward_link import Health
 from tests.client.governance.test_policy import COORDINATOR, TOML
 from tests.tiny_base import write_tiny_base
@@ -58,7 +60,7 @@ def test_a_new_site_is_the_owners_alone_and_reads_back(tmp_path: Path) -> None:
         assert stat.S_IMODE(step.path.stat().st_mode) & 0o077 == 0, step.path
     site = read_site(tmp_path / "site" / "site.toml")
     assert site.name == "st-vincent"
-    assert Path(site.service.socket) == tmp_path / "site" / "run" / "steward.sock"
+    assert site.service.socket == tmp_path / "site" / "run" / "steward.sock"
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -177,11 +179,19 @@ def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
 
 def test_every_fault_of_a_site_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
-    path.write_text('name = "X"\npopulation = "a"\nbase = "b"\ndevice = "tpu"\nvaults = 1\n[vault]\n')
+    path.write_text('name = "X"\ncollection = "a"\nbase = "b"\ndevice = "tpu"\nvaults = 1\n[vault]\n')
     with pytest.raises(ConfigErrors) as caught:
         read_site(path)
     text = str(caught.value)
     assert all(word in text for word in ("name", "device", "vaults", "exactly one of key_file"))
+
+
+def test_the_old_name_of_a_collection_is_read_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_site(tmp_path / "site", "st-vincent")
+    path = tmp_path / "site" / "site.toml"
+    path.write_text(path.read_text().replace("collection =", "population ="))
+    assert read_site(path).collection == "st-vincent/subject"
+    assert "population is called collection now" in caplog.text
 
 
 @pytest.mark.parametrize("text", ['"a\\u0000b"', '"~nobody-of-this-name/base"'])
@@ -227,7 +237,7 @@ def ask(config: SiteConfig, request: bytes) -> Any:
 def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) -> None:
     """Refusals are in the audit log once each; after SIGKILL log and ledger are whole and the socket is taken over."""
     site = open_site(folder / "site.toml")
-    account = site.policy.account(site.config.population, private=True)
+    account = site.policy.account(site.config.collection, private=True)
     event = Event(relation="add_remove_one", noise_multiplier=2.0, sampling_rate=0.1)
     site.ledger.charge(account, run="ab" * 32, step=Step(0, 0), event=event)
     process, config = start(folder)
@@ -248,17 +258,17 @@ def test_a_process_serves_stops_and_comes_back_after_being_killed(folder: Path) 
         found = site_status(site)
         assert isinstance(found.health, Health)
         assert found.refusals == {"malformed": 2}
-        assert found.populations[0].contributions == 1
-        assert 0 < found.populations[0].spent < found.populations[0].allowed
+        assert found.collections[0].contributions == 1
+        assert 0 < found.collections[0].spent < found.collections[0].allowed
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
-    verify_log(Path(config.audit_log), site.identity.public)
-    kinds = [entry.kind for entry in read_entries(Path(config.audit_log))]
+    verify_log(config.audit_log, site.identity.public)
+    kinds = [entry.kind for entry in read_entries(config.audit_log)]
     assert kinds == ["started", "refused", "started", "refused", "stopped"]
-    assert not Path(config.service.socket).exists()
+    assert not config.service.socket.exists()
 
 
 def test_status_shows_the_budget_without_a_steward(folder: Path) -> None:

@@ -20,8 +20,7 @@ from client.governance import pricing
 from client.governance.ledger import Ledger, PldAccountant
 from client.governance.policy import ANY_INSTITUTION, contribution_event
 from client.governance.pricing import PricedAside
-from client.intake.imagefolder import read_imagefolder
-from client.training.latents import EncodingPlan, encode_folder
+from client.training.latents import EncodingPlan
 from client.training.private_update import PrivateUpdate
 from common.adapter.model import Family, open_base
 from common.audit_log import verify_log
@@ -44,6 +43,8 @@ from common.wire.messages import (
     ShareSessionKeys,
     encode,
 )
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
 from tests.client.rings import HEAD, Desk, Ring, make_ring, secure_config
 from tests.client.sites import Site, write_folder
 from tests.tiny_base import write_tiny_base
@@ -59,7 +60,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Site:
     root = tmp_path_factory.mktemp("ward")
     base = open_base(write_tiny_base(root / "base", Family.SD1))
     folder = write_folder(root / "pictures")
-    plan = EncodingPlan(resolution=base.resolution, horizontal_flips=False, cache=None)
+    plan = EncodingPlan(resolution=base.resolution, horizontal_flips=False)
     return Site(base, folder, encode_folder(base, folder, read_imagefolder(folder), plan))
 
 
@@ -141,7 +142,6 @@ def test_two_adapters_for_two_sites_give_a_void_sum(ring: Ring) -> None:
         ("slack", 0.0),
         ("lost", 1e-4),
         ("delta", 9e-4),
-        ("relation", "replace_one"),
     ],
 )
 def test_privacy_terms_that_do_not_follow_from_the_settings_are_refused(

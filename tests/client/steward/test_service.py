@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from client.steward.admission import Passage, Turnstile
+from client.steward.admission import Admission, Passage
 from client.steward.service import Limits
 from client.steward.socket import SocketPlace, check_token_mode, create_token_file, held
 from common.errors import StewardRunning, StewardUnavailable
@@ -149,7 +149,7 @@ def test_a_flood_is_refused_and_does_not_stop_the_steward(tmp_path: Path) -> Non
 
 def test_a_flood_does_not_keep_the_steward_from_looking_after_itself() -> None:
     """Callers that hold every place, and take each turn as soon as it is free, delay its care by one turn."""
-    gate, over, seen = Turnstile(waiting=2, seconds=30.0), threading.Event(), list[str]()
+    gate, over, seen = Admission(waiting=2, seconds=30.0), threading.Event(), list[str]()
 
     def flood() -> None:
         while not over.is_set():
@@ -165,14 +165,14 @@ def test_a_flood_does_not_keep_the_steward_from_looking_after_itself() -> None:
         for _ in range(3):
             while gate.present <= gate.waiting:
                 over.wait(0.01)
-            with gate.passage(lambda: True, by="keeper") as passage:
+            with gate.passage(lambda: True, by="care") as passage:
                 assert passage is Passage.PASSED
-                seen.append("keeper")
+                seen.append("care")
     finally:
         over.set()
         for each in callers:
             each.join()
-    assert seen.count("keeper") == 3
+    assert seen.count("care") == 3
     assert seen.count("caller") > 3
 
 
@@ -313,7 +313,7 @@ def test_stopping_lets_the_round_end_and_nobody_else_in(tmp_path: Path) -> None:
         stopped: list[bool] = []
         stopper = threading.Thread(target=lambda: stopped.append(door.serving.stop(grace=20.0)))
         stopper.start()
-        while not door.serving.service.turnstile.closed:
+        while not door.serving.service.admission.closed:
             pass
         assert door.link().answer(b"second") != b"whole"
         release.set()

@@ -106,7 +106,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
         client_authority=(tmp_path / "site.crt").read_bytes(),
     )
     assert "PRIVATE" not in repr(listener)
-    service = StewardService(steward=steward, token=TOKEN, turned_away=Noted())
+    service = StewardService(steward=steward, token=TOKEN, turned_away=Noted().note)
     place = SocketPlace(path=tmp_path / "run" / "s.sock")
     with held(place):
         serving = serve(service, place, listener)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client.intake.imagefolder import read_imagefolder
-from client.training.latents import EncodingPlan, LatentShard, encode_folder
+from client.training.latents import EncodingPlan, LatentShard
 from client.training.private_update import WeightedDraws
 from client.training.trainer import Draws, Trainer, build_trainer, training_draws
 from client.training.vault_latents import encode_vault
@@ -24,14 +23,16 @@ from client.vault.vault import Vault
 from common.adapter.model import open_base
 from common.adapter.vector import trained_parameters
 from common.privacy.clipping import clipped_sum
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
 from tests.client.sites import run_config
 from tests.client.vaults import key_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.intake.imagefolder import Picture
     from common.adapter.model import BaseModel
+    from simulations.scenario.imagefolder import Picture
 
 BUNDLED = Path(__file__).parents[3] / "simulations" / "base" / "model"
 """Of an encoder large enough that its kernels differ with the batch's size."""

@@ -14,8 +14,9 @@ from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
 from common.errors import AccountingError
 from common.privacy.mechanisms import rounded_gaussian
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, Evaluate, NoisedContribution, Refusal, RefusalCode, decode_reply, encode
-from simulations.scenario.plain_steward import Steward
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, encode
+from common.wire.replies import NoisedContribution, decode_reply
+from simulations.scenario.plain_steward import Steward, gradient_sum
 from tests.client.sites import run_config
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def naive(one: Steward, units: tuple[tuple[int, ...], ...], *, attempt: int = 0)
     for place in range(len(chosen)):
         part = slice(place * draws, (place + 1) * draws)
         own = Draws(*(getattr(made, name)[part] for name in Draws.__dataclass_fields__))
-        gradient = trainer.gradient_sum(one.train, own).vector.astype(np.float64) / draws
+        gradient = gradient_sum(trainer, one.train, own).vector.astype(np.float64) / draws
         norms.append(float(np.linalg.norm(gradient)))
         total += gradient * min(1.0, CLIP / norms[-1])
     noise = rounded_gaussian(

@@ -13,7 +13,7 @@ from client.vault.errors import VaultDamaged, VaultRolledBack, WrongMasterKey
 from client.vault.index import TABLES, DerivedRow
 from client.vault.vault import Vault
 from common.errors import VaultError
-from tests.client.vaults import filled, key_file, record
+from tests.client.vaults import damaged, filled, key_file, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_two_files_exchanged(tmp_path: Path, ids: tuple[RecordId, ...]) -> None:
         for each in (0, 3):
             with pytest.raises(VaultDamaged):
                 vault.read(ids[each])
-        assert vault.damaged() == (ids[0], ids[3])
+        assert damaged(vault) == (ids[0], ids[3])
         assert vault.read(ids[1]).caption == "caption 1"  # the others can be had
 
 
@@ -108,7 +108,7 @@ def test_a_file_gone(tmp_path: Path, ids: tuple[RecordId, ...]) -> None:
         with pytest.raises(VaultDamaged, match="gone"):
             [vault.derived(ids[0], kind) for kind in ("latents", "caption")]
         vault.erase_subject("patient 2")  # what is damaged can still be erased
-        assert vault.damaged() == ()
+        assert damaged(vault) == ()
 
 
 def test_an_older_version_of_a_derived_item(tmp_path: Path, ids: tuple[RecordId, ...]) -> None:
@@ -244,7 +244,7 @@ def test_a_lock_put_back_by_who_knows_the_old_passphrase(tmp_path: Path) -> None
     with filled(tmp_path) as vault:
         interior = vault._interior
         header = interior.index.header()
-        with interior.writing(), interior.changing():
+        with interior.writing(), interior.commitment.changing():
             interior.index.set_header(header._replace(slot=header.slot + b" "))
         with interior.index.transaction():
             interior.index.set_header(interior.index.header()._replace(slot=header.slot))

@@ -27,7 +27,7 @@ command = Command(name="child", arguments=line, environment={}, log=Path(sys.arg
 with Supervisor([command]) as supervisor:
     while sys.argv[2] == "once it runs" and "up" not in command.log.read_text():
         time.sleep(0.02)
-    print(supervisor.alive()["child"], flush=True)
+    print(supervisor._running[0].process.pid, flush=True)
     time.sleep(600)
 """
 
@@ -125,14 +125,14 @@ def test_the_program_gets_the_signals_that_a_program_expects(tmp_path: Path) -> 
 
 def test_what_dies_is_started_again_and_all_ends_with_the_context(tmp_path: Path) -> None:
     with Supervisor([command(tmp_path)], restart_seconds=0.1, stop_seconds=5) as supervisor:
-        first = supervisor.alive()["sleeper"]
+        first = supervisor._running[0].process.pid
         os.kill(first, signal.SIGKILL)
         for _ in range(200):
             supervisor.poll()
-            if supervisor.alive().get("sleeper", first) != first:
+            if supervisor._running[0].process.pid != first:
                 break
             time.sleep(0.05)
-        second = supervisor.alive()["sleeper"]
+        second = supervisor._running[0].process.pid
         assert second != first
     assert is_gone(second)
 
@@ -145,7 +145,7 @@ def test_only_who_wants_to_be_asked_twice_is_asked_twice(tmp_path: Path, *, insi
     with Supervisor([stubborn], stop_seconds=2) as supervisor:
         while "up" not in log.read_text():
             time.sleep(0.05)
-        pid = supervisor.alive()["stubborn"]
+        pid = supervisor._running[0].process.pid
     assert is_gone(pid)
     assert log.read_text().count("interrupted") == (2 if insists else 1)
 

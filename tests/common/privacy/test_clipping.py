@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import ClippingError
-from common.privacy.clipping import ClippedSum, clipped_sum, unit_norms
+from common.privacy.clipping import clipped_sum, unit_gradients
 from common.privacy.unit_gradients import record_units
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def test_agrees_with_a_loop_over_units_to_1e12_for_every_split(mode: str, draws:
         batches = split(data, [size * draws for size in sizes])
         found = clipped_sum(model, trained(model), batches, squared_error(model), clip=clip, draws=draws)
         assert close(found.vector, clipped(gradients, clip), 1e-12)
-        assert np.allclose(
-            unit_norms(model, trained(model), batches, squared_error(model), draws=draws), norms, rtol=1e-12, atol=0
-        )
+        rows_of = [unit_gradients(model, trained(model), one, squared_error(model), draws=draws) for one in batches]
+        assert np.allclose(np.linalg.norm(np.concatenate(rows_of), axis=1), norms, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("targets", [["to_q"], ["to_k"], ["conv"], ["down"], ["out"]])
@@ -226,7 +225,7 @@ def test_second_recording_of_one_model_is_refused_and_does_not_end_the_first() -
 def test_nothing_private_is_shown() -> None:
     model = adapted()
     found = clipped_sum(model, trained(model), [rows(5)], squared_error(model), clip=0.25)
-    assert repr(found) == "ClippedSum(sensitivity=0.25, relation='add_remove_one')"
+    assert repr(found) == "ClippedSum(sensitivity=0.25)"
     assert found.coordinates == sum(parameter.numel() for parameter in trained(model))
     with record_units(model, trained(model), draws=1) as recorder:
         model(*rows(5)[:2])
@@ -258,7 +257,7 @@ def test_draws_are_averaged_before_the_clip() -> None:
     model = adapted()
     one = rows(1)
     copies = tuple(t.repeat_interleave(5, 0) for t in one)
-    clip = float(unit_norms(model, trained(model), [one], squared_error(model))[0]) / 3
+    clip = float(unit_gradients(model, trained(model), one, squared_error(model))[0].norm()) / 3
     found = clipped_sum(model, trained(model), [copies], squared_error(model), clip=clip, draws=5)
     assert np.linalg.norm(found.vector) == pytest.approx(clip, rel=1e-12)
 
@@ -305,7 +304,7 @@ def test_bfloat16_autocast_accumulates_in_float32(mode: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return squared_error(model)(batch)
 
-    norms = unit_norms(model, trained(model), [data], losses, draws=2)
+    norms = np.linalg.norm(unit_gradients(model, trained(model), data, losses, draws=2), axis=1)
     assert np.allclose(norms, np.linalg.norm(exact, axis=1), rtol=0.05)
     clip = float(norms.min()) / 2
     one = tuple(t[:2] for t in data)
@@ -387,7 +386,3 @@ def test_nonsense_clips_are_refused(clip: float) -> None:
 def test_a_model_without_adapter_is_refused() -> None:
     with pytest.raises(ClippingError, match="found none"):
         refused(Toy(), [nn.Parameter(torch.zeros(1))])
-
-
-def test_a_sum_says_what_it_is_worth() -> None:
-    assert ClippedSum(vector=np.zeros(3), sensitivity=2.0).relation == "add_remove_one"

@@ -14,7 +14,7 @@ from common.adapter.lora import inject_lora
 from common.adapter.spec import AdapterSpec, Family
 from common.adapter.vector import trained_parameters
 from common.config import AdapterConfig
-from common.privacy.clipping import clipped_sum, unit_gradients, unit_norms
+from common.privacy.clipping import clipped_sum, unit_gradients
 from tests.tiny_base import _unet
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def test_agrees_with_a_loop_over_units_to_1e12(mode: str, draws: int, *, checkpo
         found = clipped_sum(unet, parameters, batches, losses_of(unet), clip=clip, draws=draws)
         assert found.coordinates == spec.dimension
         assert error(found.vector, clipped(gradients, clip)) < 1e-12
-    assert np.allclose(unit_norms(unet, parameters, batches, losses_of(unet), draws=draws), norms, rtol=1e-12, atol=0)
+    rows_of = [unit_gradients(unet, parameters, one, losses_of(unet), draws=draws) for one in batches]
+    assert np.allclose(np.linalg.norm(np.concatenate(rows_of), axis=1), norms, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("family", [Family.SD2, Family.SDXL])
@@ -128,7 +129,7 @@ def test_agrees_with_opacus_hooks_in_float32(mode: str, draws: int) -> None:
     # factors of ordinary size: with large ones float32 itself is no better than 1e-5 here
     unet, _, parameters = adapted(Family.SD1, mode, dtype=torch.float32, targets=targets, size=0.1)
     data = rows(unet, 3 * draws, torch.float32)
-    norms = unit_norms(unet, parameters, [data], losses_of(unet), draws=draws)
+    norms = np.linalg.norm(unit_gradients(unet, parameters, data, losses_of(unet), draws=draws).double(), axis=1)
     clip = float(np.median(norms))
     found = clipped_sum(unet, parameters, [data], losses_of(unet), clip=clip, draws=draws)
     with warnings.catch_warnings():
@@ -149,8 +150,8 @@ def test_rows_do_not_influence_each_other() -> None:
     data = rows(unet, 2)
     changed = tuple(t.clone() for t in data)
     changed[0][1] *= 50
-    alone, beside = (unit_norms(unet, parameters, [batch], losses_of(unet))[0] for batch in (data, changed))
-    assert alone == pytest.approx(beside, rel=1e-13)
+    alone, beside = (unit_gradients(unet, parameters, batch, losses_of(unet))[0].norm() for batch in (data, changed))
+    assert float(alone) == pytest.approx(float(beside), rel=1e-13)
 
 
 def test_subnormals_are_flushed_where_gradients_are_computed() -> None:

@@ -197,11 +197,6 @@ def test_wide_ring_where_rounding_would_cost_more_than_a_hundredth() -> None:
     assert wide.cap * wide.clip * wide.scale + 8 * wide.total_deviation * wide.scale < 2**52
 
 
-def test_replace_one_doubles_the_real_part_only() -> None:
-    made = plan(relation="replace_one")
-    assert made.sensitivity == pytest.approx(2 * 0.5 * made.scale + math.sqrt(1000), rel=1e-6)
-
-
 def test_rounding_slack_bounds_the_exact_distance_of_small_sums() -> None:
     """κ is a series; compare it with the law of two rounded Gaussians added up, coordinate by coordinate."""
     made = replace(plan(institutions=2), scale=1.0, coordinates=1, clip=1e-9, noise_multiplier=6.0)
@@ -261,7 +256,6 @@ def test_plans_without_a_guarantee_are_refused(changes: dict[str, Any]) -> None:
     [
         ClippedSum(vector=np.zeros(999), sensitivity=0.5),
         ClippedSum(vector=np.zeros(1000), sensitivity=0.6),
-        ClippedSum(vector=np.zeros(1000), sensitivity=0.5, relation="replace_one"),
         ClippedSum(vector=np.full(1000, 1e9), sensitivity=0.5),
         ClippedSum(vector=np.full(1000, np.nan), sensitivity=0.5),
     ],

@@ -118,7 +118,7 @@ def test_a_product_that_is_not_the_cores_is_found(frozen: Made, tmp_path: Path) 
 def test_a_site_without_the_runs_base_signs_nothing(frozen: Made, tmp_path: Path) -> None:
     site = frozen.run.sites.open(NAMES[0])
     for place in (tmp_path / "nowhere", Path(write_tiny_base(tmp_path / "other", "sd2"))):
-        site = replace(site, config=msgspec.structs.replace(site.config, base=str(place)))
+        site = replace(site, config=msgspec.structs.replace(site.config, base=place))
         found = examine(frozen.folder, site)
         assert len(found.faults) == 1
         with pytest.raises(ReleaseError, match="not signed"):

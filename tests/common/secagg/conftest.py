@@ -10,7 +10,14 @@ import pytest
 
 from common.config import PLAIN_WORDS, BaseModelConfig, RunConfig
 from common.crypto.primitives import Identity, Secret
-from common.manifest.manifest import Manifest, Member, SecureAggregationTerms, canonical_bytes, manifest_digest
+from common.manifest.manifest import (
+    Manifest,
+    Member,
+    PrivacyTerms,
+    SecureAggregationTerms,
+    canonical_bytes,
+    manifest_digest,
+)
 from common.secagg import aggregator, participant
 from common.secagg.ring import Summand, word_type
 
@@ -21,6 +28,10 @@ if TYPE_CHECKING:
 
 HEAD = b"h" * 32
 DIGEST = "sha256:" + "0" * 64
+PRIVACY = PrivacyTerms(
+    unit="image", epsilon=8, delta=1e-6, clip=1, sampling_rate=1, noise_multiplier=1, maximum_units=1
+)
+"""Stated, for nothing here adds noise."""
 
 
 def identity(number: int) -> Identity:
@@ -90,8 +101,9 @@ def build(n: int, *, dimension: int = 16, bits: int = 32, minimum_cohort: int = 
         dimension=dimension,
         coordinator=coordinator.public.hex(),
         roster=tuple(Member(name=f"site-{i:03}", key=who.public.hex()) for i, who in enumerate(identities)),
+        privacy=PRIVACY,
         secure_aggregation=SecureAggregationTerms(
-            bits=bits, scale=1024.0, minimum_cohort=minimum_cohort, colluders=minimum_cohort - 2
+            bits=bits, minimum_cohort=minimum_cohort, colluders=minimum_cohort - 2
         ),
         code_version="test",
     )

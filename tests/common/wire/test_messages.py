@@ -18,20 +18,17 @@ from common.wire.messages import (
     ContributeMasked,
     Evaluate,
     MaskedAnswer,
-    NoisedContribution,
     OpenSecureSession,
-    PlainContribution,
-    PlainEvaluation,
     Propose,
     Refusal,
     RefusalCode,
     SessionKeyAdvert,
     SessionReady,
     ShareSessionKeys,
-    decode_reply,
     decode_request,
     encode,
 )
+from common.wire.replies import NoisedContribution, PlainContribution, PlainEvaluation, decode_reply
 
 SPEC = "sha256:" + "0" * 64
 REQUESTS = (

@@ -16,7 +16,7 @@ from common.durable_files import write_atomically
 from common.errors import ProvisioningError
 from server.federation.roster import Roster
 from server.flower import superlink as launch_module
-from server.flower.reconciler import RETRY_SECONDS, RosterKeeper
+from server.flower.reconciler import RETRY_SECONDS, RosterReconciler
 from server.flower.site_nodes import SiteNodes, number_by_key
 from server.flower.superlink import Launch
 from tests.federation.live_federation import BUNDLE, federation_on_disk, site_request
@@ -177,28 +177,28 @@ def test_the_roster_is_tried_again_until_flower_took_it(
         raise OSError(28, "No space left on device", "nodes/ash.pub")
 
     time = [0.0]
-    keeper = RosterKeeper(launch, now=lambda: time[0])
+    reconciler = RosterReconciler(launch, now=lambda: time[0])
     with monkeypatch.context() as patch:
         patch.setattr(Launch, "flwr", away)
         for _ in range(12):
-            keeper.look()
+            reconciler.reconcile()
             time[0] += 1
     assert len([line for line in caplog.messages if "not registered yet" in line]) == 1
     time[0] += RETRY_SECONDS
-    keeper.look()
+    reconciler.reconcile()
     assert flower.statuses() == ["registered", "registered"]
     asked = len(flower.asked)
-    keeper.look()
+    reconciler.reconcile()
     assert len(flower.asked) == asked
 
 
 def test_a_roster_that_cannot_be_read_changes_nothing(
     launch: Launch, flower: Flower, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = RosterKeeper(launch)
-    keeper.look()
+    reconciler = RosterReconciler(launch)
+    reconciler.reconcile()
     launch.directory.roster_file.write_bytes(b"\xff")
-    keeper.look()
-    keeper.look()
+    reconciler.reconcile()
+    reconciler.reconcile()
     assert flower.statuses() == ["registered", "registered"]
     assert len([line for line in caplog.messages if "is not read" in line]) == 1

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from common.errors import TooFewInstitutions
 from common.wire.messages import ContributeMasked, Propose, Refusal, RefusalCode
-from server.errors import TooFewInstitutions
 from server.rounds.dropouts import ASK_AGAIN_SECONDS, LONGEST_SECONDS, Dropouts
-from server.rounds.session import SecureSession
+from server.rounds.secagg_session import SecAggSession
 from server.rounds.transport import Failure, FailureKind
 from server.run.coordinator import Coordinator
-from tests.server.rounds.test_secure_session import SPEC, Ring, answered, make_ring
+from tests.server.rounds.test_secagg_session import SPEC, Ring, answered, make_ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -110,7 +110,7 @@ class Waits:
         self.over_times += 1
 
 
-def test_a_patient_run_goes_on_by_itself_when_they_are_back(tmp_path: Path) -> None:
+def test_a_run_that_waits_goes_on_by_itself_when_they_are_back(tmp_path: Path) -> None:
     ring = make_ring(tmp_path, count=3)
     ring.sites[2].lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
     waits = Waits(ring)
@@ -122,13 +122,22 @@ def test_a_patient_run_goes_on_by_itself_when_they_are_back(tmp_path: Path) -> N
         observer=ring.recorder,
         directory=ring.directory,
         secure=ring.secure,
-        patience=waits,
+        waiting=waits,
     ).run(resume=False)
     assert answered(ring) == [(1, 0, 3), (2, 0, 3)]
     assert len(waits.told) == 2
     assert "node=986: refused (awaiting_approval): nobody there has approved the run yet" in waits.told[0]
     assert waits.over_times == 2
     assert ring.kinds().count("requested") == 2
+
+
+def test_without_anybody_to_wait_the_run_ends_below_the_minimum(tmp_path: Path) -> None:
+    """As in a simulation: whoever is missing there will not come back."""
+    ring = make_ring(tmp_path, count=3)
+    ring.sites[2].lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
+    with pytest.raises(TooFewInstitutions, match="2 institutions take part, 3 are needed"):
+        ring.lead()
+    assert ring.kinds().count("requested") == 0
 
 
 def test_one_that_approves_late_enters_and_a_proposal_to_it_has_a_short_deadline(tmp_path: Path) -> None:
@@ -144,7 +153,7 @@ def test_one_that_approves_late_enters_and_a_proposal_to_it_has_a_short_deadline
             return self.inner.exchange(requests, timeout_s=timeout_s)
 
     ring.sites[3].lies = {Propose: lambda _request: Refusal(code=RefusalCode.AWAITING_APPROVAL)}
-    session = SecureSession(
+    session = SecAggSession(
         ring.secure,
         Timed(ring.transport),
         ring.directory,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from common.crypto.randomness import REPEATABLE_WORDS
-from common.errors import CheckpointError, RoundFailed
+from common.errors import CheckpointError, RoundFailed, SumTooLong
 from common.privacy.run_plan import private_plan
-from common.wire.messages import Contribute, NoisedContribution, PlainContribution, Refusal, decode_request, encode
-from server.errors import SumTooLong
+from common.wire.messages import Contribute, Refusal, decode_request, encode
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.reports import Observers
 from server.rounds.sum_norm import longest_honest_sum
 from server.rounds.transport import Failure, FailureKind

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DarkroomError, OutOfOrder, ProtocolError, RoundFailed
-from common.wire.messages import Contribute, PlainContribution, decode_reply, decode_request
+from common.wire.messages import Contribute, decode_request
+from common.wire.replies import PlainContribution, decode_reply
 from server.rounds.optimizer import initial_state
 from server.rounds.rounds import Collecting, ReadyForRound, Rules, draw_participants
 from tests.server.toy import DIMENSION, ToySpec, toy_config

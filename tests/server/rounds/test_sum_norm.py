@@ -24,7 +24,7 @@ def honest_ring(plan: NoisePlan, signals: list[np.ndarray], seed: int) -> np.nda
     """What institutions with these clipped sums add up to in the ring."""
     total = np.zeros(plan.coordinates, dtype=np.uint32 if plan.bits == 32 else np.uint64)
     for place, signal in enumerate(signals):
-        clipped = ClippedSum(vector=signal, sensitivity=plan.clip, relation="add_remove_one")
+        clipped = ClippedSum(vector=signal, sensitivity=plan.clip)
         share = add_noise(
             quantise(clipped, plan), repeatable_randomness(f"site {place}", seed=seed, acknowledge=REPEATABLE_WORDS)
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ProtocolError
 from common.privacy.mechanisms import plan_noise
-from common.wire.messages import NoisedContribution, PlainContribution
+from common.wire.replies import NoisedContribution, PlainContribution
 from server.rounds.sums import PartialSum, RingSum
 
 D = 5

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from common.errors import RoundFailed
-from server.errors import RunBusy, TooFewInstitutions
+from common.errors import RoundFailed, RunBusy, TooFewInstitutions
 from server.run.leadership import is_led, is_wanted, leading, note, standing, want, want_no_more
-from server.run.waiting import WaitsForInstitutions, WaitsForNobody
+from server.run.waiting import WaitsForInstitutions
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -32,14 +31,14 @@ def test_one_process_at_a_time_leads_and_the_lock_dies_with_it(tmp_path: Path) -
     other.start()
     assert led.wait(60)
     assert is_led(tmp_path)
-    with pytest.raises(RunBusy, match="another process leads"), leading(tmp_path, patience_s=0.3):
+    with pytest.raises(RunBusy, match="another process leads"), leading(tmp_path, wait_s=0.3):
         pass
     assert standing(tmp_path) is None  # whoever was refused has no say
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join(60)
     assert not is_led(tmp_path)
     assert is_wanted(tmp_path)  # it died without a word
-    with leading(tmp_path, patience_s=0.0):
+    with leading(tmp_path, wait_s=0.0):
         assert is_led(tmp_path)
 
 
@@ -82,16 +81,16 @@ def test_what_cannot_be_read_is_no_standing(tmp_path: Path) -> None:
 
 def test_a_deployed_run_waits_longer_and_longer_and_says_so_once(tmp_path: Path) -> None:
     slept: list[float] = []
-    patience = WaitsForInstitutions(tmp_path, sleep=slept.append)
+    waiting = WaitsForInstitutions(tmp_path, sleep=slept.append)
     shortage = TooFewInstitutions("2 institutions take part, 3 are needed")
     for _ in range(8):
-        patience.wait(shortage)
+        waiting.wait(shortage)
     assert slept == [1, 2, 4, 8, 16, 32, 60, 60]
     said: Any = standing(tmp_path)
     assert (said.state, said.reason) == ("waiting", str(shortage))
-    patience.over()
+    waiting.over()
     assert standing(tmp_path) is None
-    patience.wait(shortage)
+    waiting.wait(shortage)
     assert slept[-1] == 1
 
 
@@ -99,11 +98,6 @@ def test_that_enough_are_there_changes_nothing_unless_it_waited(tmp_path: Path) 
     note(tmp_path, "stopped", "by another start")
     WaitsForInstitutions(tmp_path).over()
     assert standing(tmp_path) is not None
-
-
-def test_a_simulation_waits_for_nobody() -> None:
-    with pytest.raises(TooFewInstitutions):
-        WaitsForNobody().wait(TooFewInstitutions("gone"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"state":"waiting","reason":"\xff","since":"x"}'])

@@ -7,13 +7,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from client.intake.imagefolder import load_pixels, read_imagefolder
 from common.adapter.model import BaseModel, open_base
 from simulations.base.autoencoder import new_autoencoder, psnr
 from simulations.base.concepts import ICON_CAPTIONS, captions_for
 from simulations.base.denoiser import new_scheduler, new_unet, tokenise, velocity_target
 from simulations.base.progress import Stage, run_stage
 from simulations.base.text import MAX_TOKENS, train_tokenizer
+from simulations.scenario.folder_latents import load_pixels
+from simulations.scenario.imagefolder import read_imagefolder
 from simulations.scenario.medical import build_institutions
 from simulations.scenario.scenario import load_scenario
 

@@ -21,7 +21,7 @@ from common.adapter.export import read_adapter_vector
 from common.adapter.generate import SamplePlan, generate
 from common.adapter.model import open_base
 from common.adapter.vector import write_vector
-from common.errors import CheckpointError, ConfigError, DataError
+from common.errors import CheckpointError, ConfigError, DataError, RoundFailed, SumTooLong
 from server.run.coordinator import Coordinator
 from simulations.experiments.run import RunPlan, run_scenario
 from simulations.scenario.prepare import sites_of
@@ -158,6 +158,21 @@ def test_more_institutions_wanted_than_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"minimum_institutions: 4 are wanted, the scenario has 3"):
         run_scenario(plan_for(scenario, tmp_path / "run"), print)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [RoundFailed("node=1: timeout"), SumTooLong("node=1: too long", decoded=2.0, noise_expected=1.0, limit=1.5)],
+)
+def test_a_run_that_fails_names_the_sites(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: RoundFailed
+) -> None:
+    def fail(*_parts: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("simulations.experiments.run._federate", fail)
+    with pytest.raises(type(fault), match=r"node=1 \(\w+\): t"):
+        run_scenario(plan_for(world, tmp_path / "run"), print)
 
 
 def test_bad_pictures_of_all_sites_are_named_at_once(tmp_path: Path) -> None:

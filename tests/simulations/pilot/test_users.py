@@ -17,7 +17,7 @@ import pytest
 from client.connection.supernode import request_to_join
 from client.operations.new_site import make_site
 from client.site.settings import read_site
-from simulations.pilot.site import PilotSite, SiteUsers
+from simulations.pilot.site import LocalSite, SiteUsers
 from simulations.pilot.users import UnixUser, whole_installation, why_not_separate
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ print(libc.ptrace(16, int(sys.argv[1]), 0, 0), ctypes.get_errno())
 
 @dataclass(frozen=True)
 class Two:
-    ours: PilotSite
-    theirs: PilotSite
+    ours: LocalSite
+    theirs: LocalSite
 
     def as_user(self, user: UnixUser, *command: str, network: bool = True) -> subprocess.CompletedProcess[str]:
         needed = (*whole_installation(), self.ours.root.parent)
@@ -60,7 +60,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     sites = []
     for number, name in enumerate(("ash", "birch")):
         users = SiteUsers.numbered(number + 20)
-        site = PilotSite(name=name, root=root / name, pictures=root, port=1, users=users)
+        site = LocalSite(name=name, root=root / name, port=1, users=users)
         make_site(site.root, name)
         request_to_join(site.layout, name=name, contact="x")
         site.give_away(users)
@@ -68,7 +68,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     return Two(*sites)
 
 
-def users_of(site: PilotSite) -> SiteUsers:
+def users_of(site: LocalSite) -> SiteUsers:
     assert site.users is not None
     return site.users
 

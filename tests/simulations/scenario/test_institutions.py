@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.intake.imagefolder import check_images, load_pixels, read_imagefolder, unlisted_files
 from common.errors import DataError, SourceUnavailable
 from simulations.scenario import institution_views
 from simulations.scenario import medical as institutions
+from simulations.scenario.folder_latents import load_pixels
+from simulations.scenario.imagefolder import check_images, look_at, read_imagefolder
 from simulations.scenario.institution_views import (
     PIXEL_GAP,
     SLICE_GAP,
@@ -226,9 +227,9 @@ def test_folders_are_image_folders_with_licences(tmp_path: Path) -> None:
         assert "Licence: " in readme
         assert "stand for one subject" in readme
         for folder in (institution.train, institution.holdout):
+            assert look_at(folder).unlisted == ()
             pictures = read_imagefolder(folder)
-            assert check_images(folder, pictures) == ()
-            assert unlisted_files(folder, pictures) == ()
+            check_images(folder, pictures)
             assert {p.label for p in pictures} == {institution.name}
             with Image.open(folder / pictures[0].file_name) as stored:
                 np.testing.assert_array_equal(load_pixels(folder, pictures[0], 24), np.asarray(stored))

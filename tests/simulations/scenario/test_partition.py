@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.intake.imagefolder import Picture
 from common.errors import ConfigError
+from simulations.scenario.imagefolder import Picture
 from simulations.scenario.partition import ByFolder, ByLabel, Dirichlet, Iid, Scheme, partition, split_holdout
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from client.intake.imagefolder import Picture, read_imagefolder, unlisted_files
 from common.errors import BadCaption, DataError, EmptyFolder
+from simulations.scenario.imagefolder import Picture, look_at, read_imagefolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,6 +154,6 @@ def test_files_without_a_row_are_left_out_and_told(hostile: Path, caplog: pytest
     write_rows(hostile, {"file_name": "a.png", "text": ""})
     pictures = read_imagefolder(hostile)
     assert [p.file_name for p in pictures] == ["a.png"]
-    assert unlisted_files(hostile, pictures) == ("b.png", "sub/extra.JPG")
+    assert look_at(hostile).unlisted == ("b.png", "sub/extra.JPG")
     assert "2 picture files have no row" in caplog.text
     assert "extra" not in caplog.text

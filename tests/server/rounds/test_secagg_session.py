@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from common.audit_log import AuditLog, read_entries, verify_log, witnessed_heads
 from common.crypto.identity_file import create_identity_file
 from common.crypto.primitives import Identity, Secret
-from common.errors import CheckpointError, ManifestError, RoundFailed
+from common.errors import CheckpointError, ManifestError, RoundFailed, SumTooLong
 from common.manifest.manifest import Member, countersign, open_manifest, sign_manifest
 from common.manifest.terms import draft_manifest
 from common.privacy.run_plan import private_plan
@@ -38,9 +38,8 @@ from common.wire.messages import (
     encode,
 )
 from server.app import run_deployed
-from server.errors import SumTooLong
 from server.rounds.rounds import draw_participants
-from server.rounds.session import SecureRun
+from server.rounds.secagg_session import SecureRun
 from server.rounds.sum_norm import longest_honest_sum
 from server.rounds.transport import Failure, FailureKind
 from server.run.checkpoint import load_checkpoint
@@ -53,9 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from common.adapter.spec import AdapterSpec
     from common.manifest.manifest import Manifest
     from common.secagg.participant import Participant
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from common.wire.replies import Reply
 
 SPEC = ToySpec()
 DIGEST = "sha256:" + "0" * 64
@@ -107,7 +108,7 @@ class Site:
 
     def contribute(self, request: ContributeMasked) -> MaskedAnswer:
         state = self.state.handle_round_request(request.message)
-        words = np.full(SPEC.dimension, self.value, dtype=np.uint32)
+        words = np.full(self.manifest.dimension, self.value, dtype=np.uint32)
         cohort = len(state.context.cohort)
         summand = Summand(words=words, bits=state.context.bits, cohort=cohort)
         self.state, answer = state.create_contribution(summand, head=bytes([self.place % 256]) * 32)
@@ -160,7 +161,15 @@ class Ring:
 
 
 def make_ring(
-    directory: Path, count: int = 4, *, minimum: int = 3, rounds: int = 2, attempts: int = 5, **privacy: Any
+    directory: Path,
+    count: int = 4,
+    *,
+    minimum: int = 3,
+    rounds: int = 2,
+    attempts: int = 5,
+    spec: ToySpec | AdapterSpec = SPEC,
+    owner: Identity | None = None,
+    **privacy: Any,
 ) -> Ring:
     config = private_config(
         rounds,
@@ -169,12 +178,12 @@ def make_ring(
         server={"minimum_institutions": minimum, "attempts": attempts},
         privacy={"repeats": 8, **privacy},
     )
-    owner = identity(0xC0FFEE)
+    owner = owner or identity(0xC0FFEE)
     manifest = draft_manifest(
         config,
         base_digest=DIGEST,
-        adapter_digest=SPEC.digest,
-        dimension=SPEC.dimension,
+        adapter_digest=spec.digest,
+        dimension=spec.dimension,
         coordinator=owner.public,
         roster=[Member(name=f"site-{place:04d}", key=identity(place + 1).public.hex()) for place in range(count)],
         code_version=version("darkroom"),
@@ -536,6 +545,6 @@ def test_a_run_says_that_it_waits_only_while_it_does(tmp_path: Path) -> None:
         observer=ring.recorder,
         directory=ring.directory,
         secure=ring.secure,
-        patience=WaitsForInstitutions(tmp_path, sleep=pause),
+        waiting=WaitsForInstitutions(tmp_path, sleep=pause),
     ).run(resume=False)
     assert while_asked == [None]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.durable_files import write_atomically
+from common.durable_files import OWNER_ONLY, PUBLIC, open_new, sync_tree, write_atomically, write_new
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,9 +92,57 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pyte
     assert elsewhere.read_bytes() == b"mine"
 
 
-def test_nobody_has_more_rights_than_wanted(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "key", b"secret", mode=0o600)
-    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest.mark.parametrize("mode", [OWNER_ONLY, PUBLIC])
+def test_the_mode_is_the_wanted_one_whatever_the_umask(tmp_path: Path, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "replaced", b"secret", mode=mode)
+        write_new(tmp_path / "new", b"secret", mode=mode)
+        os.close(open_new(tmp_path / "open", mode=mode))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("there", ["a file", "a link", "a link to nothing"])
+def test_a_new_file_overwrites_nothing_and_follows_no_link(tmp_path: Path, there: str) -> None:
+    path, other = tmp_path / "key", tmp_path / "other"
+    if there == "a file":
+        path.write_bytes(b"mine")
+    else:
+        path.symlink_to(other)
+    if there == "a link":
+        other.write_bytes(b"mine")
+    for make in (lambda: write_new(path, b"new"), lambda: os.close(open_new(path))):
+        with pytest.raises(FileExistsError):
+            make()
+    assert [each.read_bytes() for each in (path, other) if each.exists()] in ([b"mine"], [b"mine", b"mine"], [])
+    assert path.is_symlink() == (there != "a file")
+
+
+def test_a_new_file_that_the_disk_does_not_take_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_new(tmp_path / "folder" / "key", b"secret")
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_every_file_and_folder_of_a_tree_reaches_the_disk_and_the_tree_itself_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    paths = [tmp_path / "a", tmp_path / "inner" / "b", tmp_path / "inner", tmp_path]
+    for path in paths[:2]:
+        path.touch()
+    synced = list[tuple[int, int]]()
+    monkeypatch.setattr(os, "fsync", lambda each: synced.append((os.fstat(each).st_dev, os.fstat(each).st_ino)))
+    sync_tree(tmp_path)
+    assert sorted(synced) == sorted((path.stat().st_dev, path.stat().st_ino) for path in paths)
+    assert synced[-1][1] == tmp_path.stat().st_ino
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,21 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
-from common.wire.messages import (
-    Contribute,
-    Evaluate,
-    PlainContribution,
-    PlainEvaluation,
-    Refusal,
-    RefusalCode,
-    Reply,
-    Request,
-    decode_reply,
-    encode,
-)
-from simulations.scenario.plain_steward import Steward
+from common.adapter.model import Family
+from common.adapter.vector import trained_parameters
+from common.wire.messages import Contribute, Evaluate, Refusal, RefusalCode, Request, encode
+from common.wire.replies import PlainContribution, PlainEvaluation, Reply, decode_reply
+from simulations.scenario.plain_steward import Steward, gradient_sum, holdout_draws, holdout_loss, train_locally
 from tests.client.sites import run_config
+from tests.client.training.test_trainer import moved, some_draws
 
 if TYPE_CHECKING:
     from client.training.trainer import Trainer
@@ -104,7 +98,7 @@ def test_the_holdout_loss_is_answered(site: Site) -> None:
     one = steward(site)
     request = contribute(one.trainer)
     reply = ask(one, Evaluate(round=3, spec_digest=request.spec_digest, adapter=request.adapter))
-    expected = one.trainer.holdout_loss(site.shard, one.config.evaluation.draws)
+    expected = holdout_loss(one.trainer, site.shard, one.config.evaluation.draws)
     assert reply == PlainEvaluation(round=3, institution="museum", loss=expected, pictures=6)
 
 
@@ -150,3 +144,40 @@ def test_a_stewards_repr_tells_nothing_of_its_data(site: Site) -> None:
     shown = repr(steward(site))
     assert "LatentShard" not in shown
     assert "Trainer" not in shown
+
+
+def test_the_base_never_changes(site: Site) -> None:
+    trainer = moved(site.trainer())
+    adapted = set(trained_parameters(trainer.unet, trainer.spec))
+    before = {name: value.clone() for name, value in trainer.unet.named_parameters() if value not in adapted}
+    draws = some_draws(site, trainer)
+    train_locally(trainer, site.shard, [draws], 0.1)
+    assert all(torch.equal(dict(trainer.unet.named_parameters())[name], value) for name, value in before.items())
+
+
+def test_local_training_is_adam_on_the_mean_gradient(site: Site) -> None:
+    trainer = moved(site.trainer())
+    draws = some_draws(site, trainer)
+    start = trainer.adapter().copy()
+    gradient = gradient_sum(trainer, site.shard, draws).vector / len(draws)
+    train_locally(trainer, site.shard, [draws], 0.01)
+    # Adam's first step has the learning rate's size and the gradient's sign
+    expected = start - 0.01 * gradient / (np.abs(gradient) + 1e-8)
+    np.testing.assert_allclose(trainer.adapter(), expected, atol=1e-5)
+
+
+def test_holdout_draws_are_fixed_and_cover_the_schedule(site: Site) -> None:
+    first, second = (holdout_draws(site.shard, 4, 1000) for _ in range(2))
+    assert torch.equal(first.noise, second.noise)
+    assert torch.equal(first.timesteps, second.timesteps)
+    assert [int(step) * 4 // 1000 for step in first.timesteps] == [0, 1, 2, 3] * len(site.shard)
+
+
+def test_the_holdout_loss_is_the_plain_mean_whatever_the_training_weights(site: Site) -> None:
+    plain = moved(site.trainer())
+    errors = plain.squared_errors(site.shard, holdout_draws(site.shard, 2, plain.schedule_steps))
+    expected = float(errors.detach().mean())
+    assert holdout_loss(plain, site.shard, 2) == pytest.approx(expected, rel=1e-5)
+    if site.base.family is Family.SD2:
+        weighted = moved(site.trainer(run_config(training={"loss": {"min_snr_gamma": 5.0}})))
+        assert holdout_loss(weighted, site.shard, 2) == pytest.approx(expected, rel=1e-5)

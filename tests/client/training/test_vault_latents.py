@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from client.intake.imagefolder import read_imagefolder
 from client.training import latents
-from client.training.latents import EncodingPlan, encode_folder
+from client.training.latents import EncodingPlan
 from client.training.vault_latents import VaultShard, encode_vault
 from client.vault.records import NewRecord
 from client.vault.vault import Vault
-from common.errors import DataError, EmptyFolder
+from common.errors import EmptyFolder
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
 from tests.client.vaults import key_file
 
 if TYPE_CHECKING:
@@ -143,12 +144,6 @@ def test_expired_and_held_out_pictures_are_left_out(site: Site, vault: Vault) ->
         assert len(encode_vault(site.base, vault, plan_of(site), today=date(2030, 7, 1)).shard) == 5
         with pytest.raises(EmptyFolder, match="no holdout picture"):
             encode_vault(site.base, vault, plan_of(site), today=TODAY, split="holdout")
-
-
-def test_a_cache_outside_the_vault_is_refused(site: Site, vault: Vault, tmp_path: Path) -> None:
-    plan = EncodingPlan(resolution=site.base.resolution, horizontal_flips=True, cache=tmp_path / "cache")
-    with vault, pytest.raises(DataError, match="without a cache"):
-        encode_vault(site.base, vault, plan, today=TODAY)
 
 
 def test_encoded_items_are_sealed_and_erased(site: Site, vault: Vault, tmp_path: Path) -> None:

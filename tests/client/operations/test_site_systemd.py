@@ -1,4 +1,4 @@
-"""A site's units: read back as systemd reads them, and looked at by systemd itself where it is installed."""
+"""A site's services: read back as systemd reads them, and looked at by systemd itself where it is installed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from client.operations.systemd import SiteServices, Users
 from client.site.layout import SiteLayout
 from client.site.settings import ServiceConfig, SiteConfig, TcpConfig, VaultConfig
 from common.errors import ConfigError
-from common.host.systemd import Installation, argument, write_units
-from tests.common.unit_files import SYSTEMD, exposure, parsed, systemd_faults
+from common.host.systemd import Installation, argument, write_service_files
+from tests.common.service_files import SYSTEMD, exposure, parsed, systemd_faults
 
 FINGERPRINT = "12345 67890 12345 67890 12345 67890"
 
@@ -25,17 +25,19 @@ FINGERPRINT = "12345 67890 12345 67890 12345 67890"
 def site_config(root: str = "/srv/darkroom/ash", **changes: Any) -> SiteConfig:
     config = SiteConfig(
         name="ash",
-        population="ash/subject",
-        base="/srv/base",
-        identity=f"{root}/identity.key",
-        policy=f"{root}/policy.toml",
-        ledger=f"{root}/ledger.sqlite",
-        audit_log=f"{root}/audit.log",
-        approvals=f"{root}/approvals",
-        releases=f"{root}/releases",
+        collection="ash/subject",
+        base=Path("/srv/base"),
+        identity=Path(f"{root}/identity.key"),
+        policy=Path(f"{root}/policy.toml"),
+        ledger=Path(f"{root}/ledger.sqlite"),
+        audit_log=Path(f"{root}/audit.log"),
+        approvals=Path(f"{root}/approvals"),
+        releases=Path(f"{root}/releases"),
         device="cpu",
-        vault=VaultConfig(directory=f"{root}/vault", key_file=f"{root}/vault.key"),
-        service=ServiceConfig(socket=f"{root}/run/steward.sock", token=f"{root}/run/token", group="darkroom"),
+        vault=VaultConfig(directory=Path(f"{root}/vault"), key_file=Path(f"{root}/vault.key")),
+        service=ServiceConfig(
+            socket=Path(f"{root}/run/steward.sock"), token=Path(f"{root}/run/token"), group="darkroom"
+        ),
     )
     return msgspec.structs.replace(config, **changes)
 
@@ -57,7 +59,7 @@ def services(tmp_path: Path, site: SiteConfig | None = None, root: str = "/srv/d
 
 
 def settings(tmp_path: Path, which: int, site: SiteConfig | None = None) -> dict[str, list[str]]:
-    return parsed(services(tmp_path, site).units()[which].text())["Service"]
+    return parsed(services(tmp_path, site).service_files()[which].text())["Service"]
 
 
 def test_the_two_run_as_two_users_with_nothing_to_gain(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_steward_on_a_unix_socket_has_no_network(tmp_path: Path) -> None:
 
 
 def test_a_steward_with_a_tcp_door_has_network_and_all_else(tmp_path: Path) -> None:
-    tcp = TcpConfig(address="10.0.0.5:9443", certificate="/c", key="/k", client_authority="/a")
+    tcp = TcpConfig(address="10.0.0.5:9443", certificate=Path("/c"), key=Path("/k"), client_authority=Path("/a"))
     site = site_config()
     found = settings(tmp_path, 0, site_config(service=msgspec.structs.replace(site.service, tcp=tcp)))
     assert "PrivateNetwork" not in found
@@ -119,15 +121,23 @@ def test_the_supernode_does_not_see_what_is_the_stewards(tmp_path: Path) -> None
     assert settings(tmp_path, 0)["InaccessiblePaths"] == [f"-{root}/supernode"]
 
 
-ELSEWHERE = {"ledger": "/data/books/ledger.sqlite", "audit_log": "/data/log/audit.log", "approvals": "/data/approvals"}
+ELSEWHERE = {
+    "ledger": Path("/data/books/ledger.sqlite"),
+    "audit_log": Path("/data/log/audit.log"),
+    "approvals": Path("/data/approvals"),
+}
 
 
 def elsewhere() -> SiteConfig:
     """Nearly all of it outside the site's folder."""
-    vault = VaultConfig(directory="/data/vault", passphrase_file="/keys/words")  # noqa: S106 - a path
-    tcp = TcpConfig(address="10.0.0.5:9443", certificate="/tls/c", key="/tls/k", client_authority="/tls/a")
-    service = ServiceConfig(socket="/data/run/s.sock", token="/data/token/t", group="darkroom", tcp=tcp)  # noqa: S106
-    return site_config(vault=vault, service=service, identity="/keys/identity", releases="/data/releases", **ELSEWHERE)
+    vault = VaultConfig(directory=Path("/data/vault"), passphrase_file=Path("/keys/words"))
+    tcp = TcpConfig(
+        address="10.0.0.5:9443", certificate=Path("/tls/c"), key=Path("/tls/k"), client_authority=Path("/tls/a")
+    )
+    service = ServiceConfig(socket=Path("/data/run/s.sock"), token=Path("/data/token/t"), group="darkroom", tcp=tcp)
+    return site_config(
+        vault=vault, service=service, identity=Path("/keys/identity"), releases=Path("/data/releases"), **ELSEWHERE
+    )
 
 
 def test_what_lies_outside_the_sites_folder_is_written_by_the_steward_and_hidden_from_the_supernode(
@@ -145,7 +155,7 @@ def test_what_lies_outside_the_sites_folder_is_written_by_the_steward_and_hidden
 
 
 def test_what_lies_outside_the_sites_folder_is_given_to_the_steward(tmp_path: Path) -> None:
-    steps = list(services(tmp_path, elsewhere()).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    steps = list(services(tmp_path, elsewhere()).steps(files=tmp_path, join_file=tmp_path, bundle=tmp_path))
     for path in ("/data/vault", "/data/approvals", "/data/releases"):
         assert f"install -d -m 700 {path}; chown -R darkroom-steward: {path}" in steps
     for path in ("/keys/identity", "/keys/words", "/tls/k", "/data/token/t", *list(ELSEWHERE.values())[:2]):
@@ -162,16 +172,19 @@ def test_what_lies_outside_the_sites_folder_is_given_to_the_steward(tmp_path: Pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"identity": "/home/me/identity"},
-        {"ledger": "/home/me/ledger"},
-        {"releases": "/home/me/releases"},
-        {"vault": VaultConfig(directory="/home/me/vault", key_file="/k")},
-        {"vault": VaultConfig(directory="/v", key_file="/home/me/k")},
-        {"vault": VaultConfig(directory="/v", passphrase_file="/home/me/w")},  # noqa: S106 - a path
-        {"service": ServiceConfig(socket="/run/user/1/s", token="/t", group="g")},  # noqa: S106 - a path
+        {"identity": Path("/home/me/identity")},
+        {"ledger": Path("/home/me/ledger")},
+        {"releases": Path("/home/me/releases")},
+        {"vault": VaultConfig(directory=Path("/home/me/vault"), key_file=Path("/k"))},
+        {"vault": VaultConfig(directory=Path("/v"), key_file=Path("/home/me/k"))},
+        {"vault": VaultConfig(directory=Path("/v"), passphrase_file=Path("/home/me/w"))},
+        {"service": ServiceConfig(socket=Path("/run/user/1/s"), token=Path("/t"), group="g")},
         {
             "service": ServiceConfig(
-                group="g", tcp=TcpConfig(address="a:1", certificate="/c", key="/home/me/k", client_authority="/a")
+                group="g",
+                tcp=TcpConfig(
+                    address="a:1", certificate=Path("/c"), key=Path("/home/me/k"), client_authority=Path("/a")
+                ),
             )
         },
     ],
@@ -182,13 +195,13 @@ def test_no_part_of_a_site_is_in_a_home_directory(tmp_path: Path, changes: dict[
 
 
 def test_what_the_supernode_needs_is_not_in_what_is_hidden_from_it(tmp_path: Path) -> None:
-    for changes in ({"approvals": "/srv/darkroom/ash"}, {"releases": "/srv/darkroom/ash/run"}):
+    for changes in ({"approvals": Path("/srv/darkroom/ash")}, {"releases": Path("/srv/darkroom/ash/run")}):
         with pytest.raises(ConfigError, match="the SuperNode needs"):
             services(tmp_path, site_config(**changes))
 
 
 def test_a_place_beside_the_sites_folder_is_outside_of_it(tmp_path: Path) -> None:
-    site = site_config(releases="/srv/darkroom/ash/../releases")
+    site = site_config(releases=Path("/srv/darkroom/ash/../releases"))
     assert "/srv/darkroom/releases" in settings(tmp_path, 0, site)["ReadWritePaths"]
     assert "-/srv/darkroom/releases" in settings(tmp_path, 1, site)["InaccessiblePaths"]
 
@@ -196,7 +209,7 @@ def test_a_place_beside_the_sites_folder_is_outside_of_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("ledger", ["/ledger", "/usr/ledger", "/run/ledger", "{tmp_path}/ledger"])
 def test_a_steward_is_not_let_write_where_programs_are(tmp_path: Path, ledger: str) -> None:
     with pytest.raises(ConfigError, match="folder of their own"):
-        services(tmp_path, site_config(ledger=ledger.format(tmp_path=tmp_path)))
+        services(tmp_path, site_config(ledger=Path(ledger.format(tmp_path=tmp_path))))
 
 
 def test_root_takes_links_away_before_it_changes_anything_in_the_supernodes_folder(tmp_path: Path) -> None:
@@ -206,7 +219,7 @@ def test_root_takes_links_away_before_it_changes_anything_in_the_supernodes_fold
     victim.mkdir(mode=0o755)
     for name in ("logs", "node.key", "flower/apps"):
         (layout.supernode / name).symlink_to(victim)
-    steps = list(services(tmp_path, root=str(layout.root)).steps(units=tmp_path, join_file=tmp_path, bundle=tmp_path))
+    steps = list(services(tmp_path, root=str(layout.root)).steps(files=tmp_path, join_file=tmp_path, bundle=tmp_path))
     (take,) = (step for step in steps if step.startswith("chown -R root:"))
     assert take.split("; ")[0].endswith("supernode")  # -R without -L or -H changes links themselves
     subprocess.run(["sh", "-ec", take.split("; ", 1)[1]], check=True)
@@ -218,16 +231,18 @@ def test_root_takes_links_away_before_it_changes_anything_in_the_supernodes_fold
 
 
 def test_a_passphrase_from_the_environment_comes_from_a_file_of_roots(tmp_path: Path) -> None:
-    vault = VaultConfig(directory="/srv/vault", passphrase_env="DARKROOM_PASSPHRASE")  # noqa: S106 - a name
+    vault = VaultConfig(directory=Path("/srv/vault"), passphrase_env="DARKROOM_PASSPHRASE")  # noqa: S106 - a name
     assert settings(tmp_path, 0, site_config(vault=vault))["EnvironmentFile"] == ["/etc/darkroom/steward.env"]
 
 
 def test_command_lines_are_read_back_word_for_word(tmp_path: Path) -> None:
-    unit = services(tmp_path).units()[1]
-    (line,) = parsed(unit.text())["Service"]["ExecStart"]
-    assert tuple(shlex.split(line)) == unit.arguments
-    assert FINGERPRINT in unit.arguments
-    assert 'steward="unix:///srv/darkroom/ash/run/steward.sock" token="/srv/darkroom/ash/run/token"' in unit.arguments
+    service = services(tmp_path).service_files()[1]
+    (line,) = parsed(service.text())["Service"]["ExecStart"]
+    assert tuple(shlex.split(line)) == service.arguments
+    assert FINGERPRINT in service.arguments
+    assert (
+        'steward="unix:///srv/darkroom/ash/run/steward.sock" token="/srv/darkroom/ash/run/token"' in service.arguments
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,9 +262,9 @@ def test_a_word_cannot_begin_another_setting(word: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"service": ServiceConfig(socket="/s", token="/t")}, "service.group"),  # noqa: S106 - a path
+        ({"service": ServiceConfig(socket=Path("/s"), token=Path("/t"))}, "service.group"),
         ({"vault": VaultConfig(keyring="x")}, "no session"),
-        ({"base": "/home/me/base"}, "/home/me/base: is in a home directory"),
+        ({"base": Path("/home/me/base")}, "/home/me/base: is in a home directory"),
     ],
 )
 def test_a_site_that_cannot_run_so_is_told_why(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -259,7 +274,7 @@ def test_a_site_that_cannot_run_so_is_told_why(tmp_path: Path, changes: dict[str
 
 def test_an_administrators_steps_are_shell_that_parses_and_leaves_the_bundle_to_root(tmp_path: Path) -> None:
     made = services(tmp_path, root="/srv/our site/ash")
-    steps = list(made.steps(units=tmp_path / "u", join_file=tmp_path / "it's.join", bundle=tmp_path / "b.fab"))
+    steps = list(made.steps(files=tmp_path / "u", join_file=tmp_path / "it's.join", bundle=tmp_path / "b.fab"))
     for step in steps:
         assert shlex.split(step)
     texts = "\n".join(steps)
@@ -275,7 +290,7 @@ def test_an_administrators_steps_are_shell_that_parses_and_leaves_the_bundle_to_
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
 @pytest.mark.parametrize("root", ["/srv/darkroom/ash", "/srv/our site/ash"])
 def test_systemd_has_nothing_to_say_against_them(tmp_path: Path, root: str) -> None:
-    paths = write_units(services(tmp_path, root=root).units(), tmp_path / "units")
+    paths = write_service_files(services(tmp_path, root=root).service_files(), tmp_path / "units")
     assert [path.name for path in paths] == ["darkroom-steward.service", "darkroom-supernode.service"]
     for path in paths:
         assert systemd_faults(path) == ""

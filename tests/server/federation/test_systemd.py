@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from common.errors import ConfigError
-from common.host.systemd import Installation, write_units
+from common.host.systemd import Installation, write_service_files
 from server.federation.directory import FederationConfig, FederationDirectory
 from server.federation.systemd import CoordinatorService
-from tests.common.unit_files import SYSTEMD, exposure, parsed, systemd_faults
+from tests.common.service_files import SYSTEMD, exposure, parsed, systemd_faults
 
 CONFIG = FederationConfig(name="Test", address="darkroom.example:8443")
 
@@ -29,7 +29,7 @@ def service(tmp_path: Path, config: FederationConfig = CONFIG, root: str = "/srv
 
 
 def settings(tmp_path: Path, **changes: str) -> dict[str, list[str]]:
-    return parsed(service(tmp_path, msgspec.structs.replace(CONFIG, **changes)).unit().text())["Service"]
+    return parsed(service(tmp_path, msgspec.structs.replace(CONFIG, **changes)).service_file().text())["Service"]
 
 
 def test_it_writes_to_its_own_directory_alone(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_directory_in_a_home_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
 @pytest.mark.parametrize("address", ["darkroom.example:8443", "darkroom.example:443"])
 def test_systemd_has_nothing_to_say_against_it(tmp_path: Path, address: str) -> None:
-    unit = service(tmp_path, msgspec.structs.replace(CONFIG, address=address)).unit()
-    (path,) = write_units([unit], tmp_path / "units")
+    unit = service(tmp_path, msgspec.structs.replace(CONFIG, address=address)).service_file()
+    (path,) = write_service_files([unit], tmp_path / "units")
     assert systemd_faults(path) == ""
     assert exposure(path) < 2.5

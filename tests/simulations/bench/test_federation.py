@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 
 from common.audit_log import Entry
 from simulations.bench.federation import Report, attempt_times, main
-from simulations.bench.process_watch import ProcessWatch, descendants, memory
+from simulations.bench.process_watch import ProcessWatch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +55,6 @@ def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) ->
     with ProcessWatch() as watch:
         child = subprocess.Popen([sys.executable, str(program)])
         try:
-            assert child.pid in set(descendants(os.getpid()))
             for _ in range(600):
                 if watch.count["clientapp"]:
                     break
@@ -67,4 +65,3 @@ def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) ->
     assert watch.peak["clientapp"] > 2**20
     assert watch.share["clientapp"] > 0
     assert before - 1 < watch.seen[child.pid].started < before + 30
-    assert memory(os.getpid())["Rss"] > 2**20

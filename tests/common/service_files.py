@@ -1,4 +1,4 @@
-"""A unit file as systemd reads it: sections with settings that may repeat."""
+"""A service file as systemd reads it: sections with settings that may repeat."""
 
 from __future__ import annotations
 

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from client.connection.supernode import SuperNode, request_to_join
-from client.site.layout import SiteLayout
 from common.adapter.spec import AdapterSpec, Family, TensorSpec
 from common.config import RunConfig
 from common.crypto.identity_file import read_identity_file
 from common.durable_files import write_atomically
-from common.errors import DarkroomError
-from common.host.flower_commands import POLL_INTERVAL, program
+from common.host.flower_commands import POLL_INTERVAL
 from common.host.supervision import Supervisor
-from common.provisioning import coordinator_fingerprint
-from server.federation.directory import FederationConfig, FederationDirectory
-from server.federation.run_files import RunFiles
 from server.federation.run_status import run_status
-from server.flower.runs import FlowerRun, KeptBundle
-from server.flower.superlink import Launch
 from simulations.bench.fleet import Fleet, register_nodes
 from simulations.bench.stub_stewards import StubSteward, serve_stub
-from simulations.pilot.processes import ROOT, call, free_ports, server_command
+from simulations.pilot.local_federation import LocalFederation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from common.host.supervision import Command
     from server.federation.roster import Roster
+    from server.flower.superlink import Launch
 
 _BASE_DIGEST: Final = "sha256:" + "0" * 64
 _CROWD: Final = 10
@@ -46,39 +39,23 @@ _UP_SECONDS: Final = 60.0
 """And as much again for every ten sites."""
 
 
-@dataclass
-class Stage:
-    """A federation of stubs."""
+class StubFederation(LocalFederation):
+    """A federation of stubs, all of whom every round needs."""
 
-    root: Path
-    config: RunConfig
-    names: tuple[str, ...]
-    dimension: int
-    stewards: dict[str, StubSteward] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        public, superlink, *nodes = free_ports(2 + len(self.names))
-        self.federation = FederationDirectory(self.root / "coordinator")
-        self.files = RunFiles(self.federation, self.config.name)
-        self._ports = dict(zip(self.names, nodes, strict=True))
-        self._address, self._superlink = f"127.0.0.1:{public}", superlink
-
-    @property
-    def launch(self) -> Launch:
-        """The coordinator's processes."""
-        return Launch(self.federation, self.federation.config())
+    def __init__(self, root: Path, config: RunConfig, names: tuple[str, ...], *, dimension: int) -> None:
+        """Nothing is made yet; the adapter has that many coordinates."""
+        super().__init__(root, names, title="Benchmark", run=config.name)
+        self.config = config
+        self.dimension = dimension
+        self.stewards: dict[str, StubSteward] = {}
 
     def make(self) -> None:
-        """Keys, roster, bundle and the signed manifest of an adapter with that many coordinates."""
-        config = FederationConfig(
-            name="Benchmark", address=self._address, listen="127.0.0.1", superlink_port=self._superlink
+        """Keys, roster, bundle and the signed manifest."""
+        self.create()
+        self.approve(
+            request_to_join(site.layout, name=site.name, contact="bench@site.example")[0]
+            for site in self.sites.values()
         )
-        self.federation.create(config, now=dt.datetime.now(dt.UTC))
-        requests = [
-            request_to_join(SiteLayout(self.root / name), name=name, contact="bench@site.example")[0]
-            for name in self.names
-        ]
-        self.federation.approve(requests, bundle=KeptBundle(self.federation).keep(self._bundle()))
         spec = AdapterSpec(
             config=self.config.adapter,
             base_digest=_BASE_DIGEST,
@@ -88,59 +65,49 @@ class Stage:
         self.files.draft(self.config, spec)
         self.files.sign()
 
-    def _bundle(self) -> bytes:
-        built = self.root / "bundle"
-        built.mkdir()
-        call(self.root / "commands.log", program("flwr"), "build", "--app", str(ROOT), cwd=built)
-        (bundle,) = built.glob("*.fab")
-        return bundle.read_bytes()
-
     def serve(self, stack: contextlib.ExitStack) -> None:
         """Open every stub's socket."""
-        for name in self.names:
-            self.stewards[name] = StubSteward(read_identity_file(self.root / name / "identity.key"))
-            serving = serve_stub(self.stewards[name], self.root / name)
+        for name, site in self.sites.items():
+            self.stewards[name] = StubSteward(read_identity_file(site.layout.identity_file))
+            serving = serve_stub(self.stewards[name], site.root)
             stack.callback(serving.stop, grace=0.0)
 
     def supernodes(self) -> list[Command]:
         """One SuperNode a site; they share one installed bundle, which takes seconds to install."""
-        fingerprint = coordinator_fingerprint(self.federation.identity().public)
-        first = SuperNode(SiteLayout(self.root / self.names[0]))
+        first = SuperNode(next(iter(self.sites.values())).layout)
         commands = []
-        for name in self.names:
-            layout = SiteLayout(self.root / name)
-            site = SuperNode(layout)
-            join = site.open_join_file(self.federation.root / "join" / f"{name}.join", fingerprint=fingerprint)
-            if name == self.names[0]:
-                site.install(join, KeptBundle(self.federation).file)
+        for name, stub in self.sites.items():
+            site, layout, sent = SuperNode(stub.layout), stub.layout, self.sent(name)
+            join = site.open_join_file(sent.join_file, fingerprint=sent.fingerprint)
+            if site == first:
+                site.install(join, sent.bundle)
             layout.authority_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             layout.authority_file.write_text(join.authority, encoding="utf-8")
-            run = self.root / name / "run"
-            node_config = f'steward="unix://{run / "steward.sock"}" token="{run / "token"}"'
-            command = site.command(join, port=self._ports[name], node_config=node_config)
+            node_config = f'steward="unix://{layout.run / "steward.sock"}" token="{layout.run / "token"}"'
+            command = site.command(join, port=stub.port, node_config=node_config)
             environment = {**first.environment(), "OMP_NUM_THREADS": "1"}
-            if len(self.names) > _CROWD:
+            if len(self.sites) > _CROWD:
                 environment[POLL_INTERVAL] = str(_CROWDS_POLL_SECONDS)
-            arguments = (*_ASIDE, *command.arguments) if len(self.names) > _CROWD else command.arguments
+            arguments = (*_ASIDE, *command.arguments) if len(self.sites) > _CROWD else command.arguments
             commands.append(replace(command, name=f"{name}-supernode", arguments=arguments, environment=environment))
         return commands
 
     def fleet(self) -> Fleet:
         """Every SuperNode in this process."""
         return Fleet(
-            address=self._address,
+            address=self.address,
             authority=self.federation.file("ca.crt"),
-            keys={name: SiteLayout(self.root / name).node_key_file for name in self.names},
+            keys={name: site.layout.node_key_file for name, site in self.sites.items()},
             stewards=self.stewards,
         )
 
     def _register(self, nodes: Path, roster: Roster) -> None:
         """All at once, before ``up`` does it one by one."""
-        _wait(self.launch.is_up, _UP_SECONDS, "the SuperLink")
+        self.wait("the SuperLink", self.launch.is_up, _UP_SECONDS)
         keys = {site.name: nodes / f"{site.name}.pub" for site in roster.approved()}
         for site in roster.approved():
             write_atomically(keys[site.name], site.node_key.encode() + b"\n")
-        numbers = register_nodes(f"127.0.0.1:{self._superlink}", self.federation.file("ca.crt"), keys)
+        numbers = register_nodes(f"127.0.0.1:{self.superlink_port}", self.federation.file("ca.crt"), keys)
         for name, number in numbers.items():
             write_atomically(nodes / f"{name}.id", number.encode())
 
@@ -151,20 +118,19 @@ class Stage:
             DarkroomError: It took longer.
 
         """
-        up = server_command("up", self.federation.root, "up", str(self.federation.root))
         with contextlib.ExitStack() as stack:
             self.serve(stack)
             nodes, roster = self.federation.root / "nodes", self.federation.roster()
             self.federation.roster_file.unlink()  # ``up`` leaves the nodes alone until it can read one
-            stack.enter_context(Supervisor([up]))
+            stack.enter_context(Supervisor([self.up()]))
             self._register(nodes, roster)
             self.federation.write_roster(roster)
-            patience = _UP_SECONDS * (1 + len(self.names) / 10)
-            _wait(lambda: len(list(nodes.glob("*.id"))) == len(self.names), patience, "registered nodes")
+            seconds_up = _UP_SECONDS * (1 + len(self.sites) / 10)
+            self.wait("registered nodes", self.is_registered, seconds_up)
             stack.enter_context(self.fleet() if light else Supervisor(self.supernodes()))
-            _wait(lambda: _online(self.launch) == len(self.names), patience, "nodes online")
-            FlowerRun(self.launch, self.files).start()
-            _wait(lambda: run_status(self.files).round == self.config.rounds, seconds, "the run's end")
+            self.wait("nodes online", lambda: _online(self.launch) == len(self.sites), seconds_up)
+            self.run.start()
+            self.wait("the run's end", lambda: run_status(self.files).round == self.config.rounds, seconds)
 
 
 def _online(launch: Launch) -> int:
@@ -172,15 +138,7 @@ def _online(launch: Launch) -> int:
     return sum(node.status == "online" for node in launch.nodes())
 
 
-def _wait(condition: Any, seconds: float, what: str) -> None:  # noqa: ANN401 - a question
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise DarkroomError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.2)
-
-
-def stage_config(sites: int, rounds: int) -> RunConfig:
+def stub_config(sites: int, rounds: int) -> RunConfig:
     """A private run with masked sums in which every site is needed."""
     return msgspec.convert(
         {

@@ -4,9 +4,6 @@ The protocol itself is :mod:`common.secagg.aggregator`; here are the messages se
 matched with an institution by the session key that the institution signed, never by the node's own word.
 
 A run's directory is that of one manifest: its log names the manifest, as its checkpoints do.
-
-Two runs of one configuration and roster differ in their manifest alone. A log or a checkpoint of the one in the other's
-directory would have that one released with a wrong count of attempts, and so with a wrong ε.
 """
 
 from __future__ import annotations
@@ -21,7 +18,14 @@ from msgspec import Meta
 
 from common.audit_log import HEADS, read_entries
 from common.durable_files import write_atomically
-from common.errors import CheckpointError, CohortRefused, ManifestError, ProtocolError, RoundFailed
+from common.errors import (
+    CheckpointError,
+    CohortRefused,
+    ManifestError,
+    ProtocolError,
+    RoundFailed,
+    TooFewInstitutions,
+)
 from common.manifest.manifest import open_manifest, verify_countersignature
 from common.secagg import aggregator
 from common.secagg.messages import KeyAdvert, Step, decode
@@ -30,18 +34,15 @@ from common.wire.messages import (
     ContributeMasked,
     OpenSecureSession,
     Propose,
-    Refusal,
     SessionKeyAdvert,
     SessionReady,
     ShareSessionKeys,
-    decode_reply,
     encode,
 )
-from server.errors import TooFewInstitutions
-from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts, refused
+from server.rounds.answers import decode_answer, reason_of
+from server.rounds.dropouts import LOST_SESSION, PROTOCOL, UNWELL, Dropouts
 from server.rounds.optimizer import to_bytes
 from server.rounds.rounds import MaskedCollecting
-from server.rounds.transport import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -49,36 +50,15 @@ if TYPE_CHECKING:
 
     from common.audit_log import AuditLog
     from common.crypto.primitives import Identity
-    from common.wire.messages import Reply, Request
+    from common.wire.messages import Request
+    from server.rounds.answers import Answer
     from server.rounds.rounds import ReadyForRound
     from server.rounds.transport import Transport
-
 
 SESSION: Final = "session"
 """Kind of the coordinator's log entry on each session, before any request of it."""
 MANIFEST: Final = "manifest"
 """Detail of such an entry: digest of the run's manifest, hex."""
-
-
-def check_log_belongs(path: Path, manifest: str) -> None:
-    """Refuse a coordinator's log, verified before, in which a session of another manifest stands.
-
-    Raises:
-        CheckpointError: One does, or an earlier version's that names none.
-        AuditLogError: The log cannot be read.
-
-    """
-    for entry in read_entries(path):
-        named = entry.details.get(MANIFEST, "none")
-        if entry.kind == SESSION and named != manifest:
-            raise CheckpointError(
-                f"{path}: entry {entry.index} is of a run with manifest {named}, this run's is {manifest}; restore its "
-                "own log, or start a new run in another directory"
-            )
-
-
-_log = logging.getLogger(__name__)
-
 COUNTERSIGNATURES: Final = "countersignatures"
 """Folder of the institutions' acceptances in a run's directory, one file each."""
 _EPOCH: Final = "session.json"
@@ -87,6 +67,7 @@ _HEADS_PER_ENTRY: Final = 512
 """Some 35 KiB: all of 1024 institutions would pass an entry's limit."""
 _OPTIONAL_SECONDS: Final = 30.0
 """Longest wait for the answer to a proposal where enough others take part: one that hangs must not hold them up."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +78,7 @@ class SecureRun:
         manifest: the signed manifest's bytes.
         identity: the coordinator's key, which the manifest names.
         audit: the coordinator's own log.
+
     """
 
     manifest: bytes
@@ -104,7 +86,7 @@ class SecureRun:
     audit: AuditLog = field(repr=False)
 
 
-class SecureSession:
+class SecAggSession:
     """The sessions of one run, one at a time.
 
     Guarantee: a session number is on disk before it is used, so that no number is used twice, whatever crashes; masked
@@ -136,7 +118,7 @@ class SecureSession:
         idle = aggregator.start(self.manifest, digest, run.identity, epoch=_read_epoch(directory / _EPOCH))
         self._state: aggregator.Aggregator = idle
         self._accepted: set[int] = set()
-        self._absent = Dropouts(now=now)
+        self._dropouts = Dropouts(now=now)
         self._places: dict[int, int] = {}
 
     def members(self, nodes: Iterable[int]) -> tuple[int, ...]:
@@ -150,7 +132,7 @@ class SecureSession:
                 self._places.pop(node, None)
                 self._accepted.discard(node)
             if reason in UNWELL:
-                self._absent.note(node, reason)
+                self._dropouts.note(node, reason)
 
     def ensure(self, nodes: Iterable[int], *, minimum: int) -> None:
         """Have at least ``minimum`` of these nodes in a session, and everybody in it who wants to be.
@@ -162,8 +144,8 @@ class SecureSession:
         at_hand = sorted(set(nodes))
         are_enough = len(self.members(at_hand)) >= minimum
         if not are_enough:
-            self._absent.let_all_be_asked()  # somebody may have approved meanwhile
-        newcomers = [node for node in at_hand if node not in self._places and node not in self._absent]
+            self._dropouts.let_all_be_asked()  # somebody may have approved meanwhile
+        newcomers = [node for node in at_hand if node not in self._places and node not in self._dropouts]
         if are_enough and not newcomers:
             return
         self._propose(
@@ -191,7 +173,8 @@ class SecureSession:
         state, request = self._state.create_round_request(
             step, adapter=to_bytes(ready.adapter), cohort=cohort, head=head
         )
-        return MaskedCollecting(ready=ready, places=places, state=state), encode(ContributeMasked(message=request))
+        collecting = MaskedCollecting(ready=ready, participants=tuple(sorted(places)), places=places, state=state)
+        return collecting, encode(ContributeMasked(message=request))
 
     def end_round(self, collecting: MaskedCollecting) -> ReadyForRound:
         """What follows the attempt; the institutions' log heads are written down.
@@ -225,7 +208,7 @@ class SecureSession:
     def _too_few(self, have: Collection[int], at_hand: Collection[int], wanted: int) -> str:
         away = len(self.manifest.roster) - len(at_hand)
         said = [f"{away} of the manifest's {len(self.manifest.roster)} are not connected"] if away > 0 else []
-        if reasons := self._absent.reasons():
+        if reasons := self._dropouts.reasons():
             said.append(reasons)
         why = f" ({'; '.join(said)})" if said else ""
         return f"{len(have)} institutions take part, {wanted} are needed{why}; the run goes on when enough of them do"
@@ -234,17 +217,17 @@ class SecureSession:
         proposal = Propose(manifest=self._run.manifest)
         for node, reply in self._ask(dict.fromkeys(nodes, proposal), timeout_s=timeout_s):
             if not isinstance(reply, Accepted):
-                self._absent.note(node, _reason(reply))
+                self._dropouts.note(node, reason_of(reply))
                 continue
             try:
                 member = verify_countersignature(self.manifest, reply.countersignature)
             except (ManifestError, ProtocolError) as error:
                 _log.warning("acceptance of node %d refused: %s", node, error)
-                self._absent.note(node, PROTOCOL)
+                self._dropouts.note(node, PROTOCOL)
                 continue
             write_atomically(self._directory / COUNTERSIGNATURES / f"{member.name}.bin", reply.countersignature)
             self._accepted.add(node)
-            self._absent.back(node)
+            self._dropouts.back(node)
 
     def _open(self, nodes: Iterable[int], at_hand: Collection[int]) -> None:
         """A new session with everybody who answers in time; whatever session there was is over.
@@ -266,7 +249,7 @@ class SecureSession:
                 except ProtocolError as error:
                     _log.warning("session key of node %d refused: %s", node, error)
             self._accepted.discard(node)  # a steward that started anew has to be asked anew
-            self._absent.note(node, _reason(reply))
+            self._dropouts.note(node, reason_of(reply))
         self._share_keys(opening, at_hand)
 
     def _share_keys(self, opening: aggregator.Opening, at_hand: Collection[int]) -> None:
@@ -278,32 +261,16 @@ class SecureSession:
         self._state = opened
         for node, reply in self._ask(dict.fromkeys(tuple(self._places), ShareSessionKeys(message=request))):
             if not isinstance(reply, SessionReady):
-                self._absent.note(node, _reason(reply))
+                self._dropouts.note(node, reason_of(reply))
                 self._places.pop(node, None)
         said = {"epoch": opening.epoch, "institutions": len(self._places)}
         self._run.audit.append(SESSION, {**said, MANIFEST: self.digest})
         _log.info("session=%d institutions=%d", opening.epoch, len(self._places))
 
-    def _ask(
-        self, requests: Mapping[int, Request], *, timeout_s: float | None = None
-    ) -> Iterator[tuple[int, Reply | Failure | None]]:
+    def _ask(self, requests: Mapping[int, Request], *, timeout_s: float | None = None) -> Iterator[tuple[int, Answer]]:
         encoded = {node: encode(request) for node, request in requests.items()}
-        for node, body in self._transport.exchange(encoded, timeout_s=timeout_s or self._timeout_s):
-            yield node, body if isinstance(body, Failure) else _decoded(node, body)
-
-
-def _decoded(node: int, body: bytes) -> Reply | None:
-    try:
-        return decode_reply(body)
-    except ProtocolError as error:
-        _log.warning("answer of node %d refused: %s", node, error)
-        return None
-
-
-def _reason(reply: Reply | Failure | None) -> str:
-    if isinstance(reply, Failure):
-        return reply.kind.value
-    return refused(reply.code) if isinstance(reply, Refusal) else PROTOCOL
+        for node, outcome in self._transport.exchange(encoded, timeout_s=timeout_s or self._timeout_s):
+            yield node, decode_answer(node, outcome)
 
 
 def _step(ready: ReadyForRound) -> Step:
@@ -319,3 +286,23 @@ def _read_epoch(path: Path) -> int:
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); restore it, or start a new run") from error
     return number
+
+
+def check_log_belongs(path: Path, manifest: str) -> None:
+    """Refuse a coordinator's log, verified before, in which a session of another manifest stands.
+
+    Two runs of one configuration and roster differ in their manifest alone. A log or a checkpoint of the one in the
+    other's directory would have that one released with a wrong count of attempts, and so with a wrong ε.
+
+    Raises:
+        CheckpointError: One does, or an earlier version's that names none.
+        AuditLogError: The log cannot be read.
+
+    """
+    for entry in read_entries(path):
+        named = entry.details.get(MANIFEST, "none")
+        if entry.kind == SESSION and named != manifest:
+            raise CheckpointError(
+                f"{path}: entry {entry.index} is of a run with manifest {named}, this run's is {manifest}; restore its "
+                "own log, or start a new run in another directory"
+            )

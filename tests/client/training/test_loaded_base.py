@@ -10,12 +10,13 @@ import msgspec
 import pytest
 import torch
 
-from client.intake.imagefolder import read_imagefolder
-from client.training.latents import EncodingPlan, encode_folder
-from client.training.loaded_base import EncodedRecords, TrainingRoom
+from client.training.latents import EncodingPlan
+from client.training.loaded_base import EncodedRecords, LoadedBase
 from client.training.trainer import Trainer
 from common.adapter.model import Family, open_base
 from common.errors import NotRepeatable
+from simulations.scenario.folder_latents import encode_folder
+from simulations.scenario.imagefolder import read_imagefolder
 from tests.client.rings import make_ring
 from tests.client.sites import Site, write_folder
 from tests.tiny_base import write_tiny_base
@@ -58,7 +59,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 def test_two_manifests_of_one_number_get_each_their_own_units(ward: Site, tmp_path: Path) -> None:
     records = Records(ward)
-    room = TrainingRoom(name="ward", directory=str(ward.base.directory), device="cpu", limit=None, records=records)
+    room = LoadedBase(name="ward", directory=ward.base.directory, device="cpu", limit=None, records=records)
     images = make_ring(ward, tmp_path).manifest
     assert images.privacy is not None
     subjects = msgspec.structs.replace(images, privacy=msgspec.structs.replace(images.privacy, unit="subject"))
@@ -73,10 +74,8 @@ def test_two_manifests_of_one_number_get_each_their_own_units(ward: Site, tmp_pa
 def test_a_room_asks_its_device_before_a_run(ward: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, losses, calls = make_ring(ward, tmp_path).manifest, Trainer.losses, itertools.count()
 
-    def room() -> TrainingRoom:
-        return TrainingRoom(
-            name="ward", directory=str(ward.base.directory), device="cpu", limit=None, records=Records(ward)
-        )
+    def room() -> LoadedBase:
+        return LoadedBase(name="ward", directory=ward.base.directory, device="cpu", limit=None, records=Records(ward))
 
     assert room().prepare(manifest).trainer.microbatch == 32
     monkeypatch.setattr(Trainer, "losses", lambda *given: losses(*given) * (1 + 1e-6 * torch.arange(len(given[2]))))

@@ -24,7 +24,7 @@ from client.governance.rollback import (
     check_use,
     read_noted,
 )
-from client.operations.care import BooksCondition
+from client.operations.care import BooksCheck
 from client.operations.compose import compose_steward
 from client.operations.new_site import make_site
 from client.site.open_site import OpenSite, open_site
@@ -62,7 +62,7 @@ def opened(folder: Path) -> OpenSite:
 
 def charge(folder: Path, number: int, *, logged: bool = True) -> None:
     made = opened(folder)
-    account = made.policy.account(made.config.population, private=True)
+    account = made.policy.account(made.config.collection, private=True)
     event = Event(relation="add_remove_one", noise_multiplier=2.0 + number, sampling_rate=0.1)
     receipt = made.ledger.charge(account, run=RUN, step=Step(number, 0), event=event)
     if logged:
@@ -112,7 +112,7 @@ def test_an_older_ledger_is_refused_by_every_command(site: Path) -> None:
     kept = copy_ledger(site)
     charge(site, 4)
     put_back(site, kept)  # it is whole in itself; only the log tells
-    for words in (["status"], ["approvals"], ["steward"], ["erase"], ["expire"], ["revoke", "abcd"]):
+    for words in (["status"], ["approvals"], ["steward"], ["erase"], ["expire"], ["withdraw", "abcd"]):
         done = CliRunner().invoke(app, [*words, "--config", str(site / "site.toml")], input="x\n")
         assert isinstance(done.exception, LedgerRolledBack), (words, done.exception)
         assert "holds 4 contributions, and the audit log says that 5" in str(done.exception)
@@ -203,7 +203,7 @@ def test_another_vault_and_none_are_refused(site: Path) -> None:
 def test_a_steward_refuses_an_older_vault_at_its_start(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.training.loaded_base.TrainingRoom.open_base", lambda *_: None)
+    monkeypatch.setattr("client.training.loaded_base.LoadedBase.open_base", lambda *_: None)
     grow(site, 1)
     compose_steward(opened(site))
     shutil.copytree(site / "vault", tmp_path / "older")
@@ -248,7 +248,7 @@ def test_a_clock_that_was_wrong_is_told_by_an_operator(site: Path, monkeypatch: 
 def test_a_serving_steward_sees_a_ledger_that_was_put_back(site: Path) -> None:
     kept, now = copy_ledger(site), [0.0]
     charge(site, 4)
-    books = BooksCondition(site=opened(site), every=60.0, clock=lambda: now[0])
+    books = BooksCheck(site=opened(site), every=60.0, clock=lambda: now[0])
     now[0] = 61.0
     books.look()
     assert books.in_order
@@ -258,29 +258,29 @@ def test_a_serving_steward_sees_a_ledger_that_was_put_back(site: Path) -> None:
     assert not books.in_order
 
 
-def test_a_renamed_population_is_refused(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.training.loaded_base.TrainingRoom.open_base", lambda *_: None)
+def test_a_renamed_collection_is_refused(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.training.loaded_base.LoadedBase.open_base", lambda *_: None)
     state = grow(site, 1)
     note(site, PREPARED, {"run": RUN, VAULT: state, "population": "st-vincent/subject", "unit": "subject"})
     compose_steward(opened(site))
     settings = site / "site.toml"
     settings.write_text(settings.read_text().replace('"st-vincent/subject"', '"st-vincent/patients"'))
-    with pytest.raises(LedgerError, match='write population = "st-vincent/subject"'):
+    with pytest.raises(LedgerError, match='write collection = "st-vincent/subject"'):
         compose_steward(opened(site))
 
 
-USED = Use(vault="00" * 16, population="ward", unit="subject")
+USED = Use(vault="00" * 16, collection="ward", unit="subject")
 
 
 @pytest.mark.parametrize(
     ("before", "now", "word"),
     [
         (USED, USED, ""),
-        (USED, Use(vault="00" * 16, population="ward", unit="image"), ""),
-        (USED, Use(vault="11" * 16, population="other", unit="subject"), ""),
-        (USED, Use(vault="00" * 16, population="other", unit="subject"), "charged as ward"),
-        (Use(vault="00" * 16, population="ward", unit="image"), USED, "single pictures"),
-        (Use(vault="11" * 16, population="ward", unit="image"), USED, "single pictures"),
+        (USED, Use(vault="00" * 16, collection="ward", unit="image"), ""),
+        (USED, Use(vault="11" * 16, collection="other", unit="subject"), ""),
+        (USED, Use(vault="00" * 16, collection="other", unit="subject"), "charged as ward"),
+        (Use(vault="00" * 16, collection="ward", unit="image"), USED, "single pictures"),
+        (Use(vault="11" * 16, collection="ward", unit="image"), USED, "single pictures"),
     ],
 )
 def test_what_pictures_are_charged_as(before: Use, now: Use, word: str) -> None:
