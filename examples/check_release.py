@@ -19,7 +19,8 @@ from common.crypto.identity_file import read_identity_file
 from common.release.card_facts import CardFacts
 from common.release.check import Expected, ReleaseCheck, check_release
 from common.release.folder import ReleaseFolder
-from server.release.release import AUDIT_FILE, ReleasePlan, RunLeft, make_release
+from server.release.release import ReleasePlan, RunLeft, make_release
+from server.run.directory import AUDIT_FILE
 from simulations.scenario.scenario import load_scenario
 
 RUN = Path("runs/federation-of-three")
