@@ -48,7 +48,8 @@ def is_locked(path: Path) -> bool:
         OSError: It is not there, this user cannot look, or it is a symbolic link.
 
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # not waiting for a pipe's other end, if somebody else put a pipe in its place
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
