@@ -52,7 +52,12 @@ def open_new(path: Path, *, mode: int = OWNER_ONLY) -> int:
 
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    os.fchmod(descriptor, mode)
+    try:
+        os.fchmod(descriptor, mode)
+    except BaseException:  # some shares take no modes: an empty file would stay, and be taken for a key that is there
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
     return descriptor
 
 
@@ -65,7 +70,11 @@ def write_new(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:
 
     """
     _fill_new(path, data, mode)
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = OWNER_ONLY) -> None:

@@ -104,7 +104,10 @@ def held_connection(site: SiteLayout, port: int) -> Iterator[None]:
 def own_port(site: SiteLayout, port: int) -> str | None:
     """In words, that this site's own SuperNode runs on this port; None: it does not, or cannot be told."""
     try:
-        is_ours = is_locked(site.join_lock) and site.join_lock.read_bytes() == str(port).encode()
+        # the SuperNode's user, who runs the coordinator's code, may have put a pipe, a link or an endless file here
+        descriptor = os.open(site.join_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            is_ours = is_locked(site.join_lock) and file.read(8) == str(port).encode()
     except OSError:
         return None
     return "this site's own SuperNode runs there" if is_ours else None

@@ -58,7 +58,7 @@ class Admission:
     ) -> Iterator[Passage]:
         """Wait for a turn; only with ``PASSED`` is the caller alone inside, until the block ends.
 
-        The steward's own care is the ``care``: it may wait however many others do, and goes in before them, or else a
+        The steward's own care may wait however many others do, and goes in before them, or else a
         flood could keep it out for ever.
         """
         with self._guard:
@@ -145,7 +145,7 @@ class Admission:
 
 @dataclass(kw_only=True)
 class RefusalAllowance:
-    """How many requests a minute may end in a refusal; used from inside a admission, so by one caller at a time."""
+    """How many requests a minute may end in a refusal; used by whoever was admitted, so by one caller at a time."""
 
     per_minute: int
     _times: deque[float] = field(init=False, default_factory=deque)

@@ -48,7 +48,8 @@ def is_locked(path: Path) -> bool:
         OSError: It is not there, this user cannot look, or it is a symbolic link.
 
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # not waiting for a pipe's other end, if somebody else put a pipe in its place
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,8 +64,21 @@ def _take(descriptor: int, deadline: float, busy: DarkroomError | None) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline and not _is_looked_at(descriptor):
                 raise busy or error from error
             time.sleep(_POLL_SECONDS)
         else:
             return
+
+
+def _is_looked_at(descriptor: int) -> bool:
+    """Whether nobody holds it, and only :func:`is_locked` was in the way: a look must not keep a service from starting.
+
+    Of two who want it at once, one gets it: nothing is shared any more when this returns.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True

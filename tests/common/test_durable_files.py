@@ -6,14 +6,18 @@ import errno
 import os
 import stat
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from common import durable_files
 from common.durable_files import OWNER_ONLY, PUBLIC, open_new, sync_tree, write_atomically, write_new
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+RENAMED = (write_atomically, "sync_folder")
 
 
 def test_two_writers_at_once_leave_one_whole_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +133,25 @@ def test_a_new_file_that_the_disk_does_not_take_is_not_there(tmp_path: Path, mon
     with pytest.raises(OSError, match="No space"):
         write_new(tmp_path / "folder" / "key", b"secret")
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("refused", ["fchmod", "sync_folder"])
+@pytest.mark.parametrize("make", [write_new, write_atomically])
+def test_a_file_whose_mode_or_folder_fails_is_not_there_and_nothing_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, bytes], None], refused: str
+) -> None:
+    """An empty key file, or one that may not survive, would be refused, or trusted, at every later start."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os if refused == "fchmod" else durable_files, refused, refuse)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="not permitted"):
+        make(tmp_path / "key", b"secret")
+    # what was renamed into its place is whole, whatever the folder says of it
+    assert [each.name for each in tmp_path.iterdir()] == (["key"] if (make, refused) == RENAMED else [])
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 def test_every_file_and_folder_of_a_tree_reaches_the_disk_and_the_tree_itself_last(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,12 @@ def test_a_run_as_flower_starts_it(deployed: Deployed) -> None:
     assert deployed.rounds() == [1, 2, 3]
     deployed.serve()  # decided by whoever holds the run's lock: another start may have gone further meanwhile
     assert deployed.rounds() == [1, 2, 3]
+
+
+def test_the_bundle_offers_the_settings_that_are_read_and_no_other(deployed: Deployed) -> None:
+    """Flower refuses what is not named there: a setting that nobody reads would be taken without a word."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert named == dict.fromkeys(deployed.settings, "")
 
 
 @pytest.mark.parametrize("key", ["manifest", "identity", "spec", "directory"])

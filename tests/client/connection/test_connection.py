@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -20,8 +22,7 @@ from client.site.layout import SiteLayout
 from common.host.preflight import look_at, port_check
 from tests.client.connection.test_supernode import JOIN
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).parents[3]
 
 
 class Watched:
@@ -136,3 +137,19 @@ def test_preflight_knows_the_sites_own_supernode(tmp_path: Path) -> None:
         assert "own SuperNode" in found.got
         assert own_port(layout, port + 1) is None
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_pipe_in_place_of_the_supernodes_lock_keeps_nobody_waiting(tmp_path: Path, *, is_held: bool) -> None:
+    """The SuperNode's user, who runs the coordinator's code, may write in that folder."""
+    layout = SiteLayout(tmp_path)
+    layout.join_lock.parent.mkdir(parents=True)
+    os.mkfifo(layout.join_lock)
+    descriptor = os.open(layout.join_lock, os.O_RDWR) if is_held else os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    look = "import sys; from pathlib import Path; from client.connection.supernode import own_port\n"
+    look += "from client.site.layout import SiteLayout; print(own_port(SiteLayout(Path(sys.argv[1])), 9094))"
+    words = [sys.executable, "-c", look, str(tmp_path)]
+    done = subprocess.run(words, timeout=60, check=True, capture_output=True, cwd=ROOT, encoding="utf-8")
+    os.close(descriptor)
+    assert done.stdout == "None\n"

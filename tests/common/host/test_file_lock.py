@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,19 @@ def test_who_waits_gets_it_when_it_is_let_go(tmp_path: Path, wait_s: float) -> N
         assert not got.wait(0.3)
     other.join(60)
     assert got.is_set()
+
+
+def test_who_tries_once_is_not_turned_away_by_somebody_who_only_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path / "lock", wait_s=0):
+        pass
+    look = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)  # as is_locked does, for as long as it takes
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
+    with locked(tmp_path / "lock", wait_s=0, busy=RunBusy("in use")):
+        assert is_locked(tmp_path / "lock")
+    os.close(look)
 
 
 def test_an_error_within_lets_it_go_and_stays_itself(tmp_path: Path) -> None:
