@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 WORKERS ?= 2
 
-.PHONY: help demo pilot test storm lint types layers tests fetch clean
+.PHONY: help demo pilot test storm lint types layers tests computing federations fetch clean
 
 help: ## this list; DEVICE=cuda on any line installs PyTorch for an NVIDIA GPU instead of the CPU
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 9
@@ -31,10 +31,18 @@ layers: $(VENV)/.ready-$(DEVICE) ## which package may import which
 storm: fetch ## thirty rounds of five sites under faults of every kind; before a release (about half an hour)
 	DARKROOM_CHAOS_ROUNDS=30 $(BIN)/pytest --numprocesses=0 tests/federation/test_chaos.py -s
 
-# federations have both cores to themselves: two at once keep each other waiting beyond what Flower's processes put up with
-tests: fetch ## every test, WORKERS=2 at a time where they only compute
-	$(BIN)/pytest --numprocesses=$(WORKERS) --ignore=tests/federation --durations=15 --durations-min=5
-	$(BIN)/pytest tests/federation --durations=15 --durations-min=5
+# two lanes: federations mostly wait, one after another, since two at once keep each other waiting beyond what Flower's
+# processes put up with; what computes stands back for them (nice) and has whatever they leave of the cores
+tests: fetch ## every test: one federation at a time, beside WORKERS=2 at a time of those that compute
+	@$(MAKE) --no-print-directory --jobs=2 computing federations
+
+computing:
+	nice -n 19 $(BIN)/pytest --numprocesses=$(WORKERS) --ignore=tests/federation --durations=10 --durations-min=5
+
+# shown in one piece, so that the two lanes' lines do not mix
+federations:
+	@$(BIN)/pytest tests/federation --durations=10 --durations-min=5 > .cache/federations.log 2>&1; \
+	code=$$?; cat .cache/federations.log; exit $$code
 
 fetch: $(VENV)/.ready-$(DEVICE) ## the demonstration's pictures, so that tests need no network
 	$(BIN)/darkroom-sim fetch

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-MADE_FOR: Final = "1.41."
+MADE_FOR: Final = "1.42."
 """Another Flower could install bundles by other functions than those that are watched here."""
 INSTALLED: Final = "installed"
 """File in Flower's home that holds the installed bundle's digest."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-FLOWER: Final = "1.41"
+FLOWER: Final = "1.42"
 """The minor version that everything here is made for."""
 POLL_INTERVAL: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 """Seconds between two questions of an executor for work. At 0.1 s an idle site takes 3 % of a core."""

@@ -54,7 +54,7 @@ def join(directory: FederationDirectory) -> JoinFile:
         coordinator=COORDINATOR.public.hex(),
         bundle=BUNDLE,
         darkroom="0.1.0",
-        flower="1.41.0",
+        flower="1.42.0",
     )
 
 

@@ -31,7 +31,7 @@ JOIN = JoinFile(
     coordinator="2" * 64,
     bundle="sha256:" + "3" * 64,
     darkroom="0.1.0",
-    flower="1.41.0",
+    flower="1.42.0",
 )
 
 
