@@ -170,42 +170,33 @@ def read_entries(path: Path) -> Iterator[Entry]:
         raise AuditLogError(f"{path}: cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogCheck:
-    """What is checked: a log, its owner's public key, and the other side's log with what it saw.
-
-    Attributes:
-        place: The owner's place in the roster, where the witness is a coordinator's log.
-
-    """
-
-    path: Path
-    key: str
-    witness: Path | None = None
-    place: int | None = None
-
-
-def check_log(check: LogCheck) -> str:
+def check_log(path: Path, key: str, *, witness: Path | None = None, place: int | None = None) -> str:
     """Check every line, signature and link, and that every witnessed head is in this history; a sentence for people.
 
     The witness's own signatures are for a check of that log, with its owner's key.
+
+    Args:
+        path: The log.
+        key: Its owner's public key.
+        witness: The other side's log, with what it saw.
+        place: The owner's place in the roster, where the witness is a coordinator's log.
 
     Raises:
         ConfigError: The key is not 64 hexadecimal digits.
         AuditLogError: What is wrong, and where.
 
     """
-    witnessed = () if check.witness is None else tuple(witnessed_heads(check.witness, place=check.place))
-    verified = verify_log(check.path, parse_public_key(check.key), witnessed=witnessed)
+    witnessed = () if witness is None else tuple(witnessed_heads(witness, place=place))
+    verified = verify_log(path, parse_public_key(key), witnessed=witnessed)
     if not verified.entries:
-        text = f"{check.path}: no entry yet, so nothing that could show whose log it is"
+        text = f"{path}: no entry yet, so nothing that could show whose log it is"
     else:
-        text = f"{check.path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
-    if check.witness is None:
+        text = f"{path}: {verified.entries} entries, all signed and linked; head {verified.head.hex()}"
+    if witness is None:
         return text
     if not witnessed:
-        raise AuditLogError(f"{check.witness}: holds no head of this log's owner; is it the other side's log?")
-    return f"{text}\n{check.witness}: {len(witnessed)} heads that it wrote down are all in this history"
+        raise AuditLogError(f"{witness}: holds no head of this log's owner; is it the other side's log?")
+    return f"{text}\n{witness}: {len(witnessed)} heads that it wrote down are all in this history"
 
 
 def witnessed_heads(path: Path, *, place: int | None = None) -> Iterator[bytes]:

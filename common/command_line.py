@@ -181,8 +181,8 @@ def log_commands(*, place: int | None) -> typer.Typer:
     @app.command("verify")
     def verify_log(path: LogPath, key: LogKey, witness: Witness = None, place: Place = default) -> None:
         """Check every entry, signature and link, and that nothing was rewritten since the other side saw it."""
-        from common.audit_log import LogCheck, check_log  # noqa: PLC0415 - only this command needs it
+        from common.audit_log import check_log  # noqa: PLC0415 - only this command needs it
 
-        typer.echo(check_log(LogCheck(path=path, key=key, witness=witness, place=place if witness else None)))
+        typer.echo(check_log(path, key, witness=witness, place=place if witness else None))
 
     return app

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.options import (
-    Bundle,
-    Directory,
-    Fingerprint,
-    JoinPath,
-    Port,
-    Site,
-)
+from client.commands.options import Bundle, Directory, Fingerprint, JoinPath, Port, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

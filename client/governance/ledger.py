@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -80,14 +80,9 @@ class BudgetAccountant(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class QuickAccountant(BudgetAccountant, Protocol):
-    """One that can also tell quickly that a composition is well within a budget."""
-
     def bound(self, events: Sequence[Event], *, delta: float) -> float:
-        """An ε that holds as :meth:`epsilon` does, and may be larger; raises the same."""
-        ...
+        """An ε that holds as :meth:`epsilon` does, may be larger, and is told more quickly; raises the same."""
+        return self.epsilon(events, delta=delta)
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +232,7 @@ class Ledger:
 
     def _charged(self, events: list[Event], budget: Budget) -> float:
         """The quick bound where that is within the budget, which is all that a charge has to know; else exactly."""
-        if isinstance(self.accountant, QuickAccountant) and all(event.noise_multiplier > 0 for event in events):
+        if all(event.noise_multiplier > 0 for event in events):
             bound = self.accountant.bound(events, delta=budget.delta)
             if 0 <= bound <= budget.epsilon:
                 return bound
@@ -330,7 +325,7 @@ def _last_step(rows: list[Row], run: str) -> Step | None:
     return max((Step(row.round, row.attempt) for row in rows if row.run == run), default=None)
 
 
-class PldAccountant:
+class PldAccountant(BudgetAccountant):
     """A :class:`BudgetAccountant` for Poisson-sampled Gaussian sums.
 
     Guarantee: what it answers is at least the ε of all events together at this δ, their slacks and losses included; it
@@ -348,7 +343,7 @@ class PldAccountant:
         return _composed(tuple(events), delta, epsilon)
 
     def bound(self, events: Sequence[Event], *, delta: float) -> float:
-        """See :class:`QuickAccountant`; raises as :meth:`epsilon`."""
+        """See :class:`BudgetAccountant`; raises as :meth:`epsilon`."""
         return _composed(tuple(events), delta, epsilon_bound)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from client.intake.captions import CaptionScrubber, Names, load_presidio
 from client.intake.duplicates import search_of_vault
 from client.intake.folder import Candidate, Rejected, list_folder
-from client.intake.judge import Judge, KnownSubjects, Verdict, same_person
+from client.intake.judge import Judge, KnownSubjects, same_person
 from client.intake.outcomes import IntakeReport, Reason, Refused
 from client.intake.rules import LookedAt, read_list
 from client.intake.subjects import OptOut
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from client.intake.deidentify import Cleaned
     from client.intake.folder import Listed
-    from client.intake.outcomes import Example
+    from client.intake.outcomes import Example, Verdict
     from client.intake.rules import IntakeRules
     from client.intake.subjects import IntakeKey
     from client.vault.records import NewRecord
@@ -80,9 +80,9 @@ class Intake:
             report.note(verdict.example)
             if self.on_file is not None:
                 self.on_file(verdict.example)
-            if verdict.kept is not None:
-                report.hold(verdict.kept)
-                batch.append(verdict.kept.record)
+            if verdict.record is not None:
+                report.hold(verdict.record, verdict)
+                batch.append(verdict.record)
             if len(batch) >= BATCH_RECORDS or sum(len(record.image) for record in batch) >= BATCH_BYTES:
                 self._add(batch, vault, report)
         self._add(batch, vault, report)

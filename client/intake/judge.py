@@ -10,7 +10,7 @@ import numpy as np
 from client.intake.captions import CaptionScrubber, CaptionTooLong, ScrubbedCaption
 from client.intake.duplicates import THUMBNAIL, DuplicateSearch
 from client.intake.folder import Candidate, Rejected
-from client.intake.outcomes import Accepted, Change, Converted, Example, Kept, Reason, Refused
+from client.intake.outcomes import Accepted, Change, Converted, Example, Reason, Refused, Verdict
 from client.vault.records import NewRecord, normal_subject_id
 from common.errors import DataError
 
@@ -33,14 +33,6 @@ MAX_LABEL: Final = 200
 _NAME_SUBJECT: Final = (
     'say whom it shows: a subject_id in its row of the metadata, or a folder for each and subjects.default = "folder"'
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What became of a picture, and what to add if it is kept."""
-
-    example: Example
-    kept: Kept | None = None
 
 
 @dataclass(slots=True)
@@ -199,8 +191,7 @@ class Judge:
             return self.refusal(candidate, Refused(Reason.BAD_ROW, str(error)))
         thumbnail = _thumbnail(picture)
         self.search.add(name, owner=owner, exact=picture.exact, perceptual=picture.perceptual, thumbnail=thumbnail)
-        kept = Kept(outcome=outcome, record=record, caption_rules=(*caption.counts, *label.counts))
-        return Verdict(example=example, kept=kept)
+        return Verdict(example=example, record=record, caption_rules=(*caption.counts, *label.counts))
 
     def _outcome(self, picture: CleanPicture, caption: ScrubbedCaption, owner: Owner) -> Outcome:
         found = self.search.find(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from client.vault.records import NewRecord
+    from client.vault.records import NewRecord, Split
 
 SHEET_PICTURES: Final = 400
 """Previews on the contact sheet for each kind of outcome; the rest is counted."""
@@ -158,12 +158,12 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
-    """A picture that goes into the vault with the next batch."""
+class Verdict:
+    """What became of a picture, and the record that goes into the vault with the next batch if it is kept."""
 
-    outcome: Outcome
-    record: NewRecord
-    caption_rules: tuple[tuple[str, int], ...]
+    example: Example
+    record: NewRecord | None = None
+    caption_rules: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -184,7 +184,7 @@ class IntakeReport:
     state_after: str = ""
     examples: list[Example] = field(default_factory=list, repr=False)
     _shown: Counter[type] = field(default_factory=Counter, repr=False)
-    _held: list[Kept] = field(default_factory=list, repr=False)
+    _held: list[tuple[Split, Verdict]] = field(default_factory=list, repr=False)
 
     def note(self, example: Example) -> None:
         """Count a file, and keep it as an example while there is room."""
@@ -194,12 +194,12 @@ class IntakeReport:
         if self._shown[kind] <= SHEET_PICTURES:
             self.examples.append(example)
 
-    def hold(self, kept: Kept) -> None:
+    def hold(self, record: NewRecord, verdict: Verdict) -> None:
         """Count a picture's record, which is not in the vault yet."""
-        self._held.append(kept)
-        self.splits[kept.record.split] += 1
-        self.subjects.setdefault(kept.record.split, set()).add(kept.record.subject_id)
-        self.caption_rules.update(dict(kept.caption_rules))
+        self._held.append((record.split, verdict))
+        self.splits[record.split] += 1
+        self.subjects.setdefault(record.split, set()).add(record.subject_id)
+        self.caption_rules.update(dict(verdict.caption_rules))
 
     def added(self) -> None:
         """What was held is in the vault."""
@@ -209,11 +209,11 @@ class IntakeReport:
         """An intake ended early, with so many records in the vault: take back what never came to be there."""
         if number == self.splits.total():  # all that was held was added, and the word of it did not come back
             self._held.clear()
-        for kept in self._held:
-            self.outcomes[describe(kept.outcome)] -= 1
-            self._shown[type(kept.outcome)] -= 1
-            self.splits[kept.record.split] -= 1
-            self.caption_rules.subtract(dict(kept.caption_rules))
+        for split, verdict in self._held:
+            self.outcomes[describe(verdict.example.outcome)] -= 1
+            self._shown[type(verdict.example.outcome)] -= 1
+            self.splits[split] -= 1
+            self.caption_rules.subtract(dict(verdict.caption_rules))
         self._held.clear()
         for counts in (self.outcomes, self.splits, self.caption_rules):
             for key in [key for key, count in counts.items() if count == 0]:

@@ -33,7 +33,7 @@ def compose_steward(site: OpenSite, records: RecordSource | None = None) -> Stew
     audit = open_log(site.config.audit_log, site.identity)
     vault = hold_vault(site.config.vault) if records is None else site.config.vault
     of_vault = VaultRecords(config=vault, collection=site.config.collection, audit=audit)
-    loaded = LoadedBase.of_site(site.config, records or of_vault)
+    loaded = LoadedBase(site=site.config, records=records or of_vault)
     loaded.open_base()
     if records is None:
         of_vault.check(site.policy.privacy.units[0])

@@ -32,7 +32,7 @@ from common.host.preflight import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from client.connection.handshake import Handshake
@@ -128,55 +128,46 @@ def connection_checks(joining: Joining) -> Iterator[Check]:
 
 def _handshake_checks(joining: Joining) -> Iterator[Check]:
     limits = joining.limits
-    # asked once: three checks look at one answer
-    shown = _once(lambda: shake_hands(joining.join.address, joining.join.authority))
-    seen = _after(shown)
+    # asked once: three checks look at one answer, and waiting for a silent host once is enough
+    shown = _asked(joining.join)
     yield Check(
         name="coordinator",
         wanted=f"{joining.join.address} answers over TLS by the join file's authority",
         remedy="let this connection out through the firewall, or set HTTPS_PROXY; ask if the coordinator is up",
-        look=lambda: f"answers, with a certificate until {shown().expires:%Y-%m-%d}",
+        look=lambda: _answer(shown),
     )
     yield Check(
         name="certificate",
         wanted=f"valid for {limits.certificate_days} days more",
         remedy="have the coordinator run: darkroom-server renew",
-        look=lambda: _days_left(seen, limits),
+        look=lambda: _days_left(_seen(shown), limits),
     )
     yield Check(
         name="clock",
         wanted=f"within {limits.clock_skew_seconds:g} s of the coordinator's",
         remedy="set the clock by NTP (timedatectl set-ntp true), or have the coordinator do so",
-        look=lambda: check_clock(seen(), limits),
+        look=lambda: check_clock(_seen(shown), limits),
     )
 
 
-def _once(ask: Callable[[], Handshake]) -> Callable[[], Handshake]:
-    kept: list[Handshake | ProvisioningError] = []
-
-    def answer() -> Handshake:
-        if not kept:
-            try:
-                kept.append(ask())
-            except ProvisioningError as error:  # waiting for a silent host once is enough
-                kept.append(error)
-        if isinstance(kept[0], ProvisioningError):
-            raise kept[0]
-        return kept[0]
-
-    return answer
+def _asked(join: JoinFile) -> Handshake | ProvisioningError:
+    try:
+        return shake_hands(join.address, join.authority)
+    except ProvisioningError as error:
+        return error
 
 
-def _after(shown: Callable[[], Handshake]) -> Callable[[], Handshake]:
+def _answer(shown: Handshake | ProvisioningError) -> str:
+    if isinstance(shown, ProvisioningError):
+        raise shown
+    return f"answers, with a certificate until {shown.expires:%Y-%m-%d}"
+
+
+def _seen(shown: Handshake | ProvisioningError) -> Handshake:
     """For checks of what was shown: where nothing was, setting a clock or renewing a certificate is no remedy."""
-
-    def answer() -> Handshake:
-        try:
-            return shown()
-        except ProvisioningError as error:
-            raise NotLookedAt("not looked at: the coordinator's handshake failed") from error
-
-    return answer
+    if isinstance(shown, ProvisioningError):
+        raise NotLookedAt("not looked at: the coordinator's handshake failed") from shown
+    return shown
 
 
 def _policy(site: SiteConfig) -> str:
@@ -228,12 +219,11 @@ def _memory(site: SiteConfig) -> str:
     if running is not None and running.model_loaded:
         return "this site's own steward has the base in memory"
     device = choose_device(site.device)
-    limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
     try:
         base = open_base(str(site.base))
     except BadModelDirectory as error:
         raise NotLookedAt("not looked at: there is no base to look at") from error
-    found = check_memory(base, device=device, limit=limit)
+    found = check_memory(base, device=device, limit_mib=site.memory_limit_mib)
     return f"wants about {found.wanted // MIB} MiB on {device}, {found.available // MIB} MiB are there"
 
 
@@ -251,8 +241,8 @@ def _bundle(joining: Joining) -> str:
     return joining.join.bundle
 
 
-def _days_left(shown: Callable[[], Handshake], limits: PreflightLimits) -> str:
-    days = (shown().expires - dt.datetime.now(dt.UTC)).days
+def _days_left(shown: Handshake, limits: PreflightLimits) -> str:
+    days = (shown.expires - dt.datetime.now(dt.UTC)).days
     if days < limits.certificate_days:
         raise NotAsWanted(f"{days} days")
     return f"{days} days"

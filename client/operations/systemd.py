@@ -14,16 +14,8 @@ from client.connection.endings import NOT_RESTARTED
 from client.connection.supernode import steward_node_config
 from client.site.layout import SitePlaces
 from common.errors import ConfigError
-from common.host.systemd import (
-    WITHOUT_CAPABILITIES,
-    WITHOUT_DEVICES,
-    WITHOUT_NEW_CODE,
-    ServiceFile,
-    Setting,
-    check_places,
-    escaped,
-    path_value,
-)
+from common.host import systemd
+from common.host.systemd import ServiceFile, check_places, escaped, path_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
 
     from client.site.layout import SiteLayout
     from client.site.settings import SiteConfig
-    from common.host.systemd import Installation
+    from common.host.systemd import Installation, Setting
 
 
 ENVIRONMENT_FILE: Final = "/etc/darkroom/steward.env"
@@ -113,7 +105,7 @@ class SiteServices:
         else:
             yield "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"
         if self.site.device == "cpu":
-            yield WITHOUT_DEVICES
+            yield systemd.WITHOUT_DEVICES
         else:
             yield "DevicePolicy", "closed"
             yield "DeviceAllow", "char-nvidia* rw"
@@ -144,13 +136,13 @@ class SiteServices:
         for path in self.places.secrets():
             yield "InaccessiblePaths", f"-{path_value(path)}"
         yield "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"
-        yield WITHOUT_DEVICES
-        yield WITHOUT_NEW_CODE
+        yield systemd.WITHOUT_DEVICES
+        yield systemd.WITHOUT_NEW_CODE
 
     def _shared_settings(self) -> Iterator[Setting]:
         yield "WorkingDirectory", escaped(str(self.layout.root))
         yield "SupplementaryGroups", self.site.service.group
-        yield from WITHOUT_CAPABILITIES
+        yield from systemd.WITHOUT_CAPABILITIES
 
     def steps(self, *, files: Path, join_file: Path, bundle: Path) -> Iterator[str]:
         """Commands for root, which put the files in place; each safe to run again."""

@@ -54,7 +54,7 @@ class VaultConfig(Config, frozen=True, kw_only=True):
 
 
 class TcpConfig(Config, frozen=True, kw_only=True):
-    """For a SuperNode on another machine: TLS, with certificates on both sides."""
+    """A second door for a SuperNode on another machine: TLS with certificates on both sides, and the token still."""
 
     address: Annotated[
         str,
@@ -65,6 +65,7 @@ class TcpConfig(Config, frozen=True, kw_only=True):
     certificate: PlacePath
     key: PlacePath
     client_authority: PlacePath
+    """Whose certificates a caller may show."""
 
 
 class ServiceConfig(Config, frozen=True, kw_only=True):

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from client.governance.rollback import open_log
 from client.steward.admission import Passage
-from client.steward.service import Limits, StewardService, TcpListener, serve
+from client.steward.service import Limits, StewardService, serve
 from client.steward.socket import SocketPlace, check_token_mode, held
 from common.crypto.identity_file import read_identity_file
-from common.errors import DarkroomError, StewardUnavailable
+from common.errors import DarkroomError
 from common.wire.steward_link import read_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from client.site.settings import ServiceConfig, SiteConfig
     from client.steward.service import Serving
@@ -67,7 +66,7 @@ class StewardProcess:
         """
         service, place = self._service(), socket_place(self.settings)
         self.audit.append("started", {})  # before the doors open, because the log has one writer at a time
-        serving = serve(service, place, _tcp(self.settings))
+        serving = serve(service, place, self.settings.tcp)
         _log.info("listening on %s", place.path)
         while not stop.wait(every):
             self._look_after(service, stop)
@@ -153,22 +152,3 @@ def run_until_signal(settings: ServiceConfig, compose: Callable[[], StewardProce
     if not ended:
         logging.shutdown()
         os._exit(0)  # the abandoned round's thread cannot be stopped, and a normal exit would wait for it
-
-
-def _tcp(settings: ServiceConfig) -> TcpListener | None:
-    tcp = settings.tcp
-    if tcp is None:
-        return None
-    return TcpListener(
-        address=tcp.address,
-        certificate=_read(tcp.certificate),
-        key=_read(tcp.key),
-        client_authority=_read(tcp.client_authority),
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StewardUnavailable(f"{path}: cannot be read ({error.strerror})") from error

@@ -33,11 +33,12 @@ from client.steward.socket import open_to_group
 from common.durable_files import owner_only_files
 from common.errors import StewardUnavailable
 from common.wire.messages import MAX_MESSAGE_BYTES, Refusal, RefusalCode, encode
-from common.wire.steward_link import ANSWER, HEALTH, TOKEN_KEY, Health
+from common.wire.steward_link import ANSWER, HEALTH, TOKEN_KEY, Health, read_pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from client.site.settings import TcpConfig
     from client.steward.socket import SocketPlace
     from common.crypto.primitives import Secret
     from common.wire.messages import StewardPort
@@ -53,18 +54,6 @@ _ANSWERED: Final = "answered"
 _BUCKETS: Final = (0.1, 1.0, 10.0, 60.0, 600.0)
 """Seconds. A duration tells how many pictures were sampled, so the log, which others may read, has its class only."""
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TcpListener:
-    """A second door for a SuperNode on another machine: TLS with certificates on both sides, and the token still."""
-
-    address: str
-    """``host:port``."""
-    certificate: bytes
-    key: bytes = field(repr=False)
-    client_authority: bytes
-    """Whose certificates a caller may show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +198,11 @@ class Serving:
         return ended and not self.service.admission.busy
 
 
-def serve(service: StewardService, place: SocketPlace, tcp: TcpListener | None = None) -> Serving:
+def serve(service: StewardService, place: SocketPlace, tcp: TcpConfig | None = None) -> Serving:
     """Open the doors; the caller holds the place (:func:`client.steward.socket.held`).
 
     Raises:
-        StewardUnavailable: A door cannot be opened.
+        StewardUnavailable: A door cannot be opened, or a key or certificate cannot be read.
 
     """
     threads = ThreadPoolExecutor(max_workers=1 + service.limits.waiting + SPARE_THREADS)
@@ -226,10 +215,11 @@ def serve(service: StewardService, place: SocketPlace, tcp: TcpListener | None =
     ]
     server = grpc.server(threads, handlers=(_handler(service),), options=options, maximum_concurrent_rpcs=MAX_CALLS)
     try:
+        credentials = None if tcp is None else _credentials(tcp)
         with owner_only_files():
             server.add_insecure_port(place.target)
         if tcp is not None:
-            server.add_secure_port(tcp.address, _credentials(tcp))
+            server.add_secure_port(tcp.address, credentials)
     except (RuntimeError, ValueError) as error:
         where = place.path if tcp is None else f"{place.path} or {tcp.address}"
         raise StewardUnavailable(
@@ -248,9 +238,9 @@ def _handler(service: StewardService) -> Any:  # noqa: ANN401 - gRPC ships no ty
     return Handler()
 
 
-def _credentials(tcp: TcpListener) -> Any:  # noqa: ANN401 - gRPC ships no types
-    pair = [(tcp.key, tcp.certificate)]
-    return grpc.ssl_server_credentials(pair, root_certificates=tcp.client_authority, require_client_auth=True)
+def _credentials(tcp: TcpConfig) -> Any:  # noqa: ANN401 - gRPC ships no types
+    certificate, key, authority = map(read_pem, (tcp.certificate, tcp.key, tcp.client_authority))
+    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
 
 
 def _abort_with(code: Any) -> Callable[[Any, Any], Any]:  # noqa: ANN401 - gRPC ships no types

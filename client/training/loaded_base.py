@@ -28,7 +28,6 @@ from common.privacy.arithmetic import fix_kernels
 if TYPE_CHECKING:
     from client.site.settings import SiteConfig
     from client.training.latents import LatentShard
-    from client.training.private_update import AnswerTimes
     from common.adapter.model import BaseModel
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
@@ -60,20 +59,20 @@ def choose_device(wanted: str) -> str:
     return "cuda" if found and wanted != "cpu" else "cpu"
 
 
-def check_memory(base: BaseModel, *, device: str, limit: int | None) -> Memory:
+def check_memory(base: BaseModel, *, device: str, limit_mib: int | None) -> Memory:
     """Refuse a base that cannot fit.
 
     Args:
         base: Opened, not loaded.
         device: ``cuda`` or ``cpu``.
-        limit: Most bytes that the site allows; None: what is free.
+        limit_mib: Most that the site allows; None: what is free.
 
     Raises:
         NotEnoughMemory: It does not fit.
 
     """
     available = _free_on_gpu() if device == "cuda" else _free_in_ram()
-    available = available if limit is None else min(limit, available)
+    available = available if limit_mib is None else min(limit_mib * MIB, available)
     wanted = wanted_bytes(base)
     if wanted > available:
         raise NotEnoughMemory(
@@ -146,36 +145,15 @@ class LoadedBase:
     """One base model on one device, with the records of the run that it trains in.
 
     Args:
-        name: The institution's.
-        directory: The base model's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        limit: Most bytes that the site allows; None: what is free.
+        site: Names the base, the device and the most memory that may be taken.
         records: Where the pictures come from.
-        answer_times: Whether what is computed follows the size of a round's sample.
 
     """
 
-    name: str
-    directory: Path
-    device: str
-    limit: int | None
+    site: SiteConfig
     records: RecordSource
-    answer_times: AnswerTimes = "even"
     _run: tuple[bytes, TrainingSide] | None = field(init=False, default=None, repr=False)
     _guard: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
-
-    @classmethod
-    def of_site(cls, site: SiteConfig, records: RecordSource) -> LoadedBase:
-        """What a site's settings describe."""
-        limit = None if site.memory_limit_mib is None else site.memory_limit_mib * MIB
-        return cls(
-            name=site.name,
-            directory=site.base,
-            device=site.device,
-            limit=limit,
-            records=records,
-            answer_times=site.service.answer_times,
-        )
 
     @property
     def loaded(self) -> bool:
@@ -208,20 +186,20 @@ class LoadedBase:
                 return self._run[1]
             self._run = None  # before the next is loaded: two do not fit
             base = self.open_base(manifest.base_digest)
-            device = choose_device(self.device)
+            device = choose_device(self.site.device)
             fix_kernels(device)
-            memory = check_memory(base, device=device, limit=self.limit)
+            memory = check_memory(base, device=device, limit_mib=self.site.memory_limit_mib)
             _log.info("the base fits: about %d MiB of %d on %s", memory.wanted // MIB, memory.available // MIB, device)
             records = self.records.encoded(base, manifest, device=device)
             trainer = build_trainer(base, manifest.config, device=device)
             if manifest.config.privacy != "none":
                 settle_microbatch(trainer, records.shard, draws=manifest.config.privacy.draws)
             side = TrainingSide(
-                name=self.name,
+                name=self.site.name,
                 trainer=trainer,
                 shard=records.shard,
                 units=records.units,
-                answer_times=self.answer_times,
+                answer_times=self.site.service.answer_times,
             )
             self._run = (digest, side)
             return side
@@ -238,7 +216,7 @@ class LoadedBase:
             ModelError: It cannot be read, or its digest is another.
 
         """
-        base = open_base(str(self.directory))
+        base = open_base(str(self.site.base))
         if digest is not None and base.digest != digest:
-            raise DigestMismatch(f"{self.directory}: is {base.digest}; the run wants {digest}")
+            raise DigestMismatch(f"{self.site.base}: is {base.digest}; the run wants {digest}")
         return base

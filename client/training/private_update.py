@@ -21,7 +21,7 @@ a refusal.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
@@ -38,7 +38,7 @@ from common.privacy.mechanisms import QuantisedSum, add_noise, quantise
 from common.privacy.sampling import draw_images, sample_units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -67,125 +67,7 @@ class WeightedDraws:
         own = torch.arange(unit * draws, (unit + 1) * draws).repeat(len(self.weights) // draws)
         weights = torch.zeros_like(self.weights)
         weights[:draws] = self.weights[own[:draws]]
-        return WeightedDraws(Draws(*(getattr(self.draws, each.name)[own] for each in fields(Draws))), weights)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivateUpdate:
-    """Makes private contributions from one institution's pictures at the trainer's present adapter.
-
-    Args:
-        trainer: Holds base and adapter.
-        shard: Encoded training pictures.
-        units: Picture rows of each privacy unit.
-        plan: The run's privacy.
-        answer_times: Whether the number of micro-batches follows the sample.
-
-    Raises:
-        TooManyUnits: More units than the run's settings allow one institution.
-        AccountingError: A unit without pictures.
-
-    """
-
-    trainer: Trainer
-    shard: LatentShard = field(repr=False)
-    units: Sequence[Sequence[int]] = field(repr=False)
-    plan: PrivatePlan
-    answer_times: AnswerTimes = "as_computed"
-
-    def __post_init__(self) -> None:
-        check_size(len(self.units), self.plan.config)  # the cap's overflow probability was worked out for so many
-        if not all(self.units):  # found out here, because whoever is sampled must not be told by an error
-            raise AccountingError("this institution has a privacy unit without pictures: ingest its pictures anew")
-
-    def share(self, randomness: Randomness) -> NoisedShare:
-        """A noised share for one attempt, from a fresh secret sample.
-
-        Guarantee: it is made of clipped gradients of whole units and of noise, and is noise alone where the sample is
-        empty. With secret ``randomness``, what it tells is what the run's statements say. Nothing that depends on the
-        sample raises.
-
-        Raises:
-            MechanismError: No scale carries the run's noise.
-
-        """
-        noise = self.plan.noise(self.trainer.spec.dimension)
-        chosen = sample_units(
-            len(self.units), rate=self.plan.config.sampling_rate, cap=self.plan.cap, randomness=randomness
-        )
-        return add_noise(self._quantised(chosen, noise, randomness), randomness)
-
-    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantisedSum:
-        try:
-            rows = self.picture_rows(chosen, randomness)
-            # timesteps and diffusion noise are part of the query and hide nothing; a fast generator may draw them
-            rng = np.random.default_rng(int.from_bytes(randomness.take(32), "little"))
-            return quantise(self.clipped(rows, rng), noise)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not tell that somebody was sampled
-            _LOG.error("a contribution is noise alone, because it could not be computed: %s", place_of(error))
-            return QuantisedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
-
-    def picture_rows(self, chosen: NDArray[np.int64], randomness: Randomness) -> NDArray[np.int64]:
-        """Pictures of the chosen units' K draws, [units·K], unit by unit."""
-        draws = self.plan.config.draws
-        parts = [draw_images(self.units[unit], draws=draws, randomness=randomness) for unit in chosen]
-        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-
-    def clipped(self, rows: NDArray[np.int64], rng: np.random.Generator) -> ClippedSum:
-        """Sum of the clipped gradients of units given by their pictures' rows, [units·K]; secret."""
-        total = np.zeros(self.trainer.spec.dimension)
-        for batch in self._batches(rows, rng):
-            for part in self._parts(batch):
-                total += part
-        return ClippedSum(vector=total, sensitivity=self.plan.config.clip)
-
-    def _parts(self, batch: WeightedDraws) -> Iterator[NDArray[np.float64]]:
-        """The micro-batch's clipped sum; where it fails, that of each of its units that does not fail alone."""
-        if (whole := self._attempt(batch)) is not None:
-            yield whole
-            return
-        draws = self.plan.config.draws
-        for unit in range(len(batch.weights) // draws):  # those of weight 0 too: the time does not tell how many
-            if (one := self._attempt(batch.alone(unit, draws))) is not None:
-                yield one
-
-    def _attempt(self, batch: WeightedDraws) -> NDArray[np.float64] | None:
-        trainer = self.trainer
-        try:
-            return clipped_sum(
-                trainer.unet,
-                trained_parameters(trainer.unet, trainer.spec),
-                [batch],
-                lambda each: trainer.losses(self.shard, each.draws) * each.weights.to(trainer.device),
-                clip=self.plan.config.clip,
-                draws=self.plan.config.draws,
-            ).vector
-        except Exception as error:  # noqa: BLE001 - as above
-            _LOG.error(
-                "a part of a contribution could not be computed; what fails alone is left out: %s", place_of(error)
-            )
-            return None
-
-    def _batches(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[WeightedDraws]:
-        """Micro-batches of one size, filled up with draws of weight 0, whose gradient is zero.
-
-        So neither shapes nor, within a micro-batch, time tell the size of the sample; with even answer times, the
-        number of micro-batches does not either, since no sample has more units than the cap. Draws are made for one
-        micro-batch at a time: made at once, they would need memory that grows with the sample.
-        """
-        draws = self.plan.config.draws
-        size = max(1, self.trainer.microbatch // draws) * draws
-        most = max(len(rows), self.plan.cap * draws if self.answer_times == "even" else 0)
-        if not len(self.shard):  # nothing to compute with
-            return
-        filler = rows[0] if rows.size else 0
-        for start in range(0, most, size):
-            own = rows[start : start + size]
-            filled = np.concatenate([own, np.full(size - len(own), filler, dtype=np.int64)])
-            weights = torch.zeros(size)
-            weights[: len(own)] = 1
-            made = training_draws(self.shard, filled, self.trainer.config, self.trainer.schedule_steps, rng)
-            yield WeightedDraws(made, weights)
+        return WeightedDraws(self.draws.at(own), weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +96,119 @@ class TrainingSide:
             TooManyUnits: More units than the run's settings allow one institution.
 
         """
-        return PrivateUpdate(
-            trainer=self.trainer, shard=self.shard, units=self.units, plan=plan, answer_times=self.answer_times
+        return PrivateUpdate(side=self, plan=plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateUpdate:
+    """Makes private contributions from one institution's pictures at the trainer's present adapter.
+
+    Args:
+        side: What it trains with.
+        plan: The run's privacy.
+
+    Raises:
+        TooManyUnits: More units than the run's settings allow one institution.
+        AccountingError: A unit without pictures.
+
+    """
+
+    side: TrainingSide
+    plan: PrivatePlan
+
+    def __post_init__(self) -> None:
+        check_size(len(self.side.units), self.plan.config)  # the cap's overflow probability was worked out for so many
+        if not all(self.side.units):  # found out here, because whoever is sampled must not be told by an error
+            raise AccountingError("this institution has a privacy unit without pictures: ingest its pictures anew")
+
+    def share(self, randomness: Randomness) -> NoisedShare:
+        """A noised share for one attempt, from a fresh secret sample.
+
+        Guarantee: it is made of clipped gradients of whole units and of noise, and is noise alone where the sample is
+        empty. With secret ``randomness``, what it tells is what the run's statements say. Nothing that depends on the
+        sample raises.
+
+        Raises:
+            MechanismError: No scale carries the run's noise.
+
+        """
+        noise = self.plan.noise(self.side.trainer.spec.dimension)
+        chosen = sample_units(
+            len(self.side.units), rate=self.plan.config.sampling_rate, cap=self.plan.cap, randomness=randomness
         )
+        return add_noise(self._quantised(chosen, noise, randomness), randomness)
+
+    def _quantised(self, chosen: NDArray[np.int64], noise: NoisePlan, randomness: Randomness) -> QuantisedSum:
+        try:
+            rows = self.picture_rows(chosen, randomness)
+            # timesteps and diffusion noise are part of the query and hide nothing; a fast generator may draw them
+            rng = np.random.default_rng(int.from_bytes(randomness.take(32), "little"))
+            return quantise(self.clipped(rows, rng), noise)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not tell that somebody was sampled
+            _LOG.error("a contribution is noise alone, because it could not be computed: %s", place_of(error))
+            return QuantisedSum(values=np.zeros(noise.coordinates, dtype=np.int64), plan=noise)
+
+    def picture_rows(self, chosen: NDArray[np.int64], randomness: Randomness) -> NDArray[np.int64]:
+        """Pictures of the chosen units' K draws, [units·K], unit by unit."""
+        draws = self.plan.config.draws
+        parts = [draw_images(self.side.units[unit], draws=draws, randomness=randomness) for unit in chosen]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def clipped(self, rows: NDArray[np.int64], rng: np.random.Generator) -> ClippedSum:
+        """Sum of the clipped gradients of units given by their pictures' rows, [units·K]; secret."""
+        total = np.zeros(self.side.trainer.spec.dimension)
+        for batch in self._batches(rows, rng):
+            for part in self._parts(batch):
+                total += part
+        return ClippedSum(vector=total, sensitivity=self.plan.config.clip)
+
+    def _parts(self, batch: WeightedDraws) -> Iterator[NDArray[np.float64]]:
+        """The micro-batch's clipped sum; where it fails, that of each of its units that does not fail alone."""
+        if (whole := self._attempt(batch)) is not None:
+            yield whole
+            return
+        draws = self.plan.config.draws
+        for unit in range(len(batch.weights) // draws):  # those of weight 0 too: the time does not tell how many
+            if (one := self._attempt(batch.alone(unit, draws))) is not None:
+                yield one
+
+    def _attempt(self, batch: WeightedDraws) -> NDArray[np.float64] | None:
+        trainer = self.side.trainer
+        try:
+            return clipped_sum(
+                trainer.unet,
+                trained_parameters(trainer.unet, trainer.spec),
+                [batch],
+                lambda each: trainer.losses(self.side.shard, each.draws) * each.weights.to(trainer.device),
+                clip=self.plan.config.clip,
+                draws=self.plan.config.draws,
+            ).vector
+        except Exception as error:  # noqa: BLE001 - as above
+            _LOG.error(
+                "a part of a contribution could not be computed; what fails alone is left out: %s", place_of(error)
+            )
+            return None
+
+    def _batches(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[WeightedDraws]:
+        """Micro-batches of one size, filled up with draws of weight 0, whose gradient is zero.
+
+        So neither shapes nor, within a micro-batch, time tell the size of the sample; with even answer times, the
+        number of micro-batches does not either, since no sample has more units than the cap. Draws are made for one
+        micro-batch at a time: made at once, they would need memory that grows with the sample.
+        """
+        side, draws = self.side, self.plan.config.draws
+        size = max(1, side.trainer.microbatch // draws) * draws
+        most = max(len(rows), self.plan.cap * draws if side.answer_times == "even" else 0)
+        if not len(side.shard):  # nothing to compute with
+            return
+        filler = rows[0] if rows.size else 0
+        for start in range(0, most, size):
+            own = rows[start : start + size]
+            filled = np.concatenate([own, np.full(size - len(own), filler, dtype=np.int64)])
+            weights = torch.zeros(size)
+            weights[: len(own)] = 1
+            made = training_draws(side.shard, filled, side.trainer.config, side.trainer.schedule_steps, rng)
+            yield WeightedDraws(made, weights)
 
 
 def adapter_vector(data: bytes, dimension: int) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ them is the shard and the adapter vector that a call is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,15 +51,11 @@ class Draws:
     def split(self, size: int) -> Iterator[Draws]:
         """Consecutive parts of at most ``size`` draws."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield Draws(
-                self.rows[part],
-                self.views[part],
-                self.timesteps[part],
-                self.caption_rows[part],
-                self.latent_noise[part],
-                self.noise[part],
-            )
+            yield self.at(slice(start, start + size))
+
+    def at(self, chosen: slice | torch.Tensor) -> Draws:
+        """Some of them, by place."""
+        return Draws(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
 
 def training_draws(

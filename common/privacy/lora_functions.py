@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import nn
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import Tensor
+
+    _Flat: TypeAlias = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 HALF: Final = frozenset({torch.bfloat16, torch.float16})
 
@@ -67,8 +69,8 @@ class Factors:
     for_core: Tensor | None
     for_b: Tensor | None
 
-    def flat(self) -> tuple[Tensor | None, ...]:
-        """In the order of the functions' arguments."""
+    def flat(self) -> _Flat:
+        """As the functions take them: autograd wants tensors as plain arguments."""
         return self.a, self.core, self.b, self.for_a, self.for_core, self.for_b
 
 
@@ -117,17 +119,8 @@ def _per_unit(left: Tensor, right: Tensor, rows: int, draws: int, scaling: float
 
 class _Linear(Function):
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 - autograd wants tensors as plain arguments
-        ctx: Any,  # noqa: ANN401 - autograd's context
-        x: Tensor,
-        frozen: Frozen,
-        a: Tensor,
-        core: Tensor | None,
-        b: Tensor,
-        for_a: Tensor | None,
-        for_core: Tensor | None,
-        for_b: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, *factors: *_Flat) -> Tensor:  # noqa: ANN401 - autograd's context
+        a, core, b, for_a, for_core, for_b = factors
         with _without_autocast(x):
             kind = frozen.dtype
             flat = x.reshape(-1, x.shape[-1]).to(kind)
@@ -170,17 +163,8 @@ class _Linear(Function):
 
 class _Convolution(Function):
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 - autograd wants tensors as plain arguments
-        ctx: Any,  # noqa: ANN401 - autograd's context
-        x: Tensor,
-        frozen: Frozen,
-        a: Tensor,
-        core: Tensor | None,
-        b: Tensor,
-        for_a: Tensor | None,
-        for_core: Tensor | None,
-        for_b: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, *factors: *_Flat) -> Tensor:  # noqa: ANN401 - autograd's context
+        a, core, b, for_a, for_core, for_b = factors
         with _without_autocast(x):
             kind, base = frozen.dtype, frozen.base
             z = x.to(kind)

@@ -166,13 +166,14 @@ def _channel(address: StewardAddress) -> Iterator[Any]:
         channel = grpc.insecure_channel(address.target, options)
     else:
         tls = address.tls
-        credentials = grpc.ssl_channel_credentials(_read(tls.authority), _read(tls.key), _read(tls.certificate))
+        credentials = grpc.ssl_channel_credentials(*map(read_pem, (tls.authority, tls.key, tls.certificate)))
         channel = grpc.secure_channel(address.target, credentials, options)
     with channel:
         yield channel
 
 
-def _read(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
+    """A key or certificate of the link, or StewardUnavailable."""
     try:
         return path.read_bytes()
     except OSError as error:

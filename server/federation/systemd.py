@@ -6,22 +6,14 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from common.host.systemd import (
-    WITHOUT_CAPABILITIES,
-    WITHOUT_DEVICES,
-    WITHOUT_NEW_CODE,
-    ServiceFile,
-    Setting,
-    check_places,
-    escaped,
-    path_value,
-)
+from common.host import systemd
+from common.host.systemd import ServiceFile, check_places, escaped, path_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from common.host.systemd import Installation
+    from common.host.systemd import Installation, Setting
     from server.federation.directory import FederationConfig, FederationDirectory
 
 _NAME: Final = "darkroom-coordinator"
@@ -62,17 +54,17 @@ class CoordinatorService:
         yield "WorkingDirectory", escaped(str(self.directory.root))
         yield "ReadWritePaths", path_value(self.directory.root)
         yield "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"
-        yield WITHOUT_DEVICES
-        yield WITHOUT_NEW_CODE
+        yield systemd.WITHOUT_DEVICES
+        yield systemd.WITHOUT_NEW_CODE
         if self.config.front == "nginx":
-            yield from WITHOUT_CAPABILITIES
+            yield from systemd.WITHOUT_CAPABILITIES
             yield "IPAddressDeny", "any"
             yield "IPAddressAllow", "localhost"
         elif self.config.public_port < _FIRST_FREE_PORT:
             yield "CapabilityBoundingSet", "CAP_NET_BIND_SERVICE"
             yield "AmbientCapabilities", "CAP_NET_BIND_SERVICE"
         else:
-            yield from WITHOUT_CAPABILITIES
+            yield from systemd.WITHOUT_CAPABILITIES
 
     def steps(self, *, files: Path) -> Iterator[str]:
         """Commands for root, which put the file in place; each safe to run again."""

@@ -126,14 +126,7 @@ class _WatchedSide(TrainingSide):
     kept: list[NDArray[np.float64]] = field(repr=False)
 
     def private_update(self, plan: PrivatePlan) -> PrivateUpdate:
-        return _WatchedUpdate(
-            trainer=self.trainer,
-            shard=self.shard,
-            units=self.units,
-            plan=plan,
-            answer_times=self.answer_times,
-            kept=self.kept,
-        )
+        return _WatchedUpdate(side=self, plan=plan, kept=self.kept)
 
 
 def tap_scenario(scenario: Scenario, directory: Path, cache: Path) -> str:

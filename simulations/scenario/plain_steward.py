@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from client.training.private_update import PrivateUpdate, adapter_vector, contribution_randomness
+from client.training.private_update import PrivateUpdate, TrainingSide, adapter_vector, contribution_randomness
 from client.training.trainer import Draws, training_draws
 from common.adapter.vector import gradient_vector, trained_parameters
 from common.errors import DarkroomError, PrivacyError, ProtocolError
@@ -128,7 +128,8 @@ class Steward:
         self.trainer.set_adapter(vector)
         units = tuple((row,) for row in range(len(self.train))) if self.units is None else self.units
         try:
-            update = PrivateUpdate(trainer=self.trainer, shard=self.train, units=units, plan=plan)
+            side = TrainingSide(name=self.name, trainer=self.trainer, shard=self.train, units=units)
+            update = PrivateUpdate(side=side, plan=plan)
             stream = f"{self.name}/{request.round}/{request.attempt}"
             values = update.share(contribution_randomness(plan, stream, seed=self.config.seed)).ring()
         except PrivacyError as error:

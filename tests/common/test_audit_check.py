@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.audit_log import COORDINATOR_HEAD, HEADS, AuditLog, LogCheck, check_log, witnessed_heads
+from common.audit_log import COORDINATOR_HEAD, HEADS, AuditLog, check_log, witnessed_heads
 from common.crypto.primitives import Identity, Secret
 from common.errors import AuditLogError, ConfigError
 
@@ -32,9 +32,9 @@ def two_logs(folder: Path, *, rounds: int = 3) -> tuple[Path, Path]:
 
 def test_both_sides_confirm_each_other(tmp_path: Path) -> None:
     ours, theirs = two_logs(tmp_path)
-    assert "6 entries" in check_log(LogCheck(path=ours, key=SITE.public.hex()))
-    assert "3 heads" in check_log(LogCheck(path=ours, key=SITE.public.hex(), witness=theirs, place=4))
-    assert "3 heads" in check_log(LogCheck(path=theirs, key=COORDINATOR.public.hex(), witness=ours))
+    assert "6 entries" in check_log(ours, SITE.public.hex())
+    assert "3 heads" in check_log(ours, SITE.public.hex(), witness=theirs, place=4)
+    assert "3 heads" in check_log(theirs, COORDINATOR.public.hex(), witness=ours)
     assert len(list(witnessed_heads(theirs, place=2))) == 3
 
 
@@ -44,24 +44,24 @@ def test_history_that_was_made_anew_is_found_out_by_what_the_other_side_holds(tm
     again = AuditLog(path=ours, identity=SITE)
     for number in range(6):
         again.append("charged", {"round": number})
-    assert "6 entries" in check_log(LogCheck(path=ours, key=SITE.public.hex()))
+    assert "6 entries" in check_log(ours, SITE.public.hex())
     with pytest.raises(AuditLogError, match="rewritten"):
-        check_log(LogCheck(path=ours, key=SITE.public.hex(), witness=theirs, place=4))
+        check_log(ours, SITE.public.hex(), witness=theirs, place=4)
 
 
 def test_a_witness_of_somebody_else_proves_nothing(tmp_path: Path) -> None:
     ours, theirs = two_logs(tmp_path)
     with pytest.raises(AuditLogError, match="no head"):
-        check_log(LogCheck(path=ours, key=SITE.public.hex(), witness=theirs, place=9))
+        check_log(ours, SITE.public.hex(), witness=theirs, place=9)
     theirs.write_bytes(b'{"kind": 1}\n')
     with pytest.raises(AuditLogError, match="entry 0"):
-        check_log(LogCheck(path=ours, key=SITE.public.hex(), witness=theirs, place=4))
+        check_log(ours, SITE.public.hex(), witness=theirs, place=4)
 
 
 @pytest.mark.parametrize("key", ["", "ab", "zz" * 32, "ab" * 33])
 def test_a_key_that_is_none_is_named(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
-        check_log(LogCheck(path=tmp_path / "a", key=key))
+        check_log(tmp_path / "a", key)
 
 
 @pytest.mark.parametrize("module", ["client.cli", "server.cli"])
@@ -83,6 +83,6 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, module:
 
 def test_an_empty_log_is_nobodys(tmp_path: Path) -> None:
     (tmp_path / "audit.log").touch()
-    said = check_log(LogCheck(path=tmp_path / "audit.log", key="ab" * 32))
+    said = check_log(tmp_path / "audit.log", "ab" * 32)
     assert "no entry yet" in said
     assert "signed" not in said

@@ -185,7 +185,7 @@ def work_out(lab: Laboratory, planted: Planted) -> Truth:
         site = open_site(lab.sites[name].root / "site.toml")
         log = AuditLog(path=site.config.audit_log, identity=site.identity)
         vault = VaultRecords(config=site.config.vault, collection=site.config.collection, audit=log)
-        room = LoadedBase.of_site(site.config, vault)
+        room = LoadedBase(site=site.config, records=vault)
         sides.append(room.prepare(manifest))
         for part in (sides[-1].shard.mean, sides[-1].shard.std, sides[-1].shard.captions.embeddings):
             for row in part.numpy():

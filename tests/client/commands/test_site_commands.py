@@ -261,8 +261,8 @@ def test_init_takes_one_key(tmp_path: Path) -> None:
 def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(sites: VaultSites, tmp_path: Path) -> None:
     base = open_base(write_tiny_base(tmp_path / "base", Family.SD1))
     with pytest.raises(NotEnoughMemory, match="MiB"):
-        check_memory(base, device="cpu", limit=100 * MIB)
-    assert check_memory(base, device="cpu", limit=None).wanted > 512 * MIB
+        check_memory(base, device="cpu", limit_mib=100)
+    assert check_memory(base, device="cpu", limit_mib=None).wanted > 512 * MIB
 
     class Untouched:
         def count_units(self, *_: object) -> int:
@@ -271,7 +271,9 @@ def test_a_base_that_does_not_fit_is_refused_before_it_or_a_picture_is_read(site
         def encoded(self, *_: object, **__: object) -> Any:
             raise AssertionError("pictures were read")
 
-    room = LoadedBase(name="a", directory=base.directory, device="cpu", limit=100 * MIB, records=Untouched())
+    own = read_site(sites.root / SITE / "site.toml")
+    small = msgspec.structs.replace(own, base=base.directory, device="cpu", memory_limit_mib=100)
+    room = LoadedBase(site=small, records=Untouched())
 
     asked = msgspec.structs.replace(open_manifest(sites.signed)[0], base_digest=base.digest)
     with pytest.raises(NotEnoughMemory):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from client.governance import ledger_store
-from client.governance.ledger import Account, Budget, Event, Ledger, Spent
+from client.governance.ledger import Account, Budget, BudgetAccountant, Event, Ledger, Spent
 from client.vault.database import scalar, transaction
 from common.errors import (
     AlreadyCharged,
@@ -39,7 +39,7 @@ RUN = "ab" * 32
 EVENT = Event(relation="add_remove_one", noise_multiplier=10.0, sampling_rate=1.0)
 
 
-class Zcdp:
+class Zcdp(BudgetAccountant):
     """Concentrated DP: exact composition of Gaussian mechanisms without sampling (Bun & Steinke 2016)."""
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
@@ -270,7 +270,7 @@ def test_events_out_of_range_are_refused(ledger: Ledger, event: dict[str, Any]) 
 
 @pytest.mark.parametrize("answer", [math.nan, -1.0, "raise"])
 def test_nothing_is_charged_on_an_accountant_that_fails(tmp_path: Path, answer: Any) -> None:
-    class Broken:
+    class Broken(BudgetAccountant):
         def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
             if answer == "raise":
                 raise ConfigError(f"unknown event {events} {delta}")
@@ -466,11 +466,11 @@ CHILD = """
     from pathlib import Path
     sys.path.insert(0, {root!r})
     from client.governance import ledger_store
-    from client.governance.ledger import Account, Budget, Event, Ledger
+    from client.governance.ledger import Account, Budget, BudgetAccountant, Event, Ledger
     from common.errors import BudgetExceeded
     from common.secagg.messages import Step
 
-    class Zcdp:
+    class Zcdp(BudgetAccountant):
         def epsilon(self, events, *, delta):
             rho = sum(event.count / (2 * event.noise_multiplier**2) for event in events)
             return rho + 2 * math.sqrt(rho * math.log(1 / delta))

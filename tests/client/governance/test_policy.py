@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from client.governance.ledger import Event
+from client.governance.ledger import BudgetAccountant, Event
 from client.governance.policy import (
     ANY_INSTITUTION,
     PrivacyLimits,
@@ -50,7 +50,7 @@ units = ["subject"]
 """
 
 
-class Simple:
+class Simple(BudgetAccountant):
     """ε = √(Σ count) · rate / noise, ∞ beyond δ: an accountant whose answers a test can work out."""
 
     def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
@@ -176,7 +176,7 @@ def test_the_limit_itself_is_allowed(epsilon: float) -> None:
 
 
 def test_an_epsilon_that_is_not_a_number_is_refused() -> None:
-    class Broken:
+    class Broken(BudgetAccountant):
         def epsilon(self, events: Sequence[Event], *, delta: float) -> float:
             del events, delta
             return math.nan

@@ -445,7 +445,7 @@ def test_with_equal_seeds_the_masked_sum_is_the_sum_of_the_shares(ward: Site, tm
     plan = private_plan(ring.manifest.config)
     assert plan is not None
     side = ring.prepare(ring.manifest)
-    update = PrivateUpdate(trainer=side.trainer, shard=side.shard, units=side.units, plan=plan)
+    update = PrivateUpdate(side=side, plan=plan)
     expected = np.zeros(ring.trainer.spec.dimension, dtype=np.uint32)
     for _ in range(3):
         randomness = repeatable_randomness("ward/1/0", seed=ring.manifest.config.seed, acknowledge=REPEATABLE_WORDS)

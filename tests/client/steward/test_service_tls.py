@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client.steward.service import StewardService, TcpListener, serve
+from client.site.settings import TcpConfig
+from client.steward.service import StewardService, serve
 from client.steward.socket import SocketPlace, held
 from common.errors import StewardUnavailable
 from common.wire.steward_link import ClientCertificate, StewardAddress, StewardLink
@@ -99,13 +100,9 @@ def door(tmp_path: Path) -> Iterator[Door]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    listener = TcpListener(
-        address=f"127.0.0.1:{port}",
-        certificate=certificate.read_bytes(),
-        key=key.read_bytes(),
-        client_authority=(tmp_path / "site.crt").read_bytes(),
+    listener = TcpConfig(
+        address=f"127.0.0.1:{port}", certificate=certificate, key=key, client_authority=tmp_path / "site.crt"
     )
-    assert "PRIVATE" not in repr(listener)
     service = StewardService(steward=steward, token=TOKEN, turned_away=Noted().note)
     place = SocketPlace(path=tmp_path / "run" / "s.sock")
     with held(place):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 import torch
 
+from client.site.settings import SiteConfig, VaultConfig
 from client.training.latents import EncodingPlan
 from client.training.loaded_base import EncodedRecords, LoadedBase
 from client.training.trainer import Trainer
@@ -22,8 +24,6 @@ from tests.client.sites import Site, write_folder
 from tests.tiny_base import write_tiny_base
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from common.adapter.model import BaseModel
     from common.manifest.manifest import Manifest
     from common.privacy.statements import Unit
@@ -48,6 +48,16 @@ class Records:
         return EncodedRecords(shard=self.site.shard, units=units)
 
 
+def site_of(base: BaseModel) -> SiteConfig:
+    return SiteConfig(
+        name="ward",
+        collection="ward/subject",
+        base=base.directory,
+        device="cpu",
+        vault=VaultConfig(key_file=Path("vault.key")),
+    )
+
+
 @pytest.fixture(scope="module")
 def ward(tmp_path_factory: pytest.TempPathFactory) -> Site:
     root = tmp_path_factory.mktemp("room")
@@ -59,7 +69,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 def test_two_manifests_of_one_number_get_each_their_own_units(ward: Site, tmp_path: Path) -> None:
     records = Records(ward)
-    room = LoadedBase(name="ward", directory=ward.base.directory, device="cpu", limit=None, records=records)
+    room = LoadedBase(site=site_of(ward.base), records=records)
     images = make_ring(ward, tmp_path).manifest
     assert images.privacy is not None
     subjects = msgspec.structs.replace(images, privacy=msgspec.structs.replace(images.privacy, unit="subject"))
@@ -75,7 +85,7 @@ def test_a_room_asks_its_device_before_a_run(ward: Site, tmp_path: Path, monkeyp
     manifest, losses, calls = make_ring(ward, tmp_path).manifest, Trainer.losses, itertools.count()
 
     def room() -> LoadedBase:
-        return LoadedBase(name="ward", directory=ward.base.directory, device="cpu", limit=None, records=Records(ward))
+        return LoadedBase(site=site_of(ward.base), records=Records(ward))
 
     assert room().prepare(manifest).trainer.microbatch == 32
     monkeypatch.setattr(Trainer, "losses", lambda *given: losses(*given) * (1 + 1e-6 * torch.arange(len(given[2]))))

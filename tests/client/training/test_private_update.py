@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.training import private_update
-from client.training.private_update import PrivateUpdate
+from client.training.private_update import PrivateUpdate, TrainingSide
 from client.training.trainer import Draws, Trainer, training_draws
 from common.adapter.vector import initial_vector
 from common.crypto.randomness import REPEATABLE_WORDS, repeatable_randomness
@@ -177,11 +177,12 @@ def test_a_site_with_more_units_than_the_run_counts_on_takes_no_part(site: Site)
     one = steward(site, largest_site=5)
     assert decode_reply(one.answer(encode(request_of(one.trainer)))) == Refusal(code=RefusalCode.NOT_ALLOWED)
     with pytest.raises(AccountingError, match="largest_site"):
-        PrivateUpdate(trainer=one.trainer, shard=one.train, units=IMAGES, plan=plan_of(one))
+        update_of(one)
 
 
 def update_of(one: Steward, units: tuple[tuple[int, ...], ...] = IMAGES, **changes: Any) -> PrivateUpdate:
-    return PrivateUpdate(trainer=one.trainer, shard=one.train, units=units, plan=plan_of(one), **changes)
+    side = TrainingSide(name=one.name, trainer=one.trainer, shard=one.train, units=units, **changes)
+    return PrivateUpdate(side=side, plan=plan_of(one))
 
 
 def rows_of(*units: int) -> Any:
