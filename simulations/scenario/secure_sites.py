@@ -60,7 +60,7 @@ class SimulatedFederation:
     trainer: Trainer = field(repr=False)
     store: InstitutionStore = field(repr=False)
     directory: Path
-    watch: Callable[[TrainingSide], TrainingSide] = field(repr=False)
+    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
     """Puts something between an institution and its pictures, to be looked at after a simulation."""
     _stewards: dict[int, SecureSteward] = field(default_factory=dict, init=False, repr=False)
 
