@@ -39,10 +39,10 @@ class InstitutionRows(msgspec.Struct, frozen=True, kw_only=True):
     subjects: tuple[int, ...] | None = None
     """Number of each training row's subject, where subjects are the privacy units."""
 
-    def units(self) -> tuple[tuple[int, ...], ...] | None:
-        """Places in ``train`` of each subject's pictures; None where each picture is a privacy unit."""
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Places in ``train`` of each privacy unit's pictures: a subject's, or each picture alone."""
         if self.subjects is None:
-            return None
+            return tuple((place,) for place in range(len(self.train)))
         found: dict[int, list[int]] = {}
         for place, subject in enumerate(self.subjects):
             found.setdefault(subject, []).append(place)

@@ -148,7 +148,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     return Outcome(
         trial=trial,
         noise_multiplier=0.0 if plan is None else plan.noise_multiplier,
-        units=sum(len(rows.units() or rows.train) for rows in chosen.institutions),
+        units=sum(len(rows.units()) for rows in chosen.institutions),
         trained=trainer.spec.dimension,
         base_loss=before,
         loss=mean_loss(trainer, store, config.evaluation.draws),
