@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from client.vault.database import Fault, connect, created, damage, fault_of, marks, scalar
+from client.vault.database import Fault, connect, created, damage, fault_of, marks, scalar, snapshot
 from common.crypto.primitives import Label, digest
 from common.errors import LedgerCorrupt, LedgerError, LedgerUnavailable
 
@@ -106,12 +106,17 @@ def rows_in(path: Path) -> list[Row]:
 
 
 def read_rows(store: sqlite3.Connection) -> list[Row]:
-    """Every row in order, checked against the chain.
+    """Every row in order, checked against the chain; of one moment, or a charge meanwhile would look like rows lost.
 
     Raises:
         LedgerCorrupt: A row was changed, removed or added by something else than :func:`append_row`.
 
     """
+    with contextlib.nullcontext() if store.in_transaction else snapshot(store):
+        return _checked_rows(store)
+
+
+def _checked_rows(store: sqlite3.Connection) -> list[Row]:
     rows, chain = [], b""
     for number, *fields, stored in store.execute(f"SELECT id, {_COLUMNS}, chain FROM contributions ORDER BY id"):  # noqa: S608 - our own column names
         row = Row(*fields)

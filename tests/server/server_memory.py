@@ -31,7 +31,6 @@ from common.wire.messages import (
 )
 from server.rounds.transport import GridTransport
 from server.run.coordinator import Coordinator
-from tests.server.rounds import test_secagg_session
 from tests.server.rounds.test_secagg_session import Ring, _unmasked, make_ring
 from tests.server.toy import ToySpec
 
@@ -83,10 +82,10 @@ class SiteGrid:
 
 def main(sites: int, dimension: int) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    test_secagg_session.SPEC = spec = ToySpec(dimension=dimension)
+    spec = ToySpec(dimension=dimension)
     wide = {"population": 200 * sites, "largest_site": 200, "delta": 1e-6, "sampling_rate": 0.05, "clip": 1.0}
     with tempfile.TemporaryDirectory() as folder:
-        ring = make_ring(Path(folder), sites, minimum=sites, rounds=1, attempts=1, **wide)
+        ring = make_ring(Path(folder), sites, minimum=sites, rounds=1, attempts=1, spec=spec, **wide)
         for site in ring.sites:
             site.lies = {ShareSessionKeys: lambda _: SessionReady(), ContributeMasked: _unmasked(site)}
         coordinator = Coordinator(

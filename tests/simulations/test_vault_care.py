@@ -16,7 +16,7 @@ from client.operations import compose
 from client.operations.care import BooksCheck, Retention
 from client.operations.status import site_status
 from client.site.open_site import link_to_steward
-from client.site.vault_access import open_vault
+from client.site.vault_access import open_noted, open_vault
 from client.training import vault_latents
 from client.training.vault_latents import VaultRecords
 from client.vault.errors import UnknownSubject, VaultRolledBack
@@ -204,9 +204,9 @@ def test_expiry_is_looked_at_once_a_day_and_again_if_it_fails(
         opened.append(1)
         if len(opened) == 1:
             raise VaultError("busy")
-        return open_vault(*given, **named)
+        return open_noted(*given, **named)
 
-    monkeypatch.setattr("client.operations.care.open_vault", counting)
+    monkeypatch.setattr("client.operations.care.open_noted", counting)
     retention.look()
     assert (opened, forgot, kinds(sites)) == ([], [], [])
     day[0] += timedelta(days=2)

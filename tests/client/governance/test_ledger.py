@@ -387,6 +387,20 @@ def test_a_changed_or_lost_row_is_found(ledger: Ledger, damage: str) -> None:
             action()
 
 
+def test_a_charge_while_others_read_is_not_a_row_that_was_lost(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    charge(ledger, (0, 0))
+    read = ledger_store.scalar
+
+    def charged_meanwhile(store: sqlite3.Connection, query: str) -> object:
+        monkeypatch.setattr(ledger_store, "scalar", read)
+        charge(ledger, (1, 0))
+        return read(store, query)
+
+    monkeypatch.setattr(ledger_store, "scalar", charged_meanwhile)
+    assert len(ledger_store.rows_in(ledger.path)) == 1
+    assert len(ledger_store.rows_in(ledger.path)) == 2
+
+
 def test_a_full_disk_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ledger_store.connect
 
