@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -20,7 +19,7 @@ from simulations.scenario.scenario import load_scenario
 from simulations.sweep.trial import Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 app = typer.Typer(help="Darkroom on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -89,10 +88,12 @@ def compare(
     directory = runs / f"{loaded.name}-compare"
     _check_is_directory(directory)
     with _alone(directory), last_words(lambda: f"stopped; what was trained is kept in {directory}; {_same_command()}"):
-        from simulations.experiments.compare import ComparisonPlan, compare_scenario  # noqa: PLC0415 - as above
+        import torch  # noqa: PLC0415 - takes seconds to load
 
-        plan = ComparisonPlan(scenario=loaded, directory=directory, cache=cache, threads=threads)
-        typer.echo(compare_scenario(plan, _warn))
+        from simulations.experiments.compare import compare_scenario  # noqa: PLC0415 - as above
+
+        torch.set_num_threads(threads)
+        typer.echo(compare_scenario(loaded, directory, cache, _warn))
 
 
 @app.command()
@@ -246,13 +247,11 @@ def pilot(
     typer.echo("\nLook at:\n" + "\n".join(f"  {what:9} {path}" for what, path in look))
 
 
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _alone(directory: Path) -> AbstractContextManager[int]:
     """Keep a second command out: until the first round the directory looks free, and ``--again`` would remove it."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     busy = ConfigError(f"{directory}: another darkroom-sim works in it; wait for it, end it, or use another directory")
-    with locked(directory.parent / f".{directory.name}.lock", wait_s=0, busy=busy):
-        yield
+    return locked(directory.parent / f".{directory.name}.lock", wait_s=0, busy=busy)
 
 
 def _remove(directory: Path) -> None:

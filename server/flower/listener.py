@@ -115,7 +115,7 @@ class Guard:
     async def _answer(self, scope: Event, receive: Receive, send: Send) -> int:
         if not is_allowed(scope["method"], scope.get("raw_path") or b""):
             return await _refuse(send, 404)
-        headers = _passed(scope["headers"])
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
         body = _Body(receive, length=_length(scope["headers"]), most=self._maximum_body)
         if body.is_too_large:
             return await _refuse(send, 413)
@@ -201,21 +201,13 @@ def is_allowed(method: str, raw_path: bytes) -> bool:
     return any(method == passed and pattern.fullmatch(raw_path) is not None for passed, pattern in _PASSED)
 
 
-def _passed(headers: Headers) -> Headers:
-    return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
-
-
 async def _relay(response: httpx.Response, send: Send) -> None:
     dropped = _HOP_BY_HOP | {b"date"}  # the listener's own is there already, and a clock is read from it
     headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in dropped]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    async for piece in _pieces(response):
+    async for piece in response.aiter_raw():  # as it came: its content-encoding header is passed on, too
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    return response.aiter_raw()  # as it came: its content-encoding header is passed on, too
 
 
 async def _refuse(send: Send, status: int) -> int:

@@ -115,14 +115,11 @@ def number_by_key(database: Path, node_key: str) -> str:
         ProvisioningError: The table cannot be read.
 
     """
+    uri = f"{database.resolve().as_uri()}?mode=ro"
     try:
-        with contextlib.closing(_open(database)) as connection:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as connection:
             rows = connection.execute("SELECT node_id FROM node WHERE public_key = ?", (node_key_pem(node_key),))
             found = rows.fetchone()
     except sqlite3.Error as error:
         raise ProvisioningError(f"{database}: the SuperLink's table of nodes cannot be read ({error})") from error
     return "" if found is None else str(int(found[0]) % (1 << _BITS))  # SQLite holds Flower's number as a signed one
-
-
-def _open(database: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)

@@ -16,7 +16,7 @@ import msgspec
 
 from common.adapter.kohya import kohya_bytes
 from common.adapter.spec import vector_digest
-from common.audit_log import HEADS, Entry, verify_log
+from common.audit_log import HEADS, read_entries, verify_log
 from common.durable_files import sync_tree
 from common.manifest.manifest import open_manifest
 from common.privacy.run_plan import private_plan
@@ -174,10 +174,7 @@ def _read_log(path: Path) -> tuple[tuple[LogHead, ...], int]:
     """Every institution's last head in a log that was verified, and how many requests it holds."""
     heads: dict[int, str] = {}
     requested = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        entry = msgspec.json.decode(line, type=Entry)
+    for entry in read_entries(path):
         requested += entry.kind == "requested"
         told = entry.details.get(HEADS)
         for each in told.split(",") if isinstance(told, str) and told else ():

@@ -50,7 +50,14 @@ class PartialSum:
         """Raise ProtocolError for another kind, length or weight, or for values that are not finite."""
         if not isinstance(reply, PlainContribution):
             raise ProtocolError("wanted a plain contribution, got a noised one")
-        _check_plain(reply, len(self.vector))
+        if len(reply.vector) != 4 * len(self.vector):
+            raise ProtocolError(f"contribution of {len(reply.vector)} bytes; wanted {len(self.vector)} float32 values")
+        if not (math.isfinite(reply.weight) and reply.weight > 0.0):
+            raise ProtocolError(f"contribution of weight {reply.weight}; wanted a positive, finite one")
+        largest = float(np.abs(np.frombuffer(reply.vector, dtype="<f4")).max(initial=0.0))
+        # also false for NaN; the bound keeps one institution's tiny weight from making the mean infinite
+        if not largest <= _LARGEST * min(reply.weight, 1.0):
+            raise ProtocolError("contribution with values that are not finite, by themselves or per weight")
 
     def plus(self, answer: Contribution | None) -> PartialSum:
         """The sum over one participant more; None stands for one that failed."""
@@ -125,14 +132,3 @@ class RingSum:
 
 RoundSum: TypeAlias = PartialSum | RingSum
 """The sum over the first ``settled`` participants in their order, failed ones included; immutable."""
-
-
-def _check_plain(reply: PlainContribution, dimension: int) -> None:
-    if len(reply.vector) != 4 * dimension:
-        raise ProtocolError(f"contribution of {len(reply.vector)} bytes; wanted {dimension} float32 values")
-    if not (math.isfinite(reply.weight) and reply.weight > 0.0):
-        raise ProtocolError(f"contribution of weight {reply.weight}; wanted a positive, finite one")
-    largest = float(np.abs(np.frombuffer(reply.vector, dtype="<f4")).max(initial=0.0))
-    # also false for NaN; the bound keeps one institution's tiny weight from making the mean infinite
-    if not largest <= _LARGEST * min(reply.weight, 1.0):
-        raise ProtocolError("contribution with values that are not finite, by themselves or per weight")

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from simulations.base.progress import Stage, cosine_rate, run_stage, set_rate
+from simulations.base.progress import Stage, cosine_rate, descend, run_stage, set_rate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ def train_autoencoder(pool: NDArray[np.uint8], work: Path, steps: int, decoder_s
         posterior = vae.encode(pixels).latent_dist
         torch.manual_seed(index)
         loss = reconstruction_loss(vae.decode(posterior.sample()).sample, pixels) + KL_WEIGHT * posterior.kl().mean()
-        return _descend(loss, vae, optimizer)
+        return descend(loss, vae, optimizer)
 
     run_stage(Stage("autoencoder", steps, {"vae": vae}, optimizer, work / "vae.pt"), step)
     _refine_decoder(vae, pool, work, decoder_steps)
@@ -97,17 +97,9 @@ def _refine_decoder(vae: AutoencoderKL, pool: NDArray[np.uint8], work: Path, ste
         pixels = _batch(pool, 1_000_000 + index)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mode()
-        return _descend(reconstruction_loss(vae.decode(latents).sample, pixels), decoder, optimizer)
+        return descend(reconstruction_loss(vae.decode(latents).sample, pixels), decoder, optimizer)
 
     run_stage(Stage("decoder", steps, {"vae": vae}, optimizer, work / "vae_decoder.pt"), step)
-
-
-def _descend(loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.detach())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 
 from simulations.base.autoencoder import encode_mean
 from simulations.base.concepts import ICON_CAPTIONS, captions_for
-from simulations.base.progress import Stage, cosine_rate, run_stage, set_rate
+from simulations.base.progress import Stage, cosine_rate, descend, run_stage, set_rate
 from simulations.base.text import MAX_TOKENS, new_text_encoder
 
 if TYPE_CHECKING:
@@ -121,13 +121,9 @@ def train_denoiser(
     def step(index: int) -> float:
         rate = cosine_rate(PEAK_RATE, index, steps)
         set_rate(optimizer, rate, TEXT_RATE * rate)
-        loss = _denoising_loss(model, _draw(lesson, index, empty), alpha_bar)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        loss = descend(_denoising_loss(model, _draw(lesson, index, empty), alpha_bar), model, optimizer)
         update_average(average, model, index)
-        return float(loss.detach())
+        return loss
 
     modules: dict[str, nn.Module] = {"model": model, "average": average}
     run_stage(Stage("denoiser", steps, modules, optimizer, work / "denoiser.pt"), step)

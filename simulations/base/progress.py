@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from torch import nn
 
 SAVE_EVERY: Final = 200
 """Steps between checkpoints."""
@@ -67,6 +66,15 @@ def cosine_rate(peak: float, step: int, steps: int, warmup: int = 100) -> float:
         return peak * (step + 1) / warmup
     share = (step - warmup) / max(1, steps - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share)))))
+
+
+def descend(loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """One step down the loss, with the gradient clipped to norm 1; the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, *rates: float) -> None:

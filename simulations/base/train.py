@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import make_image_grid
 from PIL import Image
 
 from simulations.base.autoencoder import psnr, train_autoencoder
@@ -110,23 +111,19 @@ def write_model(pipeline: StableDiffusionPipeline, out: Path) -> None:
     partial.rename(out)
 
 
-def contact_sheet(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...] = SAMPLE_PROMPTS) -> Image.Image:
+def contact_sheet(pipeline: StableDiffusionPipeline) -> Image.Image:
     """Eight pictures a row, twice their size, one per prompt, fixed seed."""
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
-        list(prompts),
+        list(SAMPLE_PROMPTS),
         num_inference_steps=30,
         guidance_scale=3.0,
         height=48,
         width=48,
-        generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
+        generator=[torch.Generator().manual_seed(i) for i in range(len(SAMPLE_PROMPTS))],
     ).images
-    columns, edge = 8, 96
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * edge, rows * edge), "white")
-    for index, picture in enumerate(pictures):
-        place = (index % columns * edge, index // columns * edge)
-        sheet.paste(picture.resize((edge, edge), Image.Resampling.LANCZOS), place)
+    shown = [picture.resize((96, 96), Image.Resampling.LANCZOS) for picture in pictures]
+    sheet: Image.Image = make_image_grid(shown, rows=len(shown) // 8, cols=8)
     return sheet
 
 

@@ -8,7 +8,6 @@ is less disturbed by other programs.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import random
@@ -82,7 +81,7 @@ def measure(setting: Setting, *, rounds: int, steps: Sequence[str] = DEFAULT_STE
     results = {name: _result(name, times, peaks) for name in times}
     results |= {name: Result(failure=text) for name, text in failures.items()}
     return {
-        "setting": asdict(setting) | {"adapter": json.loads(_as_json(setting.adapter))},
+        "setting": msgspec.to_builtins(setting),
         "coordinates": sum(parameter.numel() for parameter in subject.parameters),
         "rounds": rounds,
         "memory_method": METHOD[torch.device(setting.device).type],
@@ -175,10 +174,6 @@ def _result(name: str, times: dict[str, list[tuple[float, float]]], peaks: dict[
 def _figure(values: np.ndarray[Any, np.dtype[np.float64]]) -> Figure:
     low, median, high = (round(float(value), 4) for value in np.quantile(values, [0.25, 0.5, 0.75]))
     return Figure(median=median, low=low, high=high)
-
-
-def _as_json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def machine() -> dict[str, Any]:

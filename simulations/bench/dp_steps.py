@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
@@ -51,48 +52,29 @@ def ours(subject: Subject, draws: int) -> Iterator[Step]:
     yield step
 
 
-@contextmanager
-def opacus_hooks(subject: Subject, draws: int) -> Iterator[Step]:
-    """Opacus's GradSampleModule."""
-    wrapped = _quietly(GradSampleModule, subject, loss_reduction="sum")
+def _per_sample(wrapper: Any) -> Contestant:  # noqa: ANN401 - Opacus's wrapper classes
+    """Opacus with per-row gradients, which its optimiser would clip."""
 
-    def step() -> Tensor:
-        (subject.losses(subject.rows, wrapped).sum() / draws).backward()  # type: ignore[no-untyped-call]
-        return _clip_samples(subject, draws)
+    @contextmanager
+    def contestant(subject: Subject, draws: int) -> Iterator[Step]:
+        wrapped = _quietly(wrapper, subject, loss_reduction="sum")
 
-    yield step
-    _unwrap(wrapped)
+        def step() -> Tensor:
+            (subject.losses(subject.rows, wrapped).sum() / draws).backward()  # type: ignore[no-untyped-call]
+            return _clip_samples(subject, draws)
 
-
-@contextmanager
-def opacus_expanded(subject: Subject, draws: int) -> Iterator[Step]:
-    """Opacus on torch's expanded weights."""
-    wrapped = _quietly(GradSampleModuleExpandedWeights, subject, loss_reduction="sum")
-
-    def step() -> Tensor:
-        (subject.losses(subject.rows, wrapped).sum() / draws).backward()  # type: ignore[no-untyped-call]
-        return _clip_samples(subject, draws)
-
-    yield step
-    _unwrap(wrapped)
-
-
-@contextmanager
-def opacus_fast(subject: Subject, draws: int) -> Iterator[Step]:
-    """Opacus's fast gradient clipping: norms in one backward pass, the clipped sum in a second."""
-    with _two_passes(subject, draws, ghost=False) as step:
         yield step
+        _unwrap(wrapped)
 
-
-@contextmanager
-def opacus_ghost(subject: Subject, draws: int) -> Iterator[Step]:
-    """The same with ghost norms, which need no per-unit gradients."""
-    with _two_passes(subject, draws, ghost=True) as step:
-        yield step
+    return contestant
 
 
 @contextmanager
 def _two_passes(subject: Subject, draws: int, *, ghost: bool) -> Iterator[Step]:
+    """Opacus's fast gradient clipping: norms in one backward pass, the clipped sum in a second.
+
+    Ghost norms need no per-unit gradients.
+    """
     if draws != 1:
         raise NotImplementedError("the mean over draws would have to be clipped, which needs per-unit gradients")
     wrapped: Any = _quietly(
@@ -160,8 +142,8 @@ def _clip_samples(subject: Subject, draws: int) -> Tensor:
 STEPS: Final[dict[str, Contestant]] = {
     "plain": plain,
     "ours": ours,
-    "opacus_hooks": opacus_hooks,
-    "opacus_expanded": opacus_expanded,
-    "opacus_fast_gradient": opacus_fast,
-    "opacus_ghost": opacus_ghost,
+    "opacus_hooks": _per_sample(GradSampleModule),
+    "opacus_expanded": _per_sample(GradSampleModuleExpandedWeights),
+    "opacus_fast_gradient": partial(_two_passes, ghost=False),
+    "opacus_ghost": partial(_two_passes, ghost=True),
 }

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from common.audit_log import Entry
+from common.audit_log import read_entries
 from server.run.directory import read_metrics
 from simulations.bench.process_watch import ProcessWatch
 from simulations.bench.stub_federation import StubFederation, stub_config
@@ -116,8 +116,7 @@ def _split(stubs: StubFederation, watch: ProcessWatch, rows: list[dict[str, Any]
 def attempt_times(log: Path) -> list[tuple[float, float | None]]:
     """When each attempt was asked for and when it ended; one that a crash broke off has no end."""
     attempts: list[tuple[float, float | None]] = []
-    for line in log.read_bytes().splitlines():
-        entry = msgspec.json.decode(line, type=Entry)
+    for entry in read_entries(log):
         time = dt.datetime.fromisoformat(entry.time).timestamp()
         if entry.kind == "requested":
             attempts.append((time, None))

@@ -28,7 +28,6 @@ _MEMORY_LOOKS: Final = 20
 class Sighting:
     """A process that was seen."""
 
-    pid: int
     program: str
     started: float
     """Seconds of the system's clock, to a hundredth."""
@@ -44,8 +43,6 @@ class ProcessWatch:
 
     peak: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     share: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Most processes at once."""
     seen: dict[int, Sighting] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -73,19 +70,15 @@ class ProcessWatch:
                 line = process.cmdline()[:3]
                 program = next((PROGRAMS[name] for part in line if (name := Path(part).name) in PROGRAMS), None)
                 if program is not None:
-                    started = process.create_time()
-                    self.seen[process.pid] = Sighting(pid=process.pid, program=program, started=started)
+                    self.seen[process.pid] = Sighting(program=program, started=process.create_time())
         return self.seen.get(process.pid)
 
     def _weigh(self, living: list[tuple[psutil.Process, Sighting]]) -> None:
         share: dict[str, int] = defaultdict(int)
-        count: dict[str, int] = defaultdict(int)
         for process, each in living:
             with contextlib.suppress(psutil.Error):
                 sizes = process.memory_full_info()
                 self.peak[each.program] = max(self.peak[each.program], sizes.rss)
                 share[each.program] += sizes.pss
-                count[each.program] += 1
         for program, sum_of_all in share.items():
             self.share[program] = max(self.share[program], sum_of_all)
-            self.count[program] = max(self.count[program], count[program])

@@ -248,16 +248,6 @@ def _timed(repetitions: int, action: Callable[[], T]) -> tuple[float, T]:
     return min(times), result
 
 
-def run(*, cohorts: Sequence[int], dimensions: Sequence[int], bits: int, repetitions: int, flower_masks: int) -> Report:
-    """Time every combination."""
-    costs = tuple(
-        measure(institutions=n, dimension=d, bits=bits, repetitions=repetitions, flower_masks=flower_masks)
-        for d in dimensions
-        for n in cohorts
-    )
-    return Report(machine=platform.machine(), cores=os.cpu_count() or 0, repetitions=repetitions, costs=costs)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, run, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -268,13 +258,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--flower-masks", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file; printed if absent")
     chosen = parser.parse_args(arguments)
-    report = run(
-        cohorts=chosen.cohorts,
-        dimensions=chosen.dimensions,
-        bits=chosen.bits,
-        repetitions=chosen.repetitions,
-        flower_masks=chosen.flower_masks,
+    repetitions, masks = chosen.repetitions, chosen.flower_masks
+    costs = tuple(
+        measure(institutions=n, dimension=d, bits=chosen.bits, repetitions=repetitions, flower_masks=masks)
+        for d in chosen.dimensions
+        for n in chosen.cohorts
     )
+    report = Report(machine=platform.machine(), cores=os.cpu_count() or 0, repetitions=repetitions, costs=costs)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if chosen.output is None:
         print(text.decode())  # noqa: T201 - the command's result

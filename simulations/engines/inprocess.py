@@ -69,7 +69,6 @@ class InProcessGrid(Grid):
         # a Message takes its sender from here, as in each of Flower's own processes
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _COORDINATOR
         self._client_app = client_app
-        self._count = count
         self._faults = faults or (lambda _institution, _index: None)
         self._contexts = {i + _FIRST_NODE: _context(i, count) for i in range(count)}
         self._seen = dict.fromkeys(self._contexts, 0)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
-import torch
 
 from client.training.trainer import build_trainer
 from common.adapter.vector import initial_vector
@@ -21,6 +20,7 @@ from server.run.checkpoint import checkpoint_files
 from server.run.coordinator import CHECKPOINTS
 from server.run.directory import RunDirectory
 from simulations.experiments.judge import Judge, Verdict
+from simulations.experiments.metrics import WEIGHTS_SHA256
 from simulations.experiments.observers import Progress, SheetRow, contact_sheet
 from simulations.experiments.run import Federation, federate, open_scenario_base
 from simulations.scenario.prepare import prepare_store, sites_of
@@ -52,16 +52,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of the feature network's weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparisonPlan:
-    """Where and how a comparison runs; what is already in the directory is not done again."""
-
-    scenario: Scenario
-    directory: Path
-    cache: Path
-    threads: int
-
-
 @dataclass(frozen=True)
 class Contender:
     """One way to train: whose pictures, and with which configuration."""
@@ -71,7 +61,7 @@ class Contender:
     config: RunConfig
 
 
-def compare_scenario(plan: ComparisonPlan, warn: Callable[[str], None]) -> str:
+def compare_scenario(scenario: Scenario, directory: Path, cache: Path, warn: Callable[[str], None]) -> str:
     """Train what is missing, judge everything, write ``table.md``, ``table.json`` and ``pictures.png``; the table.
 
     Raises:
@@ -79,19 +69,18 @@ def compare_scenario(plan: ComparisonPlan, warn: Callable[[str], None]) -> str:
         DarkroomError: Anything wrong with base, pictures or checkpoints.
 
     """
-    _check_comparable(plan.scenario)
-    torch.set_num_threads(plan.threads)
-    base, config = open_scenario_base(plan.scenario)
-    store = prepare_store(plan.scenario, base, plan.cache, warn)
+    _check_comparable(scenario)
+    base, config = open_scenario_base(scenario)
+    store = prepare_store(scenario, base, cache, warn)
     if len(store.institutions) > _MOST_INSTITUTIONS:
         raise ConfigError(f"compare trains every institution alone: at most {_MOST_INSTITUTIONS}, got more")
     trainer = build_trainer(base, config)
-    judge = Judge.prepare(trainer, config, store, sites_of(plan.scenario, base, plan.cache))
+    judge = Judge.prepare(trainer, config, store, sites_of(scenario, base, cache))
     adapters = {BASE: initial_vector(trainer.spec)}
     for contender in contenders(store, config):
-        adapters[contender.label] = _train(contender, trainer, plan.directory / contender.label)
+        adapters[contender.label] = _train(contender, trainer, directory / contender.label)
     verdicts = tuple(judge.verdict(label, adapter) for label, adapter in adapters.items())
-    return _write(plan.directory, judge, verdicts, adapters)
+    return _write(directory, judge, verdicts, adapters)
 
 
 def _check_comparable(scenario: Scenario) -> None:
@@ -127,7 +116,7 @@ def _train(contender: Contender, trainer: Trainer, directory: Path) -> Vector:
 
 
 def _write(directory: Path, judge: Judge, verdicts: tuple[Verdict, ...], adapters: dict[str, Vector]) -> str:
-    comparison = Comparison(verdicts=verdicts, floors=judge.floors(), features=judge.features_digest())
+    comparison = Comparison(verdicts=verdicts, floors=judge.floors(), features=WEIGHTS_SHA256)
     table = render_table(comparison)
     (directory / "table.md").write_text(table, encoding="utf-8")
     (directory / "table.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))

@@ -10,8 +10,8 @@ import numpy as np
 
 from common.adapter.generate import generate
 from common.adapter.vector import write_vector
-from simulations.experiments.metrics import WEIGHTS_SHA256, DomainProbe, Kid, features, kid, real_vs_real_floor
-from simulations.experiments.observers import sample_plan
+from simulations.experiments.metrics import DomainProbe, features, kid, real_vs_real_floor
+from simulations.experiments.observers import draw_samples, sample_plan
 from simulations.scenario.folder_latents import load_pixels
 from simulations.scenario.plain_steward import holdout_loss
 
@@ -103,7 +103,9 @@ class Judge:
         shard = self.store.holdout_of(domain.index)
         loss = None if shard is None else holdout_loss(self.trainer, shard, self.config.evaluation.draws)
         found = features(np.stack([np.asarray(picture) for picture in self._draw(domain.captions)]))
-        score = kid(found, domain.real, subsets=_SUBSETS, subset_size=_subset(found, domain.real), seed=_SEED)
+        score = kid(
+            found, domain.real, subsets=_SUBSETS, subset_size=min(len(found), len(domain.real) // 2), seed=_SEED
+        )
         recognised = self.probe.accuracy(found, [domain.name] * len(found))
         return DomainVerdict(
             domain=domain.name, holdout_loss=loss, kid=score.mean, kid_spread=score.std, recognised=recognised
@@ -120,24 +122,15 @@ class Judge:
 
     def samples(self, adapter: Vector) -> tuple[Image.Image, ...]:
         """The scenario's sample prompts, drawn with this adapter."""
-        write_vector(self.trainer.unet, self.trainer.spec, adapter)
-        return generate(self.trainer.base.pipeline(self.trainer.unet), sample_plan(self.config, self.trainer))
+        return draw_samples(self.config, self.trainer, adapter)
 
     def floors(self) -> dict[str, float]:
         """KID-local that real pictures get against other real pictures of their domain."""
-        return {domain.name: self._floor(domain).mean for domain in self.domains}
-
-    def _floor(self, domain: _Domain) -> Kid:
-        size = min(PICTURES, len(domain.real) // 2)
-        return real_vs_real_floor(domain.real, subsets=_SUBSETS, subset_size=size, seed=_SEED)
-
-    def features_digest(self) -> str:
-        """Which feature network the KID-local is measured with."""
-        return WEIGHTS_SHA256
-
-
-def _subset(found: NDArray[np.float32], real: NDArray[np.float32]) -> int:
-    return min(len(found), len(real) // 2)
+        sizes = {each.name: min(PICTURES, len(each.real) // 2) for each in self.domains}
+        return {
+            each.name: real_vs_real_floor(each.real, subsets=_SUBSETS, subset_size=sizes[each.name], seed=_SEED).mean
+            for each in self.domains
+        }
 
 
 def _features_of(part: Pictures, resolution: int) -> NDArray[np.float32]:

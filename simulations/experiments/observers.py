@@ -90,18 +90,20 @@ class Gallery(RunObserver):
         if not prompts:
             return
         if not self._base_row:
-            self._base_row = self._draw(report.adapter * 0)
+            self._base_row = draw_samples(self.config, self.trainer, report.adapter * 0)
         rows = [SheetRow("base", self._base_row)]
         if report.round > 0:
-            rows.append(SheetRow(f"round {report.round}", self._draw(report.adapter)))
+            rows.append(SheetRow(f"round {report.round}", draw_samples(self.config, self.trainer, report.adapter)))
         folder = self.directory / SAMPLES
         sheet = BytesIO()
         contact_sheet(prompts, rows).save(sheet, "PNG")
         write_atomically(folder / f"round_{report.round:04d}.png", sheet.getvalue())
 
-    def _draw(self, adapter: Vector) -> tuple[Image.Image, ...]:
-        write_vector(self.trainer.unet, self.trainer.spec, adapter)
-        return generate(self.trainer.base.pipeline(self.trainer.unet), sample_plan(self.config, self.trainer))
+
+def draw_samples(config: RunConfig, trainer: Trainer, adapter: Vector) -> tuple[Image.Image, ...]:
+    """The run's sample prompts, drawn with this adapter."""
+    write_vector(trainer.unet, trainer.spec, adapter)
+    return generate(trainer.base.pipeline(trainer.unet), sample_plan(config, trainer))
 
 
 def sample_plan(config: RunConfig, trainer: Trainer) -> SamplePlan:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
-    from client.training.private_update import TrainingSide
     from client.training.trainer import Trainer
     from common.adapter.model import BaseModel
     from common.config import RunConfig
@@ -141,29 +139,14 @@ def _observers(plan: RunPlan, config: RunConfig, trainer: Trainer, store: Instit
     return (PrivacyNotice(), MeasuredHoldout(listening, trainer, store, config))
 
 
-@dataclass(frozen=True)
-class Federation:
-    """Virtual institutions of one run in this process, on one frozen base."""
-
-    config: RunConfig
-    trainer: Trainer
-    store: InstitutionStore
-    directory: Path
-    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
-    """Puts something between an institution and its pictures, to be looked at after a simulation."""
-
-    @cached_property
-    def secured(self) -> SimulatedFederation | None:
-        """Everybody's keys, manifest and records, where sums are masked."""
-        if not self.config.is_secure:
-            return None
-        return SimulatedFederation(self.config, self.trainer, self.store, self.directory, self.watch)
+class Federation(SimulatedFederation):
+    """Virtual institutions of one run in this process, on one frozen base; keys and records where sums are masked."""
 
     def connect(self, context: Context) -> StewardPort:
         """The steward of the institution that Flower's node plays."""
         index = int(context.node_config["partition-id"])
-        if self.secured is not None:
-            return self.secured.steward(index)
+        if self.config.is_secure:
+            return self.steward(index)
         return self.store.steward(index, self.config, self.trainer)
 
     def coordinator(self, transport: Transport, observers: tuple[RunObserver, ...]) -> Coordinator:
@@ -176,7 +159,7 @@ class Federation:
             transport=transport,
             observer=Observers(observers),
             directory=self.directory,
-            secure=None if self.secured is None else self.secured.secure_run(),
+            secure=self.secure_run() if self.config.is_secure else None,
         )
 
 

@@ -76,10 +76,6 @@ class Tap:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     passed: list[bytes] = field(default_factory=list)
 
-    def wire(self, index: int, steward: StewardPort) -> StewardPort:
-        """The steward, with the tap on its line."""
-        return _Wire(self, index, steward)
-
     def keep(self, index: int, kind: str, data: bytes, *, direction: str) -> None:
         """Write a message down as it is."""
         number = len(self.passed)
@@ -97,6 +93,8 @@ class Tap:
 
 @dataclass(frozen=True)
 class _Wire:
+    """The steward, with the tap on its line."""
+
     tap: Tap
     index: int
     steward: StewardPort
@@ -149,7 +147,7 @@ def tap_scenario(scenario: Scenario, directory: Path, cache: Path) -> str:
     federation = Federation(config, trainer, store, directory / "run", watch=lambda side: _watched(side, tap, first))
 
     def connect(context: Context) -> StewardPort:
-        return tap.wire(int(context.node_config["partition-id"]), federation.connect(context))
+        return _Wire(tap, int(context.node_config["partition-id"]), federation.connect(context))
 
     observers = (RunDirectory(directory / "run"),)
     run_inprocess(
@@ -157,9 +155,9 @@ def tap_scenario(scenario: Scenario, directory: Path, cache: Path) -> str:
         make_client_app(connect),
         len(store.institutions),
     )
-    words = np.frombuffer(tap.uploads[-1], dtype=f"<u{_word_bytes(tap, trainer.spec.dimension)}")
-    words = words[: trainer.spec.dimension]
-    comparison = compare(words, tap.updates[-1], trainer.spec.dimension)
+    dimension, upload = trainer.spec.dimension, tap.uploads[-1]
+    words = np.frombuffer(upload, dtype="<u4" if len(upload) < 6 * dimension else "<u8")[:dimension]
+    comparison = compare(words, tap.updates[-1], dimension)
     np.save(directory / "masked_upload.npy", words)
     draw_comparison(words, tap.updates[-1], comparison, directory / "comparison.png")
     captions = {p.caption for site in sites_of(scenario, base, cache) for p in site.train.pictures}
@@ -173,10 +171,6 @@ def _watched(side: TrainingSide, tap: Tap, name: str) -> TrainingSide:
     if side.name != name:
         return side
     return _WatchedSide(name=side.name, trainer=side.trainer, shard=side.shard, units=side.units, kept=tap.updates)
-
-
-def _word_bytes(tap: Tap, dimension: int) -> int:
-    return 4 if len(tap.uploads[-1]) < 6 * dimension else 8
 
 
 def compare(words: NDArray[np.unsignedinteger], update: NDArray[np.float64], dimension: int) -> Comparison:

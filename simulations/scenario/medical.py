@@ -138,14 +138,10 @@ def _ensure(institution: _Institution, root: Path, cache: Path, resolution: int)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as scratch:
             built = Path(scratch) / institution.name
             _write(institution, built, cache, resolution)
-            _put_in_place(built, folder, Path(scratch) / "old")
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            built.rename(folder)
     return InstitutionFolders(name=institution.name, folder=folder)
-
-
-def _put_in_place(built: Path, folder: Path, old: Path) -> None:
-    if folder.exists():
-        folder.rename(old)
-    built.rename(folder)
 
 
 def _is_whole(folder: Path, institution: _Institution, resolution: int) -> bool:

@@ -10,72 +10,48 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from simulations.scenario.imagefolder import Picture
 
 
-class Iid(msgspec.Struct, frozen=True, tag_field="kind", tag="iid", forbid_unknown_fields=True):
-    """Subjects dealt at random, as many to each institution (± 1)."""
-
-
-class Dirichlet(msgspec.Struct, frozen=True, tag_field="kind", tag="dirichlet", forbid_unknown_fields=True):
-    """As many subjects to each (± 1), drawn by a mixture of labels of the institution's own.
-
-    The mixture is drawn from Dir(α·p), p the share of each label among all subjects (Hsu et al. 2019,
-    arXiv:1909.06335). A large α gives every institution the whole's mixture, α near 0 one label each. Nothing is drawn
-    twice, so a label counts in later mixtures by the part of it that is left, and the last institution takes the rest;
-    at α = ∞ this is dealing at random.
-    """
-
-    alpha: float
-
-
-class ByLabel(msgspec.Struct, frozen=True, tag_field="kind", tag="label", forbid_unknown_fields=True):
-    """All subjects of a label to one institution; several labels to one if need be, evenly by subjects."""
-
-
-class ByFolder(msgspec.Struct, frozen=True, tag_field="kind", tag="folder", forbid_unknown_fields=True):
-    """As :class:`ByLabel`, by the first part of the file name's path."""
-
-
-Scheme = Iid | Dirichlet | ByLabel | ByFolder
-
 _Subjects = list[list[int]]
 """Indices of the pictures of each subject."""
 
 
-def partition(pictures: Sequence[Picture], scheme: Scheme, count: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Indices into ``pictures`` for each of ``count`` institutions, in ascending order.
+def partition(
+    pictures: Sequence[Picture], count: int, seed: int, *, alpha: float | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Indices into ``pictures`` for each of ``count`` institutions, in ascending order; as many subjects to each (± 1).
+
+    Without ``alpha`` subjects are dealt at random. With it they are drawn by a mixture of labels of the institution's
+    own, from Dir(α·p), p the share of each label among all subjects (Hsu et al. 2019, arXiv:1909.06335). A large α
+    gives every institution the whole's mixture, α near 0 one label each. Nothing is drawn twice, so a label counts in
+    later mixtures by the part of it that is left, and the last institution takes the rest.
 
     Guarantee: every picture is in exactly one institution, all pictures of a subject are in the same one, and none is
-    empty. A subject with several labels (or folders) counts under the one that most of its pictures have.
+    empty. A subject with several labels counts under the one that most of its pictures have.
 
     Raises:
-        ConfigError: Fewer subjects, labels or folders than institutions, or an α that is not positive.
+        ConfigError: Fewer subjects than institutions, or an α that is not positive.
 
     """
     subjects = _by_subject(pictures)
     if not 1 <= count <= len(subjects):
         raise ConfigError(f"institutions: wanted 1 to {len(subjects)}, the number of subjects; got {count}")
     rng = np.random.default_rng([seed, count])
-    match scheme:
-        case Iid():
-            owners = _deal(len(subjects), count, rng)
-        case Dirichlet(alpha=alpha):
-            owners = _dirichlet(_majority(subjects, pictures, _label), alpha, count, rng)
-        case ByLabel():
-            owners = _whole_groups(_majority(subjects, pictures, _label), count, "labels")
-        case ByFolder():
-            owners = _whole_groups(_majority(subjects, pictures, _folder), count, "folders")
+    if alpha is None:
+        owners = np.empty(len(subjects), np.int64)
+        owners[rng.permutation(len(subjects))] = np.arange(len(subjects)) % count
+    else:
+        owners = _dirichlet(_majority(subjects, pictures), alpha, count, rng)
     return _collect(subjects, owners, count)
 
 
@@ -114,24 +90,9 @@ def _collect(subjects: _Subjects, owners: NDArray[np.int64], count: int) -> tupl
     return tuple(tuple(sorted(indices)) for indices in shares)
 
 
-def _label(picture: Picture) -> str:
-    return picture.label
-
-
-def _folder(picture: Picture) -> str:
-    top, slash, _ = picture.file_name.partition("/")
-    return top if slash else ""
-
-
-def _majority(subjects: _Subjects, pictures: Sequence[Picture], key: Callable[[Picture], str]) -> list[str]:
-    """Each subject's most frequent key; of equally frequent ones the first."""
-    return [Counter(key(pictures[index]) for index in indices).most_common(1)[0][0] for indices in subjects]
-
-
-def _deal(subjects: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    owners = np.empty(subjects, np.int64)
-    owners[rng.permutation(subjects)] = np.arange(subjects) % count
-    return owners
+def _majority(subjects: _Subjects, pictures: Sequence[Picture]) -> list[str]:
+    """Each subject's most frequent label; of equally frequent ones the first."""
+    return [Counter(pictures[index].label for index in indices).most_common(1)[0][0] for indices in subjects]
 
 
 def _dirichlet(labels: list[str], alpha: float, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -165,16 +126,3 @@ def _draw(
         taken += drawn
         wanted -= int(drawn.sum())
     return taken
-
-
-def _whole_groups(keys: list[str], count: int, what: str) -> NDArray[np.int64]:
-    """Largest group first, each to the institution that has least so far."""
-    sizes = Counter(keys)
-    if len(sizes) < count:
-        raise ConfigError(f"institutions: wanted at most {len(sizes)}, the number of {what}; got {count}")
-    loads = [0] * count
-    owner_of: dict[str, int] = {}
-    for key, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-        owner_of[key] = loads.index(min(loads))
-        loads[owner_of[key]] += size
-    return np.array([owner_of[key] for key in keys], np.int64)

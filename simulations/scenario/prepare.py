@@ -14,7 +14,7 @@ from common.errors import DataError, EmptyFolder
 from simulations.scenario.folder_latents import concatenate, encode_folder, overlong
 from simulations.scenario.imagefolder import read_imagefolder
 from simulations.scenario.medical import build_institutions
-from simulations.scenario.partition import Dirichlet, Iid, partition, split_holdout
+from simulations.scenario.partition import partition, split_holdout
 from simulations.scenario.store import InstitutionStore, deal
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from client.training.latents import LatentShard
     from common.adapter.model import BaseModel
     from simulations.scenario.imagefolder import Picture
-    from simulations.scenario.partition import Scheme
     from simulations.scenario.scenario import Scenario
 
 
@@ -141,9 +140,8 @@ def _dealt(scenario: Scenario, sites: Sequence[Site], train: LatentShard, holdou
     if choice.scheme == "site" or choice.count is None:
         blocks = [_blocks([len(s.train.pictures) for s in sites]), _blocks([len(s.holdout.pictures) for s in sites])]
         return InstitutionStore(deal([s.name for s in sites], *blocks, subjects=subjects), train, holdout)
-    scheme: Scheme = Iid() if choice.scheme == "iid" else Dirichlet(alpha=choice.alpha)
-    pictures = _named_apart(sites)
-    parts = partition(pictures, scheme, count=choice.count, seed=scenario.seed)
+    alpha = choice.alpha if choice.scheme == "dirichlet" else None
+    parts = partition(_named_apart(sites), choice.count, scenario.seed, alpha=alpha)
     held = np.array_split(np.random.default_rng(scenario.seed).permutation(len(holdout)), choice.count)
     names = [f"institution-{i + 1:04d}" for i in range(choice.count)]
     return InstitutionStore(deal(names, parts, [part.tolist() for part in held], subjects=subjects), train, holdout)

@@ -60,7 +60,7 @@ class SimulatedFederation:
     trainer: Trainer = field(repr=False)
     store: InstitutionStore = field(repr=False)
     directory: Path
-    watch: Callable[[TrainingSide], TrainingSide] = field(repr=False)
+    watch: Callable[[TrainingSide], TrainingSide] = field(default=lambda side: side, repr=False)
     """Puts something between an institution and its pictures, to be looked at after a simulation."""
     _stewards: dict[int, SecureSteward] = field(default_factory=dict, init=False, repr=False)
 
@@ -129,21 +129,18 @@ class _Shared:
     def count_units(self, unit: Unit) -> int:
         """As :meth:`prepare` gives them: a run has one unit."""
         del unit
-        rows = self.federation.store.institutions[self.index]
-        units = rows.units()
-        return len(rows.train) if units is None else len(units)
+        return len(self.federation.store.institutions[self.index].units())
 
     def prepare(self, manifest: Manifest) -> TrainingSide:
         """Ready as it is: the store was encoded before the run."""
         del manifest
         store = self.federation.store
         rows = store.institutions[self.index]
-        units = rows.units()
         side = TrainingSide(
             name=rows.name,
             trainer=self.federation.trainer,
             shard=store.train.select(rows.train),
-            units=tuple((place,) for place in range(len(rows.train))) if units is None else units,
+            units=rows.units(),
         )
         return self.federation.watch(side)
 

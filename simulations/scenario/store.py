@@ -39,10 +39,10 @@ class InstitutionRows(msgspec.Struct, frozen=True, kw_only=True):
     subjects: tuple[int, ...] | None = None
     """Number of each training row's subject, where subjects are the privacy units."""
 
-    def units(self) -> tuple[tuple[int, ...], ...] | None:
-        """Places in ``train`` of each subject's pictures; None where each picture is a privacy unit."""
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Places in ``train`` of each privacy unit's pictures: a subject's, or each picture alone."""
         if self.subjects is None:
-            return None
+            return tuple((place,) for place in range(len(self.train)))
         found: dict[int, list[int]] = {}
         for place, subject in enumerate(self.subjects):
             found.setdefault(subject, []).append(place)
@@ -114,24 +114,17 @@ class WorkerPlan:
 
     def connect(self, context: Context) -> Steward:
         """The steward of the institution that Flower's node plays; base and store are loaded on the first call."""
-        worker = _worker(self)
-        return worker.store.steward(int(context.node_config["partition-id"]), worker.config, worker.trainer)
-
-
-@dataclass(frozen=True)
-class _Worker:
-    config: RunConfig
-    trainer: Trainer
-    store: InstitutionStore
+        config, trainer, store = _worker(self)
+        return store.steward(int(context.node_config["partition-id"]), config, trainer)
 
 
 @lru_cache(maxsize=1)
-def _worker(plan: WorkerPlan) -> _Worker:
+def _worker(plan: WorkerPlan) -> tuple[RunConfig, Trainer, InstitutionStore]:
     """Once per process and plan: a base that is loaded every round would cost more than the round."""
     torch.set_num_threads(plan.threads)
     config = msgspec.json.decode(plan.run_config, type=RunConfig)
     base = open_base(plan.base, digest=config.base.digest, family=config.base.family)
-    return _Worker(config, build_trainer(base, config), InstitutionStore.load(plan.store))
+    return config, build_trainer(base, config), InstitutionStore.load(plan.store)
 
 
 def deal(

@@ -36,7 +36,7 @@ def trial_config(trial: Trial, scenario: Scenario, store: InstitutionStore) -> R
 
     """
     config = scenario.run_config()
-    sizes = [len(rows.units() or rows.train) for rows in store.institutions]
+    sizes = [len(rows.units()) for rows in store.institutions]
     adapter = msgspec.structs.replace(
         config.adapter, train=trial.train, rank=trial.rank, alpha=float(trial.rank), seed=trial.seed
     )

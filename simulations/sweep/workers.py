@@ -112,21 +112,13 @@ def _wait_for(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What a worker keeps between trials."""
-
-    base: BaseModel
-    store: InstitutionStore
-
-
 @lru_cache(maxsize=1)
-def _bench(scenario: Scenario, cache: Path) -> _Bench:
-    """Once per process: base and pictures take longer to load than a short trial to train."""
+def _bench(scenario: Scenario, cache: Path) -> tuple[BaseModel, InstitutionStore]:
+    """Kept between a worker's trials: base and pictures take longer to load than a short trial to train."""
     quiet_libraries()
     torch.set_num_threads(1)
     base, _ = open_scenario_base(scenario)
-    return _Bench(base, prepare_store(_with_subjects(scenario), base, cache, lambda _: None))
+    return base, prepare_store(_with_subjects(scenario), base, cache, lambda _: None)
 
 
 def _with_subjects(scenario: Scenario) -> Scenario:
@@ -137,9 +129,9 @@ def _with_subjects(scenario: Scenario) -> Scenario:
 
 
 def _run(scenario: Scenario, cache: Path, trial: Trial) -> Outcome:
-    bench = _bench(scenario, cache)
+    base, store = _bench(scenario, cache)
     logging.getLogger("server").setLevel(logging.WARNING)  # a line a round of every worker would drown the progress bar
-    return run_trial(trial, scenario, bench.base, bench.store)
+    return run_trial(trial, scenario, base, store)
 
 
 def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: InstitutionStore) -> Outcome:
@@ -156,7 +148,7 @@ def run_trial(trial: Trial, scenario: Scenario, base: BaseModel, store: Institut
     return Outcome(
         trial=trial,
         noise_multiplier=0.0 if plan is None else plan.noise_multiplier,
-        units=sum(len(rows.units() or rows.train) for rows in chosen.institutions),
+        units=sum(len(rows.units()) for rows in chosen.institutions),
         trained=trainer.spec.dimension,
         base_loss=before,
         loss=mean_loss(trainer, store, config.evaluation.draws),

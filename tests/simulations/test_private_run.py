@@ -14,7 +14,7 @@ from common.adapter.model import open_base
 from common.crypto.randomness import REPEATABLE_WORDS
 from common.errors import ConfigError
 from server.run.checkpoint import load_checkpoint
-from simulations.experiments.compare import ComparisonPlan, compare_scenario
+from simulations.experiments.compare import compare_scenario
 from simulations.experiments.run import RunPlan, run_scenario
 from simulations.scenario.plain_steward import holdout_loss
 from simulations.scenario.prepare import prepare_store
@@ -122,11 +122,10 @@ def test_a_subjects_pictures_are_one_unit() -> None:
     first, second = deal(["a", "b"], [[0, 2, 3], [1, 4]], [[], []], subjects=[7, 8, 9, 7, 8])
     assert (first.units(), second.units()) == (((0, 2), (1,)), ((0, 1),))
     (images,) = deal(["a"], [[0, 1]], [[]])
-    assert images.units() is None
+    assert images.units() == ((0,), (1,))
     assert msgspec.json.decode(msgspec.json.encode(first), type=type(first)) == first
 
 
 def test_a_comparison_wants_a_plain_scenario(world: Path, tmp_path: Path) -> None:
-    plan = ComparisonPlan(scenario=load_scenario(str(world)), directory=tmp_path, cache=tmp_path, threads=1)
     with pytest.raises(ConfigError, match="without noise"):
-        compare_scenario(plan, print)
+        compare_scenario(load_scenario(str(world)), tmp_path, tmp_path, print)

@@ -190,8 +190,8 @@ def test_a_steward_that_starts_anew_is_taken_in_again(world: World) -> None:
         decoded = decode_request(request)
         if index == 2 and isinstance(decoded, ContributeMasked):
             seen[index] += 1
-            if seen[index] == 2 and federation.secured is not None:
-                federation.secured._stewards.clear()  # every session key of every institution is gone
+            if seen[index] == 2:
+                federation._stewards.clear()  # every session key of every institution is gone
 
     tapped.hook = crash
     lead(tapped)
@@ -241,12 +241,10 @@ def test_a_manifest_of_another_run_is_refused_at_the_start(world: World) -> None
 
 def test_a_lost_ledger_is_not_replaced_by_an_empty_one(world: World) -> None:
     federation = world.federation("lost")
-    assert federation.secured is not None
-    federation.secured.secure_run()
-    federation.secured.steward(0)
+    federation.secure_run()
+    federation.steward(0)
     (federation.directory / "institutions" / "institution-0001" / "ledger.sqlite").unlink()
-    later = world.federation("lost").secured
-    assert later is not None
+    later = world.federation("lost")
     with pytest.raises(LedgerCorrupt, match="missing"):
         later.steward(0)
     later.steward(1)

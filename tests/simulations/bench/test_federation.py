@@ -56,7 +56,7 @@ def test_processes_are_seen_with_their_start_and_their_memory(tmp_path: Path) ->
         child = subprocess.Popen([sys.executable, str(program)])
         try:
             for _ in range(600):
-                if watch.count["clientapp"]:
+                if watch.share["clientapp"]:
                     break
                 time.sleep(0.05)
         finally:

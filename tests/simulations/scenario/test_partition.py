@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from simulations.scenario.imagefolder import Picture
-from simulations.scenario.partition import ByFolder, ByLabel, Dirichlet, Iid, Scheme, partition, split_holdout
+from simulations.scenario.partition import partition, split_holdout
 
 
 def pictures_of(subjects: list[int], labels: list[str]) -> list[Picture]:
@@ -31,24 +30,18 @@ def folders(draw: st.DrawFn) -> list[Picture]:
     return pictures_of([subject for subject, _ in rows], [label for _, label in rows])
 
 
-SCHEMES = st.one_of(
-    st.just(Iid()),
-    st.just(ByLabel()),
-    st.just(ByFolder()),
-    st.builds(Dirichlet, st.sampled_from([1e-6, 0.1, 1.0, 1e6])),
-)
+ALPHAS = st.sampled_from([None, 1e-6, 0.1, 1.0, 1e6])
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
-@given(pictures=folders(), scheme=SCHEMES, count=st.integers(1, 8), seed=st.integers(0, 2**63 - 1))
+@given(pictures=folders(), alpha=ALPHAS, count=st.integers(1, 8), seed=st.integers(0, 2**63 - 1))
 def test_every_picture_once_no_subject_split_nobody_empty(
-    pictures: list[Picture], scheme: Scheme, count: int, seed: int
+    pictures: list[Picture], alpha: float | None, count: int, seed: int
 ) -> None:
     try:
-        shares = partition(pictures, scheme, count, seed)
+        shares = partition(pictures, count, seed, alpha=alpha)
     except ConfigError:
-        subjects = {p.subject_id for p in pictures}
-        assert count > len(subjects) or isinstance(scheme, ByLabel | ByFolder)
+        assert count > len({p.subject_id for p in pictures})
         return
     assert len(shares) == count
     assert sorted(index for share in shares for index in share) == list(range(len(pictures)))
@@ -56,7 +49,7 @@ def test_every_picture_once_no_subject_split_nobody_empty(
     assert sum(len(subjects) for subjects in held) == len(set().union(*held))
     assert all(shares)
     assert all(list(share) == sorted(share) for share in shares)
-    assert partition(pictures, scheme, count, seed) == shares
+    assert partition(pictures, count, seed, alpha=alpha) == shares
 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
@@ -82,20 +75,20 @@ def test_holdout_share_outside_its_range_is_refused(share: float) -> None:
 
 
 def test_other_seeds_give_other_parts() -> None:
-    for scheme in (Iid(), Dirichlet(1.0)):
-        assert partition(singles(40), scheme, 4, 1) != partition(singles(40), scheme, 4, 2)
+    for alpha in (None, 1.0):
+        assert partition(singles(40), 4, 1, alpha=alpha) != partition(singles(40), 4, 2, alpha=alpha)
     assert split_holdout(singles(40), 0.2, 1) != split_holdout(singles(40), 0.2, 2)
 
 
-@pytest.mark.parametrize("scheme", [Iid(), Dirichlet(0.1), Dirichlet(100.0)])
-def test_sizes_are_equal_to_one(scheme: Scheme) -> None:
-    sizes = {len(share) for share in partition(singles(103), scheme, 10, 3)}
+@pytest.mark.parametrize("alpha", [None, 0.1, 100.0])
+def test_sizes_are_equal_to_one(alpha: float | None) -> None:
+    sizes = {len(share) for share in partition(singles(103), 10, 3, alpha=alpha)}
     assert sizes == {10, 11}
 
 
 def label_shares(alpha: float, *, count: int, seed: int) -> np.ndarray:
     pictures = singles(4 * 25 * count)
-    shares = partition(pictures, Dirichlet(alpha), count, seed)
+    shares = partition(pictures, count, seed, alpha=alpha)
     counts = [[sum(pictures[i].label == label for i in share) for label in "abcd"] for share in shares]
     return np.array(counts) / 100
 
@@ -114,50 +107,22 @@ def test_alpha_moves_from_one_label_each_to_the_whole_mixture() -> None:
     assert label_shares(1e6, count=40, seed=7).max() < 0.45
 
 
-def test_labels_and_folders_stay_whole() -> None:
-    pictures = singles(40, "abcde")
-    for scheme in (ByLabel(), ByFolder()):
-        shares = partition(pictures, scheme, 5, 0)
-        assert [{pictures[i].label for i in share} for share in shares] == [{"a"}, {"b"}, {"c"}, {"d"}, {"e"}]
-        merged = partition(pictures, scheme, 2, 0)
-        assert sorted(len(share) for share in merged) == [16, 24]
-        with pytest.raises(ConfigError, match="wanted at most 5, the number of"):
-            partition(pictures, scheme, 6, 0)
-
-
-def test_folder_is_the_first_part_of_the_path() -> None:
-    names = ("x/1/a.png", "x/2/b.png", "y/c.png", "d.png")
-    pictures = [Picture(file_name=name, caption="", subject_id=name, label="same") for name in names]
-    assert {frozenset(share) for share in partition(pictures, ByFolder(), 3, 0)} == {
-        frozenset({0, 1}),
-        frozenset({2}),
-        frozenset({3}),
-    }
-
-
 def test_more_institutions_than_subjects_is_refused() -> None:
     pictures = pictures_of([0, 0, 1], ["a", "b", "a"])
     for count in (0, 3):
         with pytest.raises(ConfigError, match="wanted 1 to 2, the number of subjects"):
-            partition(pictures, Iid(), count, 0)
+            partition(pictures, count, 0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
 def test_alpha_that_is_not_positive_is_refused(alpha: float) -> None:
     with pytest.raises(ConfigError, match="alpha: wanted a positive number"):
-        partition(singles(8), Dirichlet(alpha), 2, 0)
+        partition(singles(8), 2, 0, alpha=alpha)
 
 
-def test_schemes_are_written_in_a_configuration_by_kind() -> None:
-    assert msgspec.convert({"kind": "dirichlet", "alpha": 0.3}, Scheme) == Dirichlet(0.3)
-    assert msgspec.convert({"kind": "folder"}, Scheme) == ByFolder()
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"kind": "iid", "alpha": 1.0}, Scheme)
-
-
-@pytest.mark.parametrize("scheme", [Iid(), Dirichlet(0.3)])
-def test_a_thousand_institutions_are_dealt_fast(scheme: Scheme) -> None:
+@pytest.mark.parametrize("alpha", [None, 0.3])
+def test_a_thousand_institutions_are_dealt_fast(alpha: float | None) -> None:
     pictures = singles(50_000, "abcdefghij")
     begin = time.process_time()
-    assert len(partition(pictures, scheme, 1000, 0)) == 1000
+    assert len(partition(pictures, 1000, 0, alpha=alpha)) == 1000
     assert time.process_time() - begin < 5

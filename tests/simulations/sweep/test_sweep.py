@@ -115,7 +115,7 @@ def test_made_up_subjects_of_the_union_stay_apart(
     trial = msgspec.structs.replace(scenario_trial(scenario, axis="unit", seed=0), unit="subject", grouped=4)
     apart = trial_store(trial, world[1])
     (union,) = trial_store(msgspec.structs.replace(trial, place="central"), world[1]).institutions
-    assert len(union.units() or ()) == sum(len(rows.units() or ()) for rows in apart.institutions)
+    assert len(union.units()) == sum(len(rows.units()) for rows in apart.institutions)
 
 
 def test_federated_and_central_noise_have_one_multiplier(
