@@ -48,7 +48,9 @@ class UnixUser:
         reduced = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig", "keep")
         drop = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", *groups, *reduced, "--")
         spaces = ("unshare", "--mount", "--propagation", "private", *(() if network else ("--net",)), "--")
-        script = "\n".join(("set -e", *_openings(needed), 'exec "$@"'))
+        # the folders on the way are made here, and others must pass through them; the command keeps its umask
+        opened = ("kept=$(umask)", "umask 022", *_openings(needed), 'umask "$kept"')
+        script = "\n".join(("set -e", *opened, 'exec "$@"'))
         return (*spaces, "sh", "-c", script, "sh", *drop)
 
 

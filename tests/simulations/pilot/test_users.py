@@ -73,6 +73,29 @@ def users_of(site: LocalSite) -> SiteUsers:
     return site.users
 
 
+def test_a_command_is_found_behind_closed_folders_whatever_the_umask_which_it_keeps(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    closed = tmp_path_factory.mktemp("closed")
+    needed = closed / "a" / "b"
+    needed.mkdir(parents=True)
+    closed.chmod(0o700)
+    (needed / "told").write_text("found")
+    needed.chmod(0o755)
+    (needed / "told").chmod(0o644)
+    if reason := why_not_separate([needed]):
+        pytest.skip(reason)
+    prefix = UnixUser(uid=SiteUsers.numbered(30).steward.uid).prefix([needed])
+    before = os.umask(0o077)  # as every command of ours sets it
+    try:
+        done = subprocess.run(
+            [*prefix, "sh", "-c", f"cat {needed}/told; umask"], capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        os.umask(before)
+    assert (done.stdout.split(), done.returncode) == (["found0077"], 0), done.stderr
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_the_supernodes_user_reads_nothing_of_its_steward_nor_of_another(two: Two, name: str) -> None:
     supernode = users_of(two.ours).supernode
